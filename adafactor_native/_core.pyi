@@ -1,0 +1,28 @@
+from typing import Any
+
+import numpy.typing as npt
+
+version: str
+compiler: tuple[str, str]
+openmp: int
+
+def update(
+    param: npt.NDArray[Any],
+    grad: npt.NDArray[Any],
+    exp_row: npt.NDArray[Any] | None,
+    exp_col: npt.NDArray[Any] | None,
+    v: npt.NDArray[Any] | None,
+    lr: float,
+    beta2: float,
+    eps: float,
+    clip_threshold: float,
+    scale_parameter: bool,
+    propagate: bool,
+    num_threads: int,
+) -> None: ...
+def built_isas() -> list[str]: ...
+def available_isas() -> list[str]: ...
+def running_isa() -> str: ...
+def set_isa(name: str) -> bool: ...
+def max_threads() -> int: ...
+def set_max_threads(threads: int) -> None: ...

@@ -1,0 +1,33 @@
+// The only place where a NumPy array becomes a pointer. Nothing here converts or copies.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "adafactor.hpp"
+
+namespace adafactor {
+
+namespace py = pybind11;
+
+enum class Access { read, write };
+
+// A float32 or float64 array of any strides, `name` in every error. The Array borrows from `object`.
+// Throws TypeError for what is not such an array, ValueError for a byte order other than the
+// machine's and, to be written, for a read-only array or one whose elements overlap each other.
+Array array_of(py::handle object, const char* name, Access access);
+
+// A C-contiguous float64 state array.
+double* state_of(py::handle object, const char* name);
+
+void require_shape(const Array& array, const char* name, int ndim, const std::ptrdiff_t* shape);
+
+// Throws ValueError if any byte belongs to both. `a`, `b` are the arrays that were made from them.
+void require_disjoint(py::handle a_object, const Array& a, const char* a_name, py::handle b_object,
+                      const Array& b, const char* b_name);
+
+std::string shape_text(int ndim, const std::ptrdiff_t* shape);
+
+}  // namespace adafactor

@@ -1,0 +1,6 @@
+#include "bindings/bindings.hpp"
+
+PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
+    adafactor::bind_update(m);
+    adafactor::bind_config(m);
+}

@@ -1,0 +1,70 @@
+#include "dispatch/isa.hpp"
+
+#include <atomic>
+
+namespace adafactor {
+namespace {
+
+struct Isa {
+    const char* name;
+    const KernelTable* kernels;
+    bool (*is_available)();
+};
+
+constexpr Isa kIsas[] = {
+    {"baseline", &kernels_baseline, [] { return true; }},
+#ifdef ADAFACTOR_X86_64
+    // Every processor with these has the rest of its level too.
+    {"v3", &kernels_v3,
+     [] {
+         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+     }},
+    {"v4", &kernels_v4,
+     [] {
+         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                __builtin_cpu_supports("avx512vl");
+     }},
+#endif
+};
+
+const Isa* widest_available() {
+    const Isa* widest = kIsas;
+    for (const Isa& isa : kIsas)
+        if (isa.is_available()) widest = &isa;
+    return widest;
+}
+
+std::atomic<const Isa*> running{widest_available()};
+
+}  // namespace
+
+std::vector<std::string> built_isas() {
+    std::vector<std::string> names;
+    for (const Isa& isa : kIsas) names.emplace_back(isa.name);
+    return names;
+}
+
+std::vector<std::string> available_isas() {
+    std::vector<std::string> names;
+    for (const Isa& isa : kIsas)
+        if (isa.is_available()) names.emplace_back(isa.name);
+    return names;
+}
+
+std::string running_isa() { return running.load()->name; }
+
+bool set_isa(std::string_view name) {
+    for (const Isa& isa : kIsas) {
+        if (isa.name == name && isa.is_available()) {
+            running = &isa;
+            return true;
+        }
+    }
+    return false;
+}
+
+const KernelTable& running_kernels() { return *running.load()->kernels; }
+
+}  // namespace adafactor

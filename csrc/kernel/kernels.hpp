@@ -1,0 +1,86 @@
+// The table of kernels that every instruction set fills, and the arguments they take.
+//
+// Kernels see blocks whose inner axis has unit stride: `rows` runs of `cols` elements, `stride`
+// bytes apart, at any alignment. Whether the block's rows are the matrix's rows is not their
+// business: a Fortran-ordered matrix comes in with its axes exchanged.
+#pragma once
+
+#include <cstddef>
+
+namespace adafactor {
+
+inline constexpr std::size_t kPanelRows = 64;    // rows whose fp32 sums are widened together
+inline constexpr std::size_t kChunk = 1024;      // elements whose fp32 sums are widened together
+inline constexpr std::size_t kPadding = 64;      // bytes that accumulators are padded to
+
+template <class T>
+struct Block {
+    T* data;
+    std::ptrdiff_t stride;
+    std::size_t rows, cols;
+};
+
+// Statistics of a block of grad that spans one axis of the matrix, so that this axis's running
+// means are final within the block (`own`); those of the other axis are summed over blocks
+// (`cross`). measure_rows owns the rows, measure_cols the columns.
+//
+//   own_sum_sq[i]      = sum_j grad[i,j]^2
+//   own_new[i]         = beta2 own_old[i] + (1 - beta2) (own_sum_sq[i] / cross length + eps)
+//   cross_sum_sq[j]   += sum_i grad[i,j]^2
+//   cross_weighted[j] += sum_i grad[i,j]^2 / own_new[i]
+struct Statistics {
+    double beta2, eps;
+    bool wide;  // sum fp32 data in fp64
+    const double* own_old;
+    double* own_new;
+    double* own_sum_sq;
+    double* cross_sum_sq;
+    double* cross_weighted;
+};
+
+// How apply forms u from grad. Factors are float unless `wide`, then double.
+//
+//   separable:  step u = grad (row col)             eps does not matter
+//   direct:          u = grad / (row col + eps)
+struct Update {
+    bool separable;
+    bool wide;
+    const void* row;
+    const void* col;
+    double step, eps;
+};
+
+// An unfactored second moment: v <- beta2 v + (1 - beta2) (grad^2 + eps), u = grad / (sqrt(v) + eps)
+struct Unfactored {
+    double beta2, eps;
+};
+
+struct UnfactoredSums {
+    double grad_sq, u_sq;
+};
+
+template <class P, class G>
+struct Kernels {
+    double (*sum_squares)(const Block<const P>& param);
+    void (*measure_rows)(const Block<const G>& grad, const Statistics& out, void* scratch);
+    void (*measure_cols)(const Block<const G>& grad, const Statistics& out, void* scratch);
+    double (*sum_u_squares)(const Block<const G>& grad, const Update& update);
+    void (*apply)(const Block<P>& param, const Block<const G>& grad, const Update& update);
+    UnfactoredSums (*measure_unfactored)(const G* grad, const double* v, std::size_t n,
+                                         const Unfactored& moment);
+    void (*apply_unfactored)(P* param, const G* grad, double* v, std::size_t n,
+                             const Unfactored& moment, double step);
+};
+
+struct KernelTable {
+    Kernels<float, float> f32_f32;
+    Kernels<float, double> f32_f64;
+    Kernels<double, float> f64_f32;
+    Kernels<double, double> f64_f64;
+};
+
+extern const KernelTable kernels_baseline;
+extern const KernelTable kernels_v3;
+extern const KernelTable kernels_v4;
+
+}  // namespace adafactor

@@ -1,0 +1,248 @@
+// The sweep that reads: sums of squares of param, and the second moment of grad.
+//
+// fp32 data are summed in fp32 over at most 64 elements a lane or 64 rows a column, and in fp64
+// beyond. The fp32 sum is trusted while no square overflows and none that underflows could matter;
+// a panel with a row outside that range is summed again in fp64, whose range no fp32 square leaves.
+
+// Between these, what underflowing squares lose (each at most 2^-150) is under 1e-11 of a mean, and
+// kChunk of the sums still add up without overflow.
+constexpr float kTrustedMin = 1e-34f;  // of a mean square
+constexpr float kTrustedMax = 1e35f;   // of a sum of squares
+
+template <class Acc>
+ADAFACTOR_INLINE bool trusted(Acc sum_sq, std::size_t n) {
+    if constexpr (sizeof(Acc) == sizeof(double)) return true;
+    return sum_sq >= kTrustedMin * Acc(n) && sum_sq <= kTrustedMax;
+}
+
+// Sums the squares of R runs of n elements at once: R independent chains of additions.
+template <class Acc, std::size_t R, class T>
+ADAFACTOR_INLINE void sum_squares_of_runs(const T* const (&run)[R], std::size_t n,
+                                          double (&sum_sq)[R]) {
+    for (std::size_t r = 0; r < R; ++r) sum_sq[r] = 0;
+    constexpr std::size_t chunk = kChunk / (sizeof(Acc) / sizeof(float));
+    for (std::size_t begin = 0; begin < n; begin += chunk) {
+        const std::size_t end = begin + chunk < n ? begin + chunk : n;
+        Lanes<Acc> sum[R];
+        for (std::size_t r = 0; r < R; ++r) sum[r] = broadcast(Acc(0));
+        std::size_t j = begin;
+        for (; j + kLanes<Acc> <= end; j += kLanes<Acc>) {
+            for (std::size_t r = 0; r < R; ++r) {
+                const Lanes<Acc> x = load<Acc>(run[r] + j);
+                sum[r] = sum[r] + x * x;
+            }
+        }
+        if (j < end) {
+            for (std::size_t r = 0; r < R; ++r) {
+                const Lanes<Acc> x = load_first<Acc>(run[r] + j, end - j);
+                sum[r] = sum[r] + x * x;
+            }
+        }
+        for (std::size_t r = 0; r < R; ++r) sum_sq[r] += double(sum_lanes(sum[r]));
+    }
+}
+
+// Sums the squares of R runs in Acc, and of a run that Acc cannot be trusted with in fp64. Returns
+// whether Acc was right for all of them; a run of zeros is right in any type.
+template <class Acc, std::size_t R, class T>
+ADAFACTOR_INLINE bool sum_squares_exactly(const T* const (&run)[R], std::size_t n,
+                                          double (&sum_sq)[R]) {
+    sum_squares_of_runs<Acc>(run, n, sum_sq);
+    bool right = true;
+    for (std::size_t r = 0; r < R; ++r) {
+        if (trusted(Acc(sum_sq[r]), n)) continue;
+        const T* const one[1] = {run[r]};
+        double again[1];
+        sum_squares_of_runs<double>(one, n, again);
+        sum_sq[r] = again[0];
+        right = right && sum_sq[r] == 0;
+    }
+    return right;
+}
+
+// fp32 where param is float32, fp64 where it is float64.
+template <class P>
+double sum_squares(const Block<const P>& param) {
+    double total = 0;
+    std::size_t i = 0;
+    for (; i + 4 <= param.rows; i += 4) {
+        const P* const run[4] = {row_of(param, i), row_of(param, i + 1), row_of(param, i + 2),
+                                 row_of(param, i + 3)};
+        double sum_sq[4];
+        sum_squares_exactly<P>(run, param.cols, sum_sq);
+        for (double s : sum_sq) total += s;
+    }
+    for (; i < param.rows; ++i) {
+        const P* const run[1] = {row_of(param, i)};
+        double sum_sq[1];
+        sum_squares_exactly<P>(run, param.cols, sum_sq);
+        total += sum_sq[0];
+    }
+    return total;
+}
+
+ADAFACTOR_INLINE double blend(const Statistics& s, double old, double mean_sq) {
+    return s.beta2 * old + (1 - s.beta2) * (mean_sq + s.eps);
+}
+
+// A run of zeros adds nothing to either sum, whatever its running mean.
+template <class Acc>
+ADAFACTOR_INLINE Acc weight_of(double sum_sq, double running_mean) {
+    return sum_sq == 0 ? Acc(0) : Acc(1 / running_mean);
+}
+
+// cross_sq[j] += grad[r,j]^2 and cross_weighted[j] += grad[r,j]^2 weight[r], over R rows.
+// The two accumulators are padded to whole groups of lanes.
+template <class Acc, std::size_t R, class G>
+ADAFACTOR_INLINE void accumulate_rows(const G* const (&run)[R], const Acc (&weight)[R],
+                                      std::size_t cols, Acc* cross_sq, Acc* cross_weighted) {
+    Lanes<Acc> w[R];
+    for (std::size_t r = 0; r < R; ++r) w[r] = broadcast(weight[r]);
+    auto group = [&](std::size_t j, auto load_group) {
+        Lanes<Acc> sq = load<Acc>(cross_sq + j), weighted = load<Acc>(cross_weighted + j);
+        for (std::size_t r = 0; r < R; ++r) {
+            const Lanes<Acc> g = load_group(run[r] + j);
+            const Lanes<Acc> g_sq = g * g;
+            sq = sq + g_sq;
+            weighted = weighted + g_sq * w[r];
+        }
+        store(cross_sq + j, sq);
+        store(cross_weighted + j, weighted);
+    };
+    std::size_t j = 0;
+    for (; j + kLanes<Acc> <= cols; j += kLanes<Acc>)
+        group(j, [](const G* g) __attribute__((always_inline)) { return load<Acc>(g); });
+    if (j < cols)
+        group(j, [n = cols - j](const G* g) __attribute__((always_inline)) {
+            return load_first<Acc>(g, n);
+        });
+}
+
+// Rows i to i + R of a panel; false if their fp32 sums cannot be trusted.
+template <class Acc, std::size_t R, class G>
+ADAFACTOR_INLINE bool measure_some_rows(const Block<const G>& grad, const Statistics& out,
+                                        std::size_t i, Acc* cross_sq, Acc* cross_weighted) {
+    const G* run[R];
+    for (std::size_t r = 0; r < R; ++r) run[r] = row_of(grad, i + r);
+    const auto& runs = const_cast<const G* const(&)[R]>(run);
+    double sum_sq[R];
+    if (!sum_squares_exactly<Acc>(runs, grad.cols, sum_sq)) return false;
+    Acc weight[R];
+    for (std::size_t r = 0; r < R; ++r) {
+        out.own_sum_sq[i + r] = sum_sq[r];
+        out.own_new[i + r] = blend(out, out.own_old[i + r], sum_sq[r] / double(grad.cols));
+        weight[r] = weight_of<Acc>(sum_sq[r], out.own_new[i + r]);
+    }
+    accumulate_rows<Acc>(runs, weight, grad.cols, cross_sq, cross_weighted);
+    return true;
+}
+
+template <class Acc>
+ADAFACTOR_INLINE std::size_t padded(std::size_t n) {
+    return (n + kLanes<Acc> - 1) / kLanes<Acc> * kLanes<Acc>;
+}
+
+template <class Acc, class G>
+bool measure_panel_rows(const Block<const G>& grad, const Statistics& out, Acc* scratch) {
+    Acc* cross_sq = scratch;
+    Acc* cross_weighted = scratch + padded<Acc>(grad.cols);
+    for (std::size_t j = 0; j < 2 * padded<Acc>(grad.cols); ++j) scratch[j] = 0;
+    std::size_t i = 0;
+    for (; i + 4 <= grad.rows; i += 4)
+        if (!measure_some_rows<Acc, 4>(grad, out, i, cross_sq, cross_weighted)) return false;
+    for (; i < grad.rows; ++i)
+        if (!measure_some_rows<Acc, 1>(grad, out, i, cross_sq, cross_weighted)) return false;
+    for (std::size_t j = 0; j < grad.cols; ++j) {
+        out.cross_sum_sq[j] += double(cross_sq[j]);
+        out.cross_weighted[j] += double(cross_weighted[j]);
+    }
+    return true;
+}
+
+// grad: at most kPanelRows whole rows. scratch: 2 * cols doubles, padded.
+template <class G>
+void measure_rows(const Block<const G>& grad, const Statistics& out, void* scratch) {
+    if (sizeof(G) < sizeof(double) && !out.wide &&
+        measure_panel_rows<G>(grad, out, static_cast<G*>(scratch)))
+        return;
+    measure_panel_rows<double>(grad, out, static_cast<double*>(scratch));
+}
+
+// Column sums of squares of the whole block in fp64, from panels of Acc.
+template <class Acc, class G>
+ADAFACTOR_INLINE void sum_squares_of_columns(const Block<const G>& grad, double* sum_sq,
+                                             Acc* panel_sq) {
+    for (std::size_t j = 0; j < grad.cols; ++j) sum_sq[j] = 0;
+    for (std::size_t begin = 0; begin < grad.rows; begin += kPanelRows) {
+        const std::size_t end = begin + kPanelRows < grad.rows ? begin + kPanelRows : grad.rows;
+        for (std::size_t j = 0; j < padded<Acc>(grad.cols); ++j) panel_sq[j] = 0;
+        for (std::size_t i = begin; i < end; ++i) {
+            const G* g = row_of(grad, i);
+            std::size_t j = 0;
+            for (; j + kLanes<Acc> <= grad.cols; j += kLanes<Acc>) {
+                const Lanes<Acc> x = load<Acc>(g + j);
+                store(panel_sq + j, load<Acc>(panel_sq + j) + x * x);
+            }
+            if (j < grad.cols) {
+                const Lanes<Acc> x = load_first<Acc>(g + j, grad.cols - j);
+                store(panel_sq + j, load<Acc>(panel_sq + j) + x * x);
+            }
+        }
+        for (std::size_t j = 0; j < grad.cols; ++j) sum_sq[j] += double(panel_sq[j]);
+    }
+}
+
+// Adds up one row of a tile: grad^2 and grad^2 weight.
+template <class Acc, class G>
+ADAFACTOR_INLINE void sum_row(const G* g, const Acc* weight, std::size_t cols, double& sum_sq,
+                              double& sum_weighted) {
+    Lanes<Acc> sq = broadcast(Acc(0)), weighted = broadcast(Acc(0));
+    std::size_t j = 0;
+    for (; j + kLanes<Acc> <= cols; j += kLanes<Acc>) {
+        const Lanes<Acc> x = load<Acc>(g + j);
+        const Lanes<Acc> x_sq = x * x;
+        sq = sq + x_sq;
+        weighted = weighted + x_sq * load<Acc>(weight + j);
+    }
+    if (j < cols) {
+        const Lanes<Acc> x = load_first<Acc>(g + j, cols - j);
+        const Lanes<Acc> x_sq = x * x;
+        sq = sq + x_sq;
+        weighted = weighted + x_sq * load<Acc>(weight + j);
+    }
+    sum_sq += double(sum_lanes(sq));
+    sum_weighted += double(sum_lanes(weighted));
+}
+
+template <class Acc, class G>
+bool measure_tile_cols(const Block<const G>& grad, const Statistics& out, Acc* scratch) {
+    sum_squares_of_columns<Acc>(grad, out.own_sum_sq, scratch);
+    bool all_trusted = true;
+    for (std::size_t j = 0; j < grad.cols; ++j)
+        all_trusted = all_trusted && trusted(Acc(out.own_sum_sq[j]), grad.rows);
+    if (!all_trusted) {
+        // Columns of zeros are right as they are: only others need a wider type.
+        sum_squares_of_columns<double>(grad, out.own_sum_sq, reinterpret_cast<double*>(scratch));
+        for (std::size_t j = 0; j < grad.cols; ++j)
+            if (out.own_sum_sq[j] != 0 && !trusted(Acc(out.own_sum_sq[j]), grad.rows)) return false;
+    }
+    Acc* weight = scratch;
+    for (std::size_t j = 0; j < padded<Acc>(grad.cols); ++j) weight[j] = 0;
+    for (std::size_t j = 0; j < grad.cols; ++j) {
+        out.own_new[j] = blend(out, out.own_old[j], out.own_sum_sq[j] / double(grad.rows));
+        weight[j] = weight_of<Acc>(out.own_sum_sq[j], out.own_new[j]);
+    }
+    for (std::size_t i = 0; i < grad.rows; ++i)
+        sum_row<Acc>(row_of(grad, i), weight, grad.cols, out.cross_sum_sq[i],
+                     out.cross_weighted[i]);
+    return true;
+}
+
+// grad: whole columns, at most kChunk of them. scratch: cols doubles, padded.
+template <class G>
+void measure_cols(const Block<const G>& grad, const Statistics& out, void* scratch) {
+    if (sizeof(G) < sizeof(double) && !out.wide &&
+        measure_tile_cols<G>(grad, out, static_cast<G*>(scratch)))
+        return;
+    measure_tile_cols<double>(grad, out, static_cast<double*>(scratch));
+}

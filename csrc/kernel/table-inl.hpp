@@ -1,0 +1,33 @@
+// Includes the loops inside the namespace of one instruction set and fills its table. Each
+// kernel/<set>.cpp names the set and includes this. Everything is in an anonymous namespace and no
+// header here defines a function that another set could share: the linker might keep the copy with
+// the widest instructions for everyone.
+#include <cstdint>
+
+#include "kernels.hpp"
+
+namespace adafactor {
+namespace {
+
+#include "lanes-inl.hpp"
+//
+#include "apply-inl.hpp"
+#include "measure-inl.hpp"
+#include "unfactored-inl.hpp"
+
+template <class P, class G>
+constexpr Kernels<P, G> kernels_of = {
+    sum_squares<P>,       measure_rows<G>, measure_cols<G>,      sum_u_squares<G>,
+    apply<P, G>, measure_unfactored<G>, apply_unfactored<P, G>,
+};
+
+}  // namespace
+
+extern const KernelTable ADAFACTOR_TABLE = {
+    kernels_of<float, float>,
+    kernels_of<float, double>,
+    kernels_of<double, float>,
+    kernels_of<double, double>,
+};
+
+}  // namespace adafactor

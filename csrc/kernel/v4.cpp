@@ -1,0 +1,3 @@
+#define ADAFACTOR_VECTOR_BYTES 64
+#define ADAFACTOR_TABLE kernels_v4
+#include "table-inl.hpp"

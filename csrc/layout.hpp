@@ -1,0 +1,72 @@
+// Strides: how the elements of an array lie in memory, and copies of small tiles of them.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+
+#include "adafactor.hpp"
+
+namespace adafactor {
+
+inline std::size_t item_size(DType dtype) { return dtype == DType::float32 ? 4 : 8; }
+
+// Rows i to i + rows and columns j to j + cols, in a view's own terms.
+struct Rect {
+    std::size_t i, j, rows, cols;
+};
+
+// A matrix as `outer` runs of `inner` elements; strides are in bytes. `swapped`: the runs are the
+// matrix's columns, as in Fortran order.
+struct MatrixView {
+    char* data;
+    std::size_t item;
+    std::size_t outer, inner;
+    std::ptrdiff_t outer_stride, inner_stride;
+    bool swapped;
+
+    // Kernels read and write runs of neighbouring elements; others go through a tile.
+    bool has_unit_runs() const { return inner == 1 || inner_stride == std::ptrdiff_t(item); }
+    char* at(std::size_t i, std::size_t j) const {
+        return data + std::ptrdiff_t(i) * outer_stride + std::ptrdiff_t(j) * inner_stride;
+    }
+};
+
+MatrixView matrix_view(const Array& array, bool swapped);
+
+// Runs along the axis with the smaller stride.
+MatrixView along_memory(const Array& array);
+
+// Copies a part of a matrix into consecutive memory, and back.
+void gather(const MatrixView& from, const Rect& part, void* to);
+void scatter(const void* from, const MatrixView& to, const Rect& part);
+
+// The elements of an array of any number of axes in an order shared by several arrays of the same
+// shape: axes sorted by the first array's strides, neighbours merged where all arrays allow it.
+class ElementOrder {
+public:
+    static constexpr int kMaxArrays = 3;
+    static constexpr int kMaxAxes = 64;  // NumPy's own limit
+
+    ElementOrder(std::initializer_list<const Array*> arrays);
+
+    std::size_t size() const { return size_; }
+
+    // Whether elements k to k + n of array `a` are neighbours in memory; if so `start` is theirs.
+    bool is_run(int a, std::size_t k, std::size_t n, char*& start) const;
+    void gather(int a, std::size_t k, std::size_t n, void* to) const;
+    void scatter(const void* from, int a, std::size_t k, std::size_t n) const;
+
+private:
+    template <class Visit>
+    void visit_runs(int a, std::size_t k, std::size_t n, Visit visit) const;
+    char* at(int a, std::size_t k) const;
+
+    std::size_t size_ = 1;
+    int n_axes_ = 0;
+    std::size_t shape_[kMaxAxes];
+    std::ptrdiff_t stride_[kMaxArrays][kMaxAxes];
+    char* data_[kMaxArrays];
+    std::size_t item_[kMaxArrays];
+};
+
+}  // namespace adafactor

@@ -1,0 +1,75 @@
+// Working memory of a step, kept between steps: after the first of its size a step allocates none.
+#pragma once
+
+#include <cstddef>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <vector>
+
+namespace adafactor {
+
+class Scratch {
+public:
+    // The calling thread's own.
+    static Scratch& of_this_thread() {
+        static thread_local Scratch scratch;
+        return scratch;
+    }
+
+    // n objects of a trivial type on cache lines of their own, valid until reset().
+    template <class T>
+    T* take(std::size_t n) {
+        const std::size_t bytes = (n * sizeof(T) + kLine - 1) / kLine * kLine;
+        if (used_ + bytes > chunks_.back().size) {
+            total_ += bytes;
+            chunks_.push_back(allocate(bytes));
+            used_ = 0;
+        }
+        void* place = chunks_.back().memory.get() + used_;
+        used_ += bytes;
+        return static_cast<T*>(place);
+    }
+
+    // Takes back everything. Several chunks become one of their total size, unless that is large.
+    void reset() {
+        if (chunks_.size() > 1) {
+            const std::size_t size = total_ <= kKept ? total_ : 0;
+            chunks_.clear();
+            chunks_.push_back(allocate(0));
+            total_ = 0;
+            if (size > 0) {
+                chunks_.back() = allocate(size);
+                total_ = size;
+            }
+        }
+        used_ = 0;
+    }
+
+private:
+    static constexpr std::size_t kLine = 64;
+    static constexpr std::size_t kKept = std::size_t(8) << 20;
+
+    struct Free {
+        void operator()(char* memory) const { std::free(memory); }
+    };
+    struct Chunk {
+        std::unique_ptr<char, Free> memory;
+        std::size_t size;
+    };
+
+    static Chunk allocate(std::size_t bytes) {
+        if (bytes == 0) return {nullptr, 0};
+        auto* memory = static_cast<char*>(std::aligned_alloc(kLine, bytes));
+        if (memory == nullptr) throw std::bad_alloc();
+        return {std::unique_ptr<char, Free>(memory), bytes};
+    }
+
+    Scratch() { chunks_.push_back(allocate(0)); }
+
+    std::vector<Chunk> chunks_;
+    std::size_t used_ = 0;   // of the last chunk
+    std::size_t total_ = 0;  // of all chunks
+};
+
+}  // namespace adafactor

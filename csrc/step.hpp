@@ -1,0 +1,19 @@
+// The two kinds of step, for each pair of element types.
+#pragma once
+
+#include "adafactor.hpp"
+#include "kernel/kernels.hpp"
+
+namespace adafactor {
+
+inline constexpr std::size_t kTile = 16384;  // elements a thread takes at a time
+
+template <class P, class G>
+Outcome step_factored(const Tensor& tensor, const HyperParameters& hyper, bool propagate,
+                      int threads, const Kernels<P, G>& kernels);
+
+template <class P, class G>
+Outcome step_unfactored(const Tensor& tensor, const HyperParameters& hyper, bool propagate,
+                        int threads, const Kernels<P, G>& kernels);
+
+}  // namespace adafactor
