@@ -39,9 +39,9 @@ struct Tensor {
 // Why a step cannot be taken: what would not be finite after it.
 enum class Fault {
     none,
-    grad,            // an element, or the sum of the squares (float64 only), is not finite
-    param,           // the same, where it would spread through RMS(param)
-    second_moment,   // the state is not finite, or it is zero where eps is zero too
+    grad,           // an element, or the sum of the squares (float64 only), is not finite
+    param,          // the same, where it would spread through RMS(param)
+    second_moment,  // the state is not finite, or it is zero where eps is zero too
 };
 
 struct Outcome {
@@ -51,8 +51,9 @@ struct Outcome {
 };
 
 // Takes one step, in place, on at most `threads` threads. With a fault nothing is written, unless
-// `propagate` asks for what IEEE arithmetic makes of it. A tensor without elements stays as it is. The result is the same, bit for bit, for
-// every number of threads and every instruction set. May throw std::bad_alloc, before any write.
+// `propagate` asks for what IEEE arithmetic makes of it. A tensor without elements stays as it is.
+// The result is the same, bit for bit, for every number of threads and every instruction set. May
+// throw std::bad_alloc, before any write.
 Outcome step(const Tensor& tensor, const HyperParameters& hyper, bool propagate, int threads);
 
 }  // namespace adafactor

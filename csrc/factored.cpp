@@ -21,8 +21,8 @@ namespace {
 // long and few.
 struct Partition {
     bool owns_outer;
-    std::size_t block;   // outer runs, or inner elements, of a block
-    std::size_t group;   // the same of a group
+    std::size_t block;  // outer runs, or inner elements, of a block
+    std::size_t group;  // the same of a group
     std::size_t n_groups;
     std::size_t n_own, n_cross;
 
@@ -35,7 +35,8 @@ struct Partition {
         p.owns_outer = outer > 2048 || (inner <= 16384 && (outer >= 128 || inner <= 1024));
         p.n_own = p.owns_outer ? outer : inner;
         p.n_cross = p.owns_outer ? inner : outer;
-        p.block = p.owns_outer ? kPanelRows : std::clamp<std::size_t>(kTileElements / outer, 64, 512);
+        p.block =
+            p.owns_outer ? kPanelRows : std::clamp<std::size_t>(kTileElements / outer, 64, 512);
         const std::size_t least = p.owns_outer ? 128 : std::max(p.block, kTileElements / outer);
         const std::size_t most = std::clamp<std::size_t>(kPartialSums / p.n_cross, 4, kMaxGroups);
         p.group = std::max(least, (p.n_own + most - 1) / most);
@@ -92,8 +93,9 @@ template <class P, class G>
 class FactoredStep {
 public:
     FactoredStep(const Tensor& tensor, const HyperParameters& hyper, int threads,
-                 const Kernels<P, G>& kernels)
+                 const KernelTable& table, const Kernels<P, G>& kernels)
         : hyper_(hyper),
+          table_(table),
           kernels_(kernels),
           param_(along_memory(tensor.param)),
           grad_(along_memory(tensor.grad)),
@@ -122,8 +124,7 @@ public:
     }
 
 private:
-    static constexpr bool kBothFloat =
-        std::is_same_v<P, float> && std::is_same_v<G, float>;
+    static constexpr bool kBothFloat = std::is_same_v<P, float> && std::is_same_v<G, float>;
 
     // Everything that may fail does so here, before the first write.
     void allocate() {
@@ -142,9 +143,8 @@ private:
         accumulators_.size = accumulators * sizeof(double);
         packed_.size = 0;
         if (!grad_.has_unit_runs())
-            packed_.size = partition_.owns_outer
-                               ? packed_panel_rows() * grad_.inner * sizeof(G)
-                               : grad_.outer * partition_.block * sizeof(G);
+            packed_.size = partition_.owns_outer ? packed_panel_rows() * grad_.inner * sizeof(G)
+                                                 : grad_.outer * partition_.block * sizeof(G);
         if (!grad_like_param_.has_unit_runs() || !param_.has_unit_runs())
             packed_.size =
                 std::max(packed_.size, kPackedRows * kPackedCols * (sizeof(P) + sizeof(G)));
@@ -163,17 +163,24 @@ private:
         return std::clamp<std::size_t>(kTile / grad_.inner, 4, kPanelRows);
     }
 
-    // Beside a float64 param, fp32 sums would be the larger error. Beside an eps this small, squares
-    // that underflow in fp32 would matter.
+    // Beside a float64 param, fp32 sums would be the larger error. Beside an eps this small,
+    // squares that underflow in fp32 would matter.
     bool sums_need_double() const { return !kBothFloat || hyper_.eps < 1e-36; }
 
+    // Groups of grad and tiles of param from the same place in turn: what was read last, of both,
+    // is still in the outer cache when apply begins there.
     void measure() {
-        const std::size_t n_param = hyper_.scale_parameter ? tiling_.n_tiles : 0;
-        parallel_for(partition_.n_groups + n_param, threads_, [&](std::size_t task, int thread) {
-            if (task < partition_.n_groups)
-                measure_group(task, thread);
-            else
-                measure_param(task - partition_.n_groups, thread);
+        const std::size_t n_groups = partition_.n_groups;
+        const std::size_t n_tiles = hyper_.scale_parameter ? tiling_.n_tiles : 0;
+        const std::size_t n_turns = std::max(n_groups, n_tiles);
+        const auto first = [n_turns](std::size_t turn, std::size_t n) {
+            return (turn * n + n_turns - 1) / n_turns;
+        };
+        parallel_for(n_turns, threads_, [&](std::size_t turn, int thread) {
+            for (auto k = first(turn, n_groups); k < first(turn + 1, n_groups); ++k)
+                measure_group(k, thread);
+            for (auto k = first(turn, n_tiles); k < first(turn + 1, n_tiles); ++k)
+                measure_param(k, thread);
         });
     }
 
@@ -194,8 +201,8 @@ private:
         const std::size_t end = std::min(begin + partition_.group, partition_.n_own);
         for (std::size_t k = begin; k < end; k += block) {
             const std::size_t n = std::min(block, end - k);
-            const Rect part = partition_.owns_outer ? Rect{k, 0, n, grad_.inner}
-                                                    : Rect{0, k, grad_.outer, n};
+            const Rect part =
+                partition_.owns_outer ? Rect{k, 0, n, grad_.inner} : Rect{0, k, grad_.outer, n};
             out.own_old = own_old() + k;
             out.own_new = own().running_mean + k;
             out.own_sum_sq = own().sum_sq + k;
@@ -220,69 +227,86 @@ private:
 
     // Adds up the groups, finishes the crossed axis and looks whether all is well.
     Fault resolve_moment() {
-        Axis& crossed = cross();
-        const std::size_t n = partition_.n_cross;
-        for (std::size_t g = 1; g < partition_.n_groups; ++g) {
-            for (std::size_t k = 0; k < n; ++k) {
-                group_sum_sq_[k] += group_sum_sq_[g * n + k];
-                group_weighted_[k] += group_weighted_[g * n + k];
-            }
-        }
-        double total = 0;
-        for (std::size_t k = 0; k < n; ++k) {
-            crossed.sum_sq[k] = group_sum_sq_[k];
-            total += group_sum_sq_[k];
-            crossed.running_mean[k] =
-                hyper_.beta2 * cross_old()[k] +
-                (1 - hyper_.beta2) * (group_sum_sq_[k] / double(partition_.n_own) + hyper_.eps);
-        }
-        moment_.crossed_rows = !owns_rows_;
-        moment_.cross_weighted = group_weighted_;
-        moment_.mean = mean_of(moment_.rows);
-
+        const CrossSums sums{group_sum_sq_, group_weighted_, partition_.n_groups,
+                             hyper_.beta2,  hyper_.eps,      double(partition_.n_own),
+                             cross_old()};
+        for_parts(partition_.n_cross, partition_.n_groups, [&](std::size_t begin, std::size_t end) {
+            table_.add_groups(sums, begin, end, cross());
+        });
+        moment_.row_range = table_.range_of(moment_.rows);
+        moment_.col_range = table_.range_of(moment_.cols);
+        moment_.mean = moment_.row_range.sum / double(rows_);
         mean_param_squared_ = hyper_.scale_parameter ? sum_of_tiles() / n_elements() : 1;
 
-        if (!std::isfinite(total)) return Fault::grad;
-        if (!std::isfinite(mean_param_squared_)) return Fault::param;
-        return is_usable(moment_, hyper_.eps) ? Fault::none : Fault::second_moment;
+        if (is_usable(moment_, hyper_.eps) && std::isfinite(mean_param_squared_))
+            return Fault::none;
+        const auto is_finite = [](const Axis& axis) {
+            return std::all_of(axis.sum_sq, axis.sum_sq + axis.size,
+                               [](double x) { return std::isfinite(x); });
+        };
+        if (!is_finite(moment_.rows) || !is_finite(moment_.cols)) return Fault::grad;
+        return std::isfinite(mean_param_squared_) ? Fault::second_moment : Fault::param;
+    }
+
+    // RMS(u)^2 in the separable form: one dot product. Not finite if its terms left the range that
+    // they were summed in.
+    double separable_mean_u_squared() {
+        return moment_.mean * table_.sum_over_means(cross(), group_weighted_) / n_elements();
     }
 
     // `literal`: something is not finite already; do as IEEE arithmetic does with the formula.
     Fault choose_update(bool literal) {
         const bool clips = std::isfinite(hyper_.clip_threshold);
-        bool narrow = kBothFloat && !literal;
-        update_.separable =
-            !literal && eps_is_lost(moment_, hyper_.eps, kBothFloat ? 27 : 54);
-        double mean_u_sq = update_.separable && clips ? mean_u_squared(moment_) : 0;
-        if (!std::isfinite(mean_u_sq)) update_.separable = false;
-        update_.eps = hyper_.eps;
-        update_.row = row_factor_;
-        update_.col = col_factor_;
-        if (!update_.separable) {
-            narrow = narrow && direct_factors(moment_, literal, floats(row_factor_),
-                                              floats(col_factor_));
-            if (!narrow) direct_factors(moment_, literal, row_factor_, col_factor_);
-            update_.wide = !narrow;
-            if (clips) mean_u_sq = direct_mean_u_squared();
-            if (narrow && !std::isfinite(mean_u_sq)) {
-                narrow = false;
-                direct_factors(moment_, literal, row_factor_, col_factor_);
+        double mean_u_sq = 0;
+        form_ = Form::direct;
+        if (!literal && eps_is_lost(moment_, hyper_.eps, kBothFloat ? 27 : 54)) {
+            mean_u_sq = clips ? separable_mean_u_squared() : 0;
+            if (std::isfinite(mean_u_sq)) form_ = Form::separable;
+        }
+        update_ = {form_ == Form::separable, true, row_factor_, col_factor_, 0, hyper_.eps};
+        if (form_ == Form::direct && clips) {
+            update_.wide = !fits_float(literal, 0);
+            fill_factors(literal);
+            mean_u_sq = direct_mean_u_squared();
+            if (!update_.wide && !std::isfinite(mean_u_sq)) {
                 update_.wide = true;
+                fill_factors(literal);
                 mean_u_sq = direct_mean_u_squared();
             }
             if (!std::isfinite(mean_u_sq) && !literal) return Fault::second_moment;
         }
         update_.step = step_size(hyper_, mean_u_sq, mean_param_squared_);
-        if (update_.separable) {
-            narrow = narrow && separable_factors(moment_, update_.step, floats(row_factor_),
-                                                 floats(col_factor_));
-            if (!narrow) separable_factors(moment_, update_.step, row_factor_, col_factor_);
-            update_.wide = !narrow;
-        }
+        update_.wide = !fits_float(literal, update_.step);
+        fill_factors(literal);
         return Fault::none;
     }
 
-    static float* floats(double* place) { return reinterpret_cast<float*>(place); }
+    bool fits_float(bool literal, double step) const {
+        return kBothFloat && !literal && factors_fit_float(moment_, form_, step);
+    }
+
+    void fill_factors(bool literal) {
+        fill_axis(moment_.rows, row_rule(moment_, form_, literal), row_factor_);
+        fill_axis(moment_.cols, col_rule(form_, literal, update_.step), col_factor_);
+    }
+
+    void fill_axis(const Axis& axis, const FactorRule& rule, double* out) {
+        for_parts(axis.size, 1, [&](std::size_t begin, std::size_t end) {
+            if (update_.wide)
+                table_.fill_double_factors(axis, rule, begin, end, out);
+            else
+                table_.fill_float_factors(axis, rule, begin, end, reinterpret_cast<float*>(out));
+        });
+    }
+
+    // Cuts work on the numbers of one axis, of which each costs much more than an element.
+    template <class Body>  // body(begin, end)
+    void for_parts(std::size_t size, std::size_t cost, const Body& body) {
+        constexpr std::size_t part = 1024;
+        const int team = std::min(threads_, team_size(8 * size * cost, threads_));
+        parallel_for((size + part - 1) / part, team,
+                     [&](std::size_t k, int) { body(k * part, std::min((k + 1) * part, size)); });
+    }
 
     // The factors of a part of the matrix, in param's order.
     Update update_of(const Rect& part) const {
@@ -316,7 +340,8 @@ private:
     void apply() {
         const bool packs_param = !param_.has_unit_runs();
         const bool packs_grad = !grad_like_param_.has_unit_runs();
-        parallel_for(tiling_.n_tiles, threads_, [&](std::size_t tile, int thread) {
+        parallel_for(tiling_.n_tiles, threads_, [&](std::size_t turn, int thread) {
+            const Rect tile = tiling_[tiling_.n_tiles - 1 - turn];  // backwards: see measure()
             char* param_place = packed_.of(thread);
             char* grad_place = param_place + kPackedRows * kPackedCols * sizeof(P);
             const auto apply_part = [&](const Rect& part) {
@@ -329,9 +354,9 @@ private:
                 if (packs_param) scatter(param_place, param_, part);
             };
             if (packs_param || packs_grad)
-                for_packed_parts(tiling_[tile], apply_part);
+                for_packed_parts(tile, apply_part);
             else
-                apply_part(tiling_[tile]);
+                apply_part(tile);
         });
     }
 
@@ -344,6 +369,7 @@ private:
     double n_elements() const { return double(rows_) * double(cols_); }
 
     HyperParameters hyper_;
+    const KernelTable& table_;
     const Kernels<P, G>& kernels_;
     MatrixView param_, grad_, grad_like_param_;
     Partition partition_;
@@ -360,6 +386,7 @@ private:
     };
 
     SecondMoment moment_{};
+    Form form_ = Form::direct;
     Update update_{};
     double mean_param_squared_ = 0;
     double *group_sum_sq_, *group_weighted_;  // (n_groups, n_cross)
@@ -372,17 +399,13 @@ private:
 
 template <class P, class G>
 Outcome step_factored(const Tensor& tensor, const HyperParameters& hyper, bool propagate,
-                      int threads, const Kernels<P, G>& kernels) {
-    return FactoredStep<P, G>(tensor, hyper, threads, kernels).take(propagate);
+                      int threads, const KernelTable& table, const Kernels<P, G>& kernels) {
+    return FactoredStep<P, G>(tensor, hyper, threads, table, kernels).take(propagate);
 }
 
-template Outcome step_factored(const Tensor&, const HyperParameters&, bool, int,
-                               const Kernels<float, float>&);
-template Outcome step_factored(const Tensor&, const HyperParameters&, bool, int,
-                               const Kernels<float, double>&);
-template Outcome step_factored(const Tensor&, const HyperParameters&, bool, int,
-                               const Kernels<double, float>&);
-template Outcome step_factored(const Tensor&, const HyperParameters&, bool, int,
-                               const Kernels<double, double>&);
+#define ADAFACTOR_INSTANTIATE(P, G)                                                  \
+    template Outcome step_factored(const Tensor&, const HyperParameters&, bool, int, \
+                                   const KernelTable&, const Kernels<P, G>&);
+ADAFACTOR_FOR_EACH_PAIR(ADAFACTOR_INSTANTIATE)
 
 }  // namespace adafactor

@@ -59,9 +59,9 @@ MatrixView along_memory(const Array& array) {
 
 void gather(const MatrixView& from, const Rect& part, void* to) {
     const auto item = std::ptrdiff_t(from.item);
-    copy_tile(from.at(part.i, part.j), from.outer_stride, from.inner_stride,
-              static_cast<char*>(to), std::ptrdiff_t(part.cols) * item, item, part.rows, part.cols,
-              from.item, walks_rows_inside(from));
+    copy_tile(from.at(part.i, part.j), from.outer_stride, from.inner_stride, static_cast<char*>(to),
+              std::ptrdiff_t(part.cols) * item, item, part.rows, part.cols, from.item,
+              walks_rows_inside(from));
 }
 
 void scatter(const void* from, const MatrixView& to, const Rect& part) {

@@ -9,10 +9,10 @@ namespace {
 
 template <class P, class G>
 Outcome step_with(const Tensor& tensor, const HyperParameters& hyper, bool propagate, int threads,
-                  const Kernels<P, G>& kernels) {
+                  const KernelTable& table, const Kernels<P, G>& kernels) {
     const bool factored = tensor.v == nullptr;
-    return factored ? step_factored(tensor, hyper, propagate, threads, kernels)
-                    : step_unfactored(tensor, hyper, propagate, threads, kernels);
+    return factored ? step_factored(tensor, hyper, propagate, threads, table, kernels)
+                    : step_unfactored(tensor, hyper, propagate, threads, table, kernels);
 }
 
 // The first element in C order whose square is not finite, or -1.
@@ -42,11 +42,11 @@ Outcome step(const Tensor& tensor, const HyperParameters& hyper, bool propagate,
     const KernelTable& table = running_kernels();
     const bool p32 = tensor.param.dtype == DType::float32;
     const bool g32 = tensor.grad.dtype == DType::float32;
-    Outcome outcome =
-        p32 && g32 ? step_with(tensor, hyper, propagate, threads, table.f32_f32)
-        : p32      ? step_with(tensor, hyper, propagate, threads, table.f32_f64)
-        : g32      ? step_with(tensor, hyper, propagate, threads, table.f64_f32)
-                   : step_with(tensor, hyper, propagate, threads, table.f64_f64);
+    Outcome outcome = p32 && g32
+                          ? step_with(tensor, hyper, propagate, threads, table, table.f32_f32)
+                      : p32 ? step_with(tensor, hyper, propagate, threads, table, table.f32_f64)
+                      : g32 ? step_with(tensor, hyper, propagate, threads, table, table.f64_f32)
+                            : step_with(tensor, hyper, propagate, threads, table, table.f64_f64);
 
     if (outcome.fault == Fault::grad || outcome.fault == Fault::param) {
         const Array& array = outcome.fault == Fault::grad ? tensor.grad : tensor.param;

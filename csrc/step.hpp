@@ -6,14 +6,18 @@
 
 namespace adafactor {
 
-inline constexpr std::size_t kTile = 16384;  // elements a thread takes at a time
+inline constexpr std::size_t kTile = 65536;  // elements a thread takes at a time
 
 template <class P, class G>
 Outcome step_factored(const Tensor& tensor, const HyperParameters& hyper, bool propagate,
-                      int threads, const Kernels<P, G>& kernels);
+                      int threads, const KernelTable& table, const Kernels<P, G>& kernels);
 
 template <class P, class G>
 Outcome step_unfactored(const Tensor& tensor, const HyperParameters& hyper, bool propagate,
-                        int threads, const Kernels<P, G>& kernels);
+                        int threads, const KernelTable& table, const Kernels<P, G>& kernels);
+
+// Calls define(P, G) for each pair of element types.
+#define ADAFACTOR_FOR_EACH_PAIR(define) \
+    define(float, float) define(float, double) define(double, float) define(double, double)
 
 }  // namespace adafactor

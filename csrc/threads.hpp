@@ -20,8 +20,8 @@ void set_max_threads(int threads);
 // A child of fork() stays on one thread: the OpenMP runtime's threads do not exist in it.
 int team_size(std::size_t elements, int limit);
 
-// Calls body(task, thread) for every task in [0, n_tasks), thread in [0, threads). Which thread gets
-// which task is left to chance, so a body's result must not depend on `thread`.
+// Calls body(task, thread) for every task in [0, n_tasks), thread in [0, threads). Which thread
+// gets which task is left to chance, so a body's result must not depend on `thread`.
 template <class Body>
 void parallel_for(std::size_t n_tasks, int threads, const Body& body) {
     if (threads <= 1 || n_tasks <= 1) {

@@ -81,9 +81,8 @@ private:
         for_runs(tile, [&](std::size_t k, std::size_t n) {
             G grad_place[kChunk];
             double v_place[kChunk];
-            const UnfactoredSums run =
-                kernels_.measure_unfactored(run_of(kGrad, k, n, grad_place),
-                                            run_of(kV, k, n, v_place), n, moment());
+            const UnfactoredSums run = kernels_.measure_unfactored(
+                run_of(kGrad, k, n, grad_place), run_of(kV, k, n, v_place), n, moment());
             P param_place[kChunk];
             const double param_sq =
                 hyper_.scale_parameter
@@ -119,7 +118,7 @@ private:
 
 template <class P, class G>
 Outcome step_unfactored(const Tensor& tensor, const HyperParameters& hyper, bool propagate,
-                        int threads, const Kernels<P, G>& kernels) {
+                        int threads, const KernelTable&, const Kernels<P, G>& kernels) {
     const int ndim = tensor.param.ndim;
     std::ptrdiff_t v_strides[ElementOrder::kMaxAxes];
     std::ptrdiff_t stride = sizeof(double);
@@ -132,13 +131,9 @@ Outcome step_unfactored(const Tensor& tensor, const HyperParameters& hyper, bool
     return UnfactoredStep<P, G>(tensor, v, hyper, threads, kernels).take(propagate);
 }
 
-template Outcome step_unfactored(const Tensor&, const HyperParameters&, bool, int,
-                                 const Kernels<float, float>&);
-template Outcome step_unfactored(const Tensor&, const HyperParameters&, bool, int,
-                                 const Kernels<float, double>&);
-template Outcome step_unfactored(const Tensor&, const HyperParameters&, bool, int,
-                                 const Kernels<double, float>&);
-template Outcome step_unfactored(const Tensor&, const HyperParameters&, bool, int,
-                                 const Kernels<double, double>&);
+#define ADAFACTOR_INSTANTIATE(P, G)                                                    \
+    template Outcome step_unfactored(const Tensor&, const HyperParameters&, bool, int, \
+                                     const KernelTable&, const Kernels<P, G>&);
+ADAFACTOR_FOR_EACH_PAIR(ADAFACTOR_INSTANTIATE)
 
 }  // namespace adafactor

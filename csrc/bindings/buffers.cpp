@@ -15,14 +15,14 @@ std::string text(py::handle object) { return py::str(object).cast<std::string>()
 [[noreturn]] void fail_type(const std::string& message) { throw py::type_error(message); }
 [[noreturn]] void fail_value(const std::string& message) { throw py::value_error(message); }
 
-py::array numpy_array(py::handle object, const std::string& name) {
+py::array numpy_array(py::handle object, const char* name) {
     if (!py::isinstance<py::array>(object))
-        fail_type(name + " is a " + text(py::type::of(object).attr("__name__")) +
+        fail_type(std::string(name) + " is a " + text(py::type::of(object).attr("__name__")) +
                   ", must be a numpy.ndarray");
     const auto* plain = py::detail::npy_api::get().PyArray_Type_;
     if (Py_TYPE(object.ptr()) != plain &&
         py::isinstance(object, py::module_::import("numpy.ma").attr("MaskedArray")))
-        fail_type(name + " is a masked array, must be a numpy.ndarray without a mask");
+        fail_type(std::string(name) + " is a masked array, must be a numpy.ndarray without a mask");
     return py::reinterpret_borrow<py::array>(object);
 }
 
@@ -72,8 +72,8 @@ Array array_of(py::handle object, const char* name, Access access) {
         fail_value(std::string(name) + " has byte order '" + order + "', must be native");
 
     const Array result{static_cast<char*>(const_cast<void*>(array.data())),
-                       type == kNumpyFloat32 ? DType::float32 : DType::float64,
-                       int(array.ndim()), array.shape(), array.strides()};
+                       type == kNumpyFloat32 ? DType::float32 : DType::float64, int(array.ndim()),
+                       array.shape(), array.strides()};
     if (access == Access::write) {
         if (!array.writeable()) fail_value(std::string(name) + " is read-only, must be writeable");
         if (may_overlap_itself(result))
@@ -83,12 +83,12 @@ Array array_of(py::handle object, const char* name, Access access) {
     return result;
 }
 
-double* state_of(py::handle object, const char* name) {
-    const py::array array = numpy_array(object, name);
-    if (array.dtype().num() != kNumpyFloat64 || !(array.flags() & py::array::c_style))
-        fail_type(std::string(name) + " must be a C-contiguous float64 array");
-    if (!array.writeable()) fail_value(std::string(name) + " is read-only, must be writeable");
-    return static_cast<double*>(const_cast<void*>(array.data()));
+Array state_of(py::handle object, const char* name) {
+    const Array array = array_of(object, name, Access::write);
+    const int flags = py::reinterpret_borrow<py::array>(object).flags();
+    if (array.dtype != DType::float64 || !(flags & py::array::c_style))
+        fail_type(std::string(name) + " must be a C-contiguous array of float64");
+    return array;
 }
 
 void require_shape(const Array& array, const char* name, int ndim, const std::ptrdiff_t* shape) {

@@ -14,13 +14,13 @@ namespace py = pybind11;
 
 enum class Access { read, write };
 
-// A float32 or float64 array of any strides, `name` in every error. The Array borrows from `object`.
-// Throws TypeError for what is not such an array, ValueError for a byte order other than the
-// machine's and, to be written, for a read-only array or one whose elements overlap each other.
+// A float32 or float64 array of any strides, `name` in every error. The Array borrows from
+// `object`. Throws TypeError for what is not such an array, ValueError for a byte order other than
+// the machine's and, to be written, for a read-only array or one whose elements overlap each other.
 Array array_of(py::handle object, const char* name, Access access);
 
-// A C-contiguous float64 state array.
-double* state_of(py::handle object, const char* name);
+// The same for an array of the state: float64, C-contiguous, to be written.
+Array state_of(py::handle object, const char* name);
 
 void require_shape(const Array& array, const char* name, int ndim, const std::ptrdiff_t* shape);
 

@@ -11,23 +11,21 @@ namespace {
 struct Checked {
     Tensor tensor;
 
-    Checked(py::handle param, py::handle grad, py::handle exp_row, py::handle exp_col,
-            py::handle v)
+    Checked(py::handle param, py::handle grad, py::handle exp_row, py::handle exp_col, py::handle v)
         : tensor{array_of(param, "param", Access::write), array_of(grad, "grad", Access::read),
                  nullptr, nullptr, nullptr} {
         const bool factored = v.is_none();
         if (factored) {
-            const Array row = array_of(exp_row, "exp_row", Access::write);
-            const Array col = array_of(exp_col, "exp_col", Access::write);
-            tensor.exp_row = state_of(exp_row, "exp_row");
-            tensor.exp_col = state_of(exp_col, "exp_col");
+            const Array row = state_of(exp_row, "exp_row"), col = state_of(exp_col, "exp_col");
+            tensor.exp_row = reinterpret_cast<double*>(row.data);
+            tensor.exp_col = reinterpret_cast<double*>(col.data);
             const std::ptrdiff_t shape[2] = {row.shape[0], col.shape[0]};
             require_shapes(2, shape);
             require_disjoint_from(param, grad, exp_row, row, "exp_row");
             require_disjoint_from(param, grad, exp_col, col, "exp_col");
         } else {
-            const Array full = array_of(v, "v", Access::write);
-            tensor.v = state_of(v, "v");
+            const Array full = state_of(v, "v");
+            tensor.v = reinterpret_cast<double*>(full.data);
             require_shapes(full.ndim, full.shape);
             require_disjoint_from(param, grad, v, full, "v");
         }
@@ -49,7 +47,8 @@ private:
 
 std::string bad_element(const char* name, py::handle object, const Array& array,
                         std::ptrdiff_t index) {
-    if (index < 0) return std::string("the squares of ") + name + " add up to more than float64 holds";
+    if (index < 0)
+        return std::string("the squares of ") + name + " add up to more than float64 holds";
     py::tuple at(array.ndim);
     std::string place;
     for (int d = array.ndim - 1; d >= 0; --d) {
@@ -60,8 +59,8 @@ std::string bad_element(const char* name, py::handle object, const Array& array,
     }
     if (place.empty()) place = "()";
     const auto value = object[at].cast<double>();
-    const std::string what = std::string(name) + "[" + place + "] is " +
-                             py::str(py::float_(value)).cast<std::string>();
+    const std::string what =
+        std::string(name) + "[" + place + "] is " + py::str(py::float_(value)).cast<std::string>();
     return what + (std::isfinite(value) ? ", whose square overflows float64" : ", must be finite");
 }
 
@@ -75,8 +74,9 @@ std::string message_of(const Outcome& outcome, py::handle param, py::handle grad
     else if (tensor.v != nullptr)
         message = "v is not finite, or zero where eps is zero: the update would not be finite";
     else
-        message = "exp_row and exp_col are not finite, or zero where eps or all are zero: the update "
-                  "would not be finite";
+        message =
+            "exp_row and exp_col are not finite, or zero where eps or all are zero: the update "
+            "would not be finite";
     return message + "; nothing was changed";
 }
 
@@ -88,8 +88,8 @@ void update(py::handle param, py::handle grad, py::handle exp_row, py::handle ex
     Outcome outcome;
     {
         const py::gil_scoped_release no_python_below;
-        outcome = step(checked.tensor, hyper, propagate,
-                       num_threads > 0 ? num_threads : max_threads());
+        outcome =
+            step(checked.tensor, hyper, propagate, num_threads > 0 ? num_threads : max_threads());
     }
     if (outcome.fault != Fault::none) {
         py::set_error(PyExc_FloatingPointError,
@@ -101,12 +101,13 @@ void update(py::handle param, py::handle grad, py::handle exp_row, py::handle ex
 }  // namespace
 
 void bind_update(py::module_& m) {
-    m.def("update", &update,
-          "One step of one tensor, in place. Either exp_row and exp_col or v is None; num_threads 0 "
-          "stands for the limit of set_num_threads.",
-          py::arg("param"), py::arg("grad"), py::arg("exp_row"), py::arg("exp_col"), py::arg("v"),
-          py::arg("lr"), py::arg("beta2"), py::arg("eps"), py::arg("clip_threshold"),
-          py::arg("scale_parameter"), py::arg("propagate"), py::arg("num_threads"));
+    m.def(
+        "update", &update,
+        "One step of one tensor, in place. Either exp_row and exp_col or v is None; num_threads 0 "
+        "stands for the limit of set_num_threads.",
+        py::arg("param"), py::arg("grad"), py::arg("exp_row"), py::arg("exp_col"), py::arg("v"),
+        py::arg("lr"), py::arg("beta2"), py::arg("eps"), py::arg("clip_threshold"),
+        py::arg("scale_parameter"), py::arg("propagate"), py::arg("num_threads"));
 }
 
 }  // namespace adafactor

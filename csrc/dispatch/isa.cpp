@@ -30,6 +30,9 @@ constexpr Isa kIsas[] = {
 };
 
 const Isa* widest_available() {
+#ifdef ADAFACTOR_X86_64
+    __builtin_cpu_init();  // static initialisers may run before the compiler's own
+#endif
     const Isa* widest = kIsas;
     for (const Isa& isa : kIsas)
         if (isa.is_available()) widest = &isa;

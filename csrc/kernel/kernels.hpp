@@ -9,9 +9,9 @@
 
 namespace adafactor {
 
-inline constexpr std::size_t kPanelRows = 64;    // rows whose fp32 sums are widened together
-inline constexpr std::size_t kChunk = 1024;      // elements whose fp32 sums are widened together
-inline constexpr std::size_t kPadding = 64;      // bytes that accumulators are padded to
+inline constexpr std::size_t kPanelRows = 64;  // rows whose fp32 sums are widened together
+inline constexpr std::size_t kChunk = 1024;    // elements whose fp32 sums are widened together
+inline constexpr std::size_t kPadding = 64;    // bytes that accumulators are padded to
 
 template <class T>
 struct Block {
@@ -50,7 +50,8 @@ struct Update {
     double step, eps;
 };
 
-// An unfactored second moment: v <- beta2 v + (1 - beta2) (grad^2 + eps), u = grad / (sqrt(v) + eps)
+// An unfactored second moment: v <- beta2 v + (1 - beta2) (grad^2 + eps), u = grad / (sqrt(v) +
+// eps)
 struct Unfactored {
     double beta2, eps;
 };
@@ -72,11 +73,50 @@ struct Kernels {
                              const Unfactored& moment, double step);
 };
 
+// The running means of one axis of a matrix after this step. A line whose squares sum to zero has
+// no gradient: it is not `live`, and whatever is done with its zeros, u is zero there.
+struct Axis {
+    std::size_t size;
+    double* running_mean;
+    double* sum_sq;
+};
+
+// Of the running means of an axis. A nan among them makes the sum nan.
+struct Range {
+    double sum, smallest, smallest_live, largest_live;
+};
+
+// The groups' sums over the crossed axis, (n_groups, its size); the first group's become the total.
+struct CrossSums {
+    double* sum_sq;
+    double* weighted;
+    std::size_t n_groups;
+    double beta2, eps;
+    double length;  // of the axis that was summed over
+    const double* old;
+};
+
+// A line's factor in struct Update: scale / sqrt(running mean) if `inverse`, or else
+// sqrt(running mean) / scale. `otherwise` where the line is not live, unless `literal`.
+struct FactorRule {
+    bool inverse, literal;
+    double scale, otherwise;
+};
+
 struct KernelTable {
     Kernels<float, float> f32_f32;
     Kernels<float, double> f32_f64;
     Kernels<double, float> f64_f32;
     Kernels<double, double> f64_f64;
+
+    void (*add_groups)(const CrossSums& sums, std::size_t begin, std::size_t end,
+                       const Axis& crossed);
+    Range (*range_of)(const Axis& axis);
+    double (*sum_over_means)(const Axis& axis, const double* weighted);
+    void (*fill_float_factors)(const Axis& axis, const FactorRule& rule, std::size_t begin,
+                               std::size_t end, float* out);
+    void (*fill_double_factors)(const Axis& axis, const FactorRule& rule, std::size_t begin,
+                                std::size_t end, double* out);
 };
 
 extern const KernelTable kernels_baseline;

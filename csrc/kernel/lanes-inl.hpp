@@ -74,12 +74,12 @@ ADAFACTOR_INLINE void store_first(T* to, const Lanes<Acc>& x, std::size_t n) {
     __builtin_memcpy(to, padded, n * sizeof(T));
 }
 
-#define ADAFACTOR_LANEWISE(op)                                                     \
-    template <class T>                                                             \
-    ADAFACTOR_INLINE Lanes<T> operator op(const Lanes<T>& a, const Lanes<T>& b) {  \
-        Lanes<T> c;                                                                \
-        ADAFACTOR_PARTS c.part[part] = a.part[part] op b.part[part];               \
-        return c;                                                                  \
+#define ADAFACTOR_LANEWISE(op)                                                    \
+    template <class T>                                                            \
+    ADAFACTOR_INLINE Lanes<T> operator op(const Lanes<T>& a, const Lanes<T>& b) { \
+        Lanes<T> c;                                                               \
+        ADAFACTOR_PARTS c.part[part] = a.part[part] op b.part[part];              \
+        return c;                                                                 \
     }
 ADAFACTOR_LANEWISE(+)
 ADAFACTOR_LANEWISE(-)
@@ -96,19 +96,45 @@ ADAFACTOR_INLINE Lanes<double> square_root(const Lanes<double>& x) {
     return y;
 }
 
+// The vector with lane k + half in lane k; what the other half holds does not matter.
+template <std::size_t half, class Vector, std::size_t... k>
+ADAFACTOR_INLINE Vector upper_half(const Vector& x, std::index_sequence<k...>) {
+    constexpr std::size_t n = sizeof...(k);
+#ifdef __clang__
+    return __builtin_shufflevector(x, x, ((k + half) % n)...);
+#else
+    using Index = std::conditional_t<sizeof(x[0]) == 4, std::int32_t, std::int64_t>;
+    typedef Index Indices __attribute__((vector_size(sizeof(Vector))));
+    return __builtin_shuffle(x, Indices{Index((k + half) % n)...});
+#endif
+}
+
+template <std::size_t half, class Vector>
+ADAFACTOR_INLINE auto sum_vector(const Vector& x) {
+    if constexpr (half == 0) {
+        return x[0];
+    } else {
+        constexpr std::size_t n = sizeof(Vector) / sizeof(x[0]);
+        return sum_vector<half / 2>(x + upper_half<half>(x, std::make_index_sequence<n>{}));
+    }
+}
+
 // Lane k is added to lane k + count/2, and so on by halves.
 template <class T>
-ADAFACTOR_INLINE T sum_lanes(const Lanes<T>& x) {
-    alignas(64) T lane[kLanes<T>];
-    store(lane, x);
-    _Pragma("GCC unroll 4") for (std::size_t half = kLanes<T> / 2; half > 0; half /= 2)
-        for (std::size_t k = 0; k < half; ++k) lane[k] += lane[k + half];
-    return lane[0];
+ADAFACTOR_INLINE T sum_lanes(Lanes<T> x) {
+    for (std::size_t half = kParts / 2; half > 0; half /= 2)
+        for (std::size_t part = 0; part < half; ++part) x.part[part] += x.part[part + half];
+    return sum_vector<kVectorBytes / sizeof(T) / 2>(x.part[0]);
 }
 
 template <class T>
 ADAFACTOR_INLINE T* row_of(const Block<T>& block, std::size_t i) {
-    // Through an integer: T* arithmetic in bytes, for const and mutable T alike.
+    // Through an integer: in bytes, for const and mutable T alike.
     return reinterpret_cast<T*>(reinterpret_cast<std::intptr_t>(block.data) +
                                 std::intptr_t(i) * block.stride);
+}
+
+template <class T, std::size_t R>
+ADAFACTOR_INLINE void rows_of(const Block<T>& block, std::size_t i, T* (&row)[R]) {
+    for (std::size_t r = 0; r < R; ++r) row[r] = row_of(block, i + r);
 }

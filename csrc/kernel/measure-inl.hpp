@@ -17,8 +17,7 @@ ADAFACTOR_INLINE bool trusted(Acc sum_sq, std::size_t n) {
 
 // Sums the squares of R runs of n elements at once: R independent chains of additions.
 template <class Acc, std::size_t R, class T>
-ADAFACTOR_INLINE void sum_squares_of_runs(const T* const (&run)[R], std::size_t n,
-                                          double (&sum_sq)[R]) {
+ADAFACTOR_INLINE void sum_squares_of_runs(const T* (&run)[R], std::size_t n, double (&sum_sq)[R]) {
     for (std::size_t r = 0; r < R; ++r) sum_sq[r] = 0;
     constexpr std::size_t chunk = kChunk / (sizeof(Acc) / sizeof(float));
     for (std::size_t begin = 0; begin < n; begin += chunk) {
@@ -45,13 +44,12 @@ ADAFACTOR_INLINE void sum_squares_of_runs(const T* const (&run)[R], std::size_t 
 // Sums the squares of R runs in Acc, and of a run that Acc cannot be trusted with in fp64. Returns
 // whether Acc was right for all of them; a run of zeros is right in any type.
 template <class Acc, std::size_t R, class T>
-ADAFACTOR_INLINE bool sum_squares_exactly(const T* const (&run)[R], std::size_t n,
-                                          double (&sum_sq)[R]) {
+ADAFACTOR_INLINE bool sum_squares_exactly(const T* (&run)[R], std::size_t n, double (&sum_sq)[R]) {
     sum_squares_of_runs<Acc>(run, n, sum_sq);
     bool right = true;
     for (std::size_t r = 0; r < R; ++r) {
         if (trusted(Acc(sum_sq[r]), n)) continue;
-        const T* const one[1] = {run[r]};
+        const T* one[1] = {run[r]};
         double again[1];
         sum_squares_of_runs<double>(one, n, again);
         sum_sq[r] = again[0];
@@ -60,24 +58,23 @@ ADAFACTOR_INLINE bool sum_squares_exactly(const T* const (&run)[R], std::size_t 
     return right;
 }
 
+template <std::size_t R, class P>
+ADAFACTOR_INLINE double sum_squares_of_some_rows(const Block<const P>& param, std::size_t i) {
+    const P* run[R];
+    rows_of(param, i, run);
+    double sum_sq[R], total = 0;
+    sum_squares_exactly<P>(run, param.cols, sum_sq);
+    for (double s : sum_sq) total += s;
+    return total;
+}
+
 // fp32 where param is float32, fp64 where it is float64.
 template <class P>
 double sum_squares(const Block<const P>& param) {
     double total = 0;
     std::size_t i = 0;
-    for (; i + 4 <= param.rows; i += 4) {
-        const P* const run[4] = {row_of(param, i), row_of(param, i + 1), row_of(param, i + 2),
-                                 row_of(param, i + 3)};
-        double sum_sq[4];
-        sum_squares_exactly<P>(run, param.cols, sum_sq);
-        for (double s : sum_sq) total += s;
-    }
-    for (; i < param.rows; ++i) {
-        const P* const run[1] = {row_of(param, i)};
-        double sum_sq[1];
-        sum_squares_exactly<P>(run, param.cols, sum_sq);
-        total += sum_sq[0];
-    }
+    for (; i + 4 <= param.rows; i += 4) total += sum_squares_of_some_rows<4>(param, i);
+    for (; i < param.rows; ++i) total += sum_squares_of_some_rows<1>(param, i);
     return total;
 }
 
@@ -85,23 +82,32 @@ ADAFACTOR_INLINE double blend(const Statistics& s, double old, double mean_sq) {
     return s.beta2 * old + (1 - s.beta2) * (mean_sq + s.eps);
 }
 
-// A run of zeros adds nothing to either sum, whatever its running mean.
+// 1 / running mean; a run of zeros adds nothing to either sum, whatever its running mean.
+ADAFACTOR_INLINE double weight_of(double sum_sq, double running_mean) {
+    return sum_sq == 0 ? 0 : 1 / running_mean;
+}
+
+// A weight that fp32 holds in full precision, with products that stay in its range.
 template <class Acc>
-ADAFACTOR_INLINE Acc weight_of(double sum_sq, double running_mean) {
-    return sum_sq == 0 ? Acc(0) : Acc(1 / running_mean);
+ADAFACTOR_INLINE bool trusted_weight(double weight) {
+    if constexpr (sizeof(Acc) == sizeof(double)) return true;
+    return weight == 0 || (weight >= 1e-36 && weight <= 1e36);
 }
 
 // cross_sq[j] += grad[r,j]^2 and cross_weighted[j] += grad[r,j]^2 weight[r], over R rows.
-// The two accumulators are padded to whole groups of lanes.
+// The two accumulators are padded to whole groups of lanes. These rows are in cache; the ones to be
+// measured next, `next_rows` bytes on, are fetched meanwhile, so that memory does not stand idle.
 template <class Acc, std::size_t R, class G>
-ADAFACTOR_INLINE void accumulate_rows(const G* const (&run)[R], const Acc (&weight)[R],
-                                      std::size_t cols, Acc* cross_sq, Acc* cross_weighted) {
+ADAFACTOR_INLINE void accumulate_rows(const G* (&run)[R], const Acc (&weight)[R], std::size_t cols,
+                                      std::ptrdiff_t next_rows, Acc* cross_sq,
+                                      Acc* cross_weighted) {
     Lanes<Acc> w[R];
     for (std::size_t r = 0; r < R; ++r) w[r] = broadcast(weight[r]);
     auto group = [&](std::size_t j, auto load_group) {
         Lanes<Acc> sq = load<Acc>(cross_sq + j), weighted = load<Acc>(cross_weighted + j);
         for (std::size_t r = 0; r < R; ++r) {
             const Lanes<Acc> g = load_group(run[r] + j);
+            __builtin_prefetch(reinterpret_cast<const char*>(run[r] + j) + next_rows);
             const Lanes<Acc> g_sq = g * g;
             sq = sq + g_sq;
             weighted = weighted + g_sq * w[r];
@@ -113,27 +119,28 @@ ADAFACTOR_INLINE void accumulate_rows(const G* const (&run)[R], const Acc (&weig
     for (; j + kLanes<Acc> <= cols; j += kLanes<Acc>)
         group(j, [](const G* g) __attribute__((always_inline)) { return load<Acc>(g); });
     if (j < cols)
-        group(j, [n = cols - j](const G* g) __attribute__((always_inline)) {
-            return load_first<Acc>(g, n);
-        });
+        group(j, [n = cols - j](const G* g)
+                     __attribute__((always_inline)) { return load_first<Acc>(g, n); });
 }
 
 // Rows i to i + R of a panel; false if their fp32 sums cannot be trusted.
 template <class Acc, std::size_t R, class G>
 ADAFACTOR_INLINE bool measure_some_rows(const Block<const G>& grad, const Statistics& out,
                                         std::size_t i, Acc* cross_sq, Acc* cross_weighted) {
-    const G* run[R];
-    for (std::size_t r = 0; r < R; ++r) run[r] = row_of(grad, i + r);
-    const auto& runs = const_cast<const G* const(&)[R]>(run);
+    const G* runs[R];
+    rows_of(grad, i, runs);
     double sum_sq[R];
     if (!sum_squares_exactly<Acc>(runs, grad.cols, sum_sq)) return false;
     Acc weight[R];
     for (std::size_t r = 0; r < R; ++r) {
         out.own_sum_sq[i + r] = sum_sq[r];
         out.own_new[i + r] = blend(out, out.own_old[i + r], sum_sq[r] / double(grad.cols));
-        weight[r] = weight_of<Acc>(sum_sq[r], out.own_new[i + r]);
+        const double w = weight_of(sum_sq[r], out.own_new[i + r]);
+        if (!trusted_weight<Acc>(w)) return false;
+        weight[r] = Acc(w);
     }
-    accumulate_rows<Acc>(runs, weight, grad.cols, cross_sq, cross_weighted);
+    accumulate_rows<Acc>(runs, weight, grad.cols, std::ptrdiff_t(R) * grad.stride, cross_sq,
+                         cross_weighted);
     return true;
 }
 
@@ -230,7 +237,9 @@ bool measure_tile_cols(const Block<const G>& grad, const Statistics& out, Acc* s
     for (std::size_t j = 0; j < padded<Acc>(grad.cols); ++j) weight[j] = 0;
     for (std::size_t j = 0; j < grad.cols; ++j) {
         out.own_new[j] = blend(out, out.own_old[j], out.own_sum_sq[j] / double(grad.rows));
-        weight[j] = weight_of<Acc>(out.own_sum_sq[j], out.own_new[j]);
+        const double w = weight_of(out.own_sum_sq[j], out.own_new[j]);
+        if (!trusted_weight<Acc>(w)) return false;
+        weight[j] = Acc(w);
     }
     for (std::size_t i = 0; i < grad.rows; ++i)
         sum_row<Acc>(row_of(grad, i), weight, grad.cols, out.cross_sum_sq[i],

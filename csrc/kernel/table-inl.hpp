@@ -3,6 +3,8 @@
 // header here defines a function that another set could share: the linker might keep the copy with
 // the widest instructions for everyone.
 #include <cstdint>
+#include <type_traits>
+#include <utility>
 
 #include "kernels.hpp"
 
@@ -13,12 +15,13 @@ namespace {
 //
 #include "apply-inl.hpp"
 #include "measure-inl.hpp"
+#include "resolve-inl.hpp"
 #include "unfactored-inl.hpp"
 
 template <class P, class G>
 constexpr Kernels<P, G> kernels_of = {
-    sum_squares<P>,       measure_rows<G>, measure_cols<G>,      sum_u_squares<G>,
-    apply<P, G>, measure_unfactored<G>, apply_unfactored<P, G>,
+    sum_squares<P>, measure_rows<G>,       measure_cols<G>,        sum_u_squares<G>,
+    apply<P, G>,    measure_unfactored<G>, apply_unfactored<P, G>,
 };
 
 }  // namespace
@@ -28,6 +31,11 @@ extern const KernelTable ADAFACTOR_TABLE = {
     kernels_of<float, double>,
     kernels_of<double, float>,
     kernels_of<double, double>,
+    add_groups,
+    range_of,
+    sum_over_means,
+    fill_factors<float>,
+    fill_factors<double>,
 };
 
 }  // namespace adafactor

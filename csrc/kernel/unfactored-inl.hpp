@@ -48,8 +48,8 @@ void apply_unfactored(P* param, const G* grad, double* v, std::size_t n, const U
         store(v + k, now.v);
     }
     if (k < n) {
-        const NewMoment now =
-            new_moment(load_first<double>(grad + k, n - k), load_first<double>(v + k, n - k), moment);
+        const NewMoment now = new_moment(load_first<double>(grad + k, n - k),
+                                         load_first<double>(v + k, n - k), moment);
         store_first(param + k, load_first<double>(param + k, n - k) - s * now.u, n - k);
         store_first(v + k, now.v, n - k);
     }
