@@ -6,7 +6,15 @@ version: str
 compiler: tuple[str, str]
 openmp: int
 
+class Progress:
+    def __init__(self, t: int = 0, skipped: int = 0) -> None: ...
+    @property
+    def t(self) -> int: ...
+    @property
+    def skipped(self) -> int: ...
+
 def update(
+    progress: Progress,
     param: npt.NDArray[Any],
     grad: npt.NDArray[Any],
     exp_row: npt.NDArray[Any] | None,
@@ -17,7 +25,7 @@ def update(
     eps: float,
     clip_threshold: float,
     scale_parameter: bool,
-    propagate: bool,
+    nonfinite: int,
     num_threads: int,
 ) -> None: ...
 def built_isas() -> list[str]: ...

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import operator
-import threading
 from collections.abc import Sequence
 from math import inf
 from typing import Any, SupportsIndex
@@ -123,7 +122,7 @@ class AdaFactor:
         num_threads: int | None = None,
         nonfinite: str = "raise",
     ) -> None:
-        self._lock = threading.Lock()
+        self._progress = _core.Progress()
         self._arguments: tuple[Any, ...] | None = None
         self._shape = _checked_shape(shape)
         self.lr = lr
@@ -141,8 +140,6 @@ class AdaFactor:
             self._exp_row, self._exp_col = (np.zeros(n) for n in self._shape)
         else:
             self._v = np.zeros(self._shape)
-        self._t = 0
-        self._skipped = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -166,11 +163,11 @@ class AdaFactor:
 
     @property
     def t(self) -> int:
-        return self._t
+        return self._progress.t
 
     @property
     def skipped(self) -> int:
-        return self._skipped
+        return self._progress.skipped
 
     def update(self, param: npt.NDArray[Any], grad: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Take one step: change `param` and the state in place.
@@ -203,17 +200,7 @@ class AdaFactor:
 
         Whatever is raised, `param`, the state and `t` are as before.
         """
-        if not self._lock.acquire(False):
-            raise RuntimeError("this AdaFactor is being updated by another thread")
-        try:
-            _core.update(param, grad, *(self._arguments or self._collect_arguments()))
-            self._t += 1
-        except FloatingPointError:
-            if self.__dict__["nonfinite"] != "skip":
-                raise
-            self._skipped += 1
-        finally:
-            self._lock.release()
+        _core.update(self._progress, param, grad, *(self._arguments or self._collect_arguments()))
         return param
 
     def _collect_arguments(self) -> tuple[Any, ...]:
@@ -227,7 +214,7 @@ class AdaFactor:
             self.eps,
             inf if self.clip_threshold is None else self.clip_threshold,
             self.scale_parameter,
-            self.nonfinite == "propagate",
+            hyper.NONFINITE_POLICIES.index(self.nonfinite),
             self.num_threads or 0,
         )
         return self._arguments
@@ -238,17 +225,21 @@ class AdaFactor:
     def __repr__(self) -> str:
         values = "".join(
             f", {name}={getattr(self, name)!r}"
-            for name, attribute in vars(type(self)).items()
+            for name, attribute in vars(AdaFactor).items()
             if isinstance(attribute, HyperParameter)
         )
         kind = "factored" if self.factored else "unfactored"
         return f"<AdaFactor(shape={self.shape}{values}), {kind}, t={self.t}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if k not in ("_lock", "_arguments")}
+        own = {k: v for k, v in vars(self).items() if k not in ("_progress", "_arguments")}
+        return {**own, "t": self.t, "skipped": self.skipped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _lock=threading.Lock(), _arguments=None)
+        own = dict(state)
+        self._progress = _core.Progress(own.pop("t"), own.pop("skipped"))
+        self._arguments = None
+        vars(self).update(own)
 
     def __copy__(self) -> AdaFactor:
         """Return a copy with state of its own: two objects must not write to the same arrays."""

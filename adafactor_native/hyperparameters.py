@@ -74,7 +74,10 @@ def threads_or_none(name: str, value: Any) -> int | None:
     return None if value is None else check_num_threads(value, name, or_none=" or None")
 
 
+NONFINITE_POLICIES = ("raise", "skip", "propagate")
+
+
 def nonfinite_policy(name: str, value: Any) -> str:
-    if value not in ("raise", "skip", "propagate"):
+    if not isinstance(value, str) or value not in NONFINITE_POLICIES:
         raise ValueError(f"{name} is {value!r}, must be 'raise', 'skip' or 'propagate'")
     return str(value)

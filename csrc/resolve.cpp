@@ -35,7 +35,7 @@ double step_size(const HyperParameters& hyper, double mean_u_squared, double mea
     return hyper.lr * scale / divisor;
 }
 
-bool factors_fit_float(const SecondMoment& moment, Form form, double step) {
+bool factors_fit_float(const SecondMoment& moment, Form form, double step, double eps) {
     const Range& rows = moment.row_range;
     const Range& cols = moment.col_range;
     const bool none_live = rows.largest_live == 0;
@@ -44,7 +44,7 @@ bool factors_fit_float(const SecondMoment& moment, Form form, double step) {
     const bool steps_fit =
         step == 0 || (form == Form::separable ? within(step / most, step / least, kColRange)
                                               : within(step, step, kColRange));
-    return steps_fit && within(least, most, kColRange) &&
+    return steps_fit && eps <= kColRange && within(least, most, kColRange) &&
            within(std::sqrt(rows.smallest_live / moment.mean),
                   std::sqrt(rows.largest_live / moment.mean), kRowRange);
 }

@@ -25,8 +25,8 @@ double step_size(const HyperParameters& hyper, double mean_u_squared, double mea
 // The two forms of struct Update.
 enum class Form { separable, direct };
 
-// Whether floats hold the factors of all live lines, and the products that apply forms from them.
-bool factors_fit_float(const SecondMoment& moment, Form form, double step);
+// Whether floats hold eps, the factors of all live lines, and the products that apply forms.
+bool factors_fit_float(const SecondMoment& moment, Form form, double step, double eps);
 
 FactorRule row_rule(const SecondMoment& moment, Form form, bool literal);
 FactorRule col_rule(Form form, bool literal, double step);

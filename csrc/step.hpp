@@ -6,8 +6,6 @@
 
 namespace adafactor {
 
-inline constexpr std::size_t kTile = 65536;  // elements a thread takes at a time
-
 template <class P, class G>
 Outcome step_factored(const Tensor& tensor, const HyperParameters& hyper, bool propagate,
                       int threads, const KernelTable& table, const Kernels<P, G>& kernels);

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "layout.hpp"
+#include "blocks.hpp"
 #include "resolve.hpp"
 #include "scratch.hpp"
 #include "step.hpp"

@@ -1,4 +1,7 @@
+#include <atomic>
 #include <cmath>
+#include <memory>
+#include <stdexcept>
 
 #include "bindings/bindings.hpp"
 #include "bindings/buffers.hpp"
@@ -80,18 +83,48 @@ std::string message_of(const Outcome& outcome, py::handle param, py::handle grad
     return message + "; nothing was changed";
 }
 
-void update(py::handle param, py::handle grad, py::handle exp_row, py::handle exp_col, py::handle v,
-            double lr, double beta2, double eps, double clip_threshold, bool scale_parameter,
-            bool propagate, int num_threads) {
+// The steps of one optimizer, and whether one is under way.
+struct Progress {
+    std::int64_t t = 0;
+    std::int64_t skipped = 0;
+    std::atomic<bool> busy{false};
+};
+
+class Turn {
+public:
+    explicit Turn(Progress& progress) : progress_(progress) {
+        if (progress_.busy.exchange(true, std::memory_order_acquire))
+            throw std::runtime_error("this optimizer is being updated by another thread");
+    }
+    ~Turn() { progress_.busy.store(false, std::memory_order_release); }
+    Turn(const Turn&) = delete;
+    Turn& operator=(const Turn&) = delete;
+
+private:
+    Progress& progress_;
+};
+
+enum class NonFinite { raise, skip, propagate };
+
+// A step and its count are one call: no signal, and no other thread, comes between them.
+void update(Progress& progress, py::handle param, py::handle grad, py::handle exp_row,
+            py::handle exp_col, py::handle v, double lr, double beta2, double eps,
+            double clip_threshold, bool scale_parameter, int nonfinite, int num_threads) {
+    const Turn turn(progress);
     const Checked checked(param, grad, exp_row, exp_col, v);
     const HyperParameters hyper{lr, beta2, eps, clip_threshold, scale_parameter};
+    const auto policy = NonFinite(nonfinite);
     Outcome outcome;
     {
         const py::gil_scoped_release no_python_below;
-        outcome =
-            step(checked.tensor, hyper, propagate, num_threads > 0 ? num_threads : max_threads());
+        outcome = step(checked.tensor, hyper, policy == NonFinite::propagate,
+                       num_threads > 0 ? num_threads : max_threads());
     }
-    if (outcome.fault != Fault::none) {
+    if (outcome.fault == Fault::none) {
+        ++progress.t;
+    } else if (policy == NonFinite::skip) {
+        ++progress.skipped;
+    } else {
         py::set_error(PyExc_FloatingPointError,
                       message_of(outcome, param, grad, checked.tensor).c_str());
         throw py::error_already_set();
@@ -101,13 +134,24 @@ void update(py::handle param, py::handle grad, py::handle exp_row, py::handle ex
 }  // namespace
 
 void bind_update(py::module_& m) {
-    m.def(
-        "update", &update,
-        "One step of one tensor, in place. Either exp_row and exp_col or v is None; num_threads 0 "
-        "stands for the limit of set_num_threads.",
-        py::arg("param"), py::arg("grad"), py::arg("exp_row"), py::arg("exp_col"), py::arg("v"),
-        py::arg("lr"), py::arg("beta2"), py::arg("eps"), py::arg("clip_threshold"),
-        py::arg("scale_parameter"), py::arg("propagate"), py::arg("num_threads"));
+    py::class_<Progress>(m, "Progress", "Counts the steps of one optimizer.")
+        .def(py::init([](std::int64_t t, std::int64_t skipped) {
+                 auto progress = std::make_unique<Progress>();
+                 progress->t = t;
+                 progress->skipped = skipped;
+                 return progress;
+             }),
+             py::arg("t") = 0, py::arg("skipped") = 0)
+        .def_readonly("t", &Progress::t)
+        .def_readonly("skipped", &Progress::skipped);
+
+    m.def("update", &update,
+          "One step of one tensor, in place. Either exp_row and exp_col or v is None; nonfinite is "
+          "0 to raise, 1 to skip, 2 to propagate; num_threads 0 is the limit of set_max_threads.",
+          py::arg("progress"), py::arg("param"), py::arg("grad"), py::arg("exp_row"),
+          py::arg("exp_col"), py::arg("v"), py::arg("lr"), py::arg("beta2"), py::arg("eps"),
+          py::arg("clip_threshold"), py::arg("scale_parameter"), py::arg("nonfinite"),
+          py::arg("num_threads"));
 }
 
 }  // namespace adafactor

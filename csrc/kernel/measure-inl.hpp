@@ -87,11 +87,11 @@ ADAFACTOR_INLINE double weight_of(double sum_sq, double running_mean) {
     return sum_sq == 0 ? 0 : 1 / running_mean;
 }
 
-// A weight that fp32 holds in full precision, with products that stay in its range.
+// A weight that Acc holds, and whose products with the squares of a run can be trusted.
 template <class Acc>
-ADAFACTOR_INLINE bool trusted_weight(double weight) {
+ADAFACTOR_INLINE bool trusted_weight(double weight, double sum_sq, std::size_t n) {
     if constexpr (sizeof(Acc) == sizeof(double)) return true;
-    return weight == 0 || (weight >= 1e-36 && weight <= 1e36);
+    return sum_sq == 0 || (weight >= 1e-36 && weight <= 1e36 && trusted(Acc(sum_sq * weight), n));
 }
 
 // cross_sq[j] += grad[r,j]^2 and cross_weighted[j] += grad[r,j]^2 weight[r], over R rows.
@@ -136,7 +136,7 @@ ADAFACTOR_INLINE bool measure_some_rows(const Block<const G>& grad, const Statis
         out.own_sum_sq[i + r] = sum_sq[r];
         out.own_new[i + r] = blend(out, out.own_old[i + r], sum_sq[r] / double(grad.cols));
         const double w = weight_of(sum_sq[r], out.own_new[i + r]);
-        if (!trusted_weight<Acc>(w)) return false;
+        if (!trusted_weight<Acc>(w, sum_sq[r], grad.cols)) return false;
         weight[r] = Acc(w);
     }
     accumulate_rows<Acc>(runs, weight, grad.cols, std::ptrdiff_t(R) * grad.stride, cross_sq,
@@ -238,7 +238,7 @@ bool measure_tile_cols(const Block<const G>& grad, const Statistics& out, Acc* s
     for (std::size_t j = 0; j < grad.cols; ++j) {
         out.own_new[j] = blend(out, out.own_old[j], out.own_sum_sq[j] / double(grad.rows));
         const double w = weight_of(out.own_sum_sq[j], out.own_new[j]);
-        if (!trusted_weight<Acc>(w)) return false;
+        if (!trusted_weight<Acc>(w, out.own_sum_sq[j], grad.rows)) return false;
         weight[j] = Acc(w);
     }
     for (std::size_t i = 0; i < grad.rows; ++i)
