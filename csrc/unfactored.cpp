@@ -45,10 +45,12 @@ public:
 private:
     struct Sums {
         double param_sq, grad_sq, u_sq;
+        bool wide;  // in one of the runs
         void add(const Sums& other) {
             param_sq += other.param_sq;
             grad_sq += other.grad_sq;
             u_sq += other.u_sq;
+            wide = wide || other.wide;
         }
     };
 
@@ -88,7 +90,7 @@ private:
                 hyper_.scale_parameter
                     ? kernels_.sum_squares({run_of(kParam, k, n, param_place), 0, 1, n})
                     : 0;
-            sums.add({param_sq, run.grad_sq, run.u_sq});
+            sums.add({param_sq, run.grad_sq, run.u_sq, run.wide});
         });
         sums_[tile] = sums;
     }
@@ -100,7 +102,8 @@ private:
             double v_place[kChunk];
             P* param = run_of(kParam, k, n, param_place);
             double* v = run_of(kV, k, n, v_place);
-            kernels_.apply_unfactored(param, run_of(kGrad, k, n, grad_place), v, n, moment(), step);
+            kernels_.apply_unfactored(param, run_of(kGrad, k, n, grad_place), v, n, moment(), step,
+                                      sums_[tile].wide);
             if (param == param_place) order_.scatter(param, kParam, k, n);
             if (v == v_place) order_.scatter(v, kV, k, n);
         });

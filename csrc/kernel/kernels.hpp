@@ -58,6 +58,7 @@ struct Unfactored {
 
 struct UnfactoredSums {
     double grad_sq, u_sq;
+    bool wide;  // u needs double throughout
 };
 
 template <class P, class G>
@@ -70,7 +71,7 @@ struct Kernels {
     UnfactoredSums (*measure_unfactored)(const G* grad, const double* v, std::size_t n,
                                          const Unfactored& moment);
     void (*apply_unfactored)(P* param, const G* grad, double* v, std::size_t n,
-                             const Unfactored& moment, double step);
+                             const Unfactored& moment, double step, bool wide);
 };
 
 // The running means of one axis of a matrix after this step. A line whose squares sum to zero has

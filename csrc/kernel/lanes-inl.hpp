@@ -1,4 +1,5 @@
-// Sixteen floats or eight doubles, whatever the width of the machine's registers.
+// Sixteen floats or eight doubles, whatever the width of the machine's registers; or, beside
+// doubles, eight floats.
 //
 // Every instruction set adds in the order of these virtual lanes, so all give the same bits. They
 // are kept as several vectors of the set's own width (ADAFACTOR_VECTOR_BYTES), because compilers
@@ -17,46 +18,60 @@ struct VectorOf {
     typedef T Unaligned __attribute__((vector_size(bytes), aligned(1), may_alias));
 };
 
-template <class T>
+template <class T, std::size_t n = 64 / sizeof(T)>
 struct Lanes {
-    static constexpr std::size_t kCount = 64 / sizeof(T);
-    using Vector = typename VectorOf<T, kVectorBytes>::Aligned;
+    static constexpr std::size_t kCount = n;
+    using Vector = typename VectorOf<T, n * sizeof(T) / kParts>::Aligned;
     Vector part[kParts];
 };
 
 template <class T>
 constexpr std::size_t kLanes = Lanes<T>::kCount;
 
-template <class T>
-ADAFACTOR_INLINE Lanes<T> broadcast(T value) {
-    Lanes<T> x;
-    ADAFACTOR_PARTS x.part[part] = typename Lanes<T>::Vector{} + value;
+template <class T, std::size_t n = kLanes<T>>
+ADAFACTOR_INLINE Lanes<T, n> broadcast(T value) {
+    Lanes<T, n> x;
+    ADAFACTOR_PARTS x.part[part] = typename Lanes<T, n>::Vector{} + value;
     return x;
 }
 
-// The memory of one part of Lanes<Acc> whose elements are stored as T.
-template <class T, class Acc>
-using Stored = VectorOf<T, kVectorBytes / sizeof(Acc) * sizeof(T)>;
-
-template <class Acc, class T>
-ADAFACTOR_INLINE Lanes<Acc> load(const T* from) {
-    constexpr std::size_t n = kVectorBytes / sizeof(Acc);
-    Lanes<Acc> x;
-    ADAFACTOR_PARTS {
-        const typename Stored<T, Acc>::Aligned stored =
-            *reinterpret_cast<const typename Stored<T, Acc>::Unaligned*>(from + part * n);
-        x.part[part] = __builtin_convertvector(stored, typename Lanes<Acc>::Vector);
-    }
-    return x;
+template <class To, class From>
+ADAFACTOR_INLINE To converted_vector(const From& x) {
+#if defined(__AVX512F__) && !defined(__clang__)
+    // GCC converts eight floats to doubles by halves, in five instructions.
+    if constexpr (sizeof(To) == 64 && sizeof(From) == 32)
+        return reinterpret_cast<To>(_mm512_cvtps_pd(reinterpret_cast<__m256>(x)));
+#endif
+    return __builtin_convertvector(x, To);
 }
 
-template <class Acc, class T>
-ADAFACTOR_INLINE void store(T* to, const Lanes<Acc>& x) {
-    constexpr std::size_t n = kVectorBytes / sizeof(Acc);
-    ADAFACTOR_PARTS {
-        *reinterpret_cast<typename Stored<T, Acc>::Unaligned*>(to + part * n) =
-            __builtin_convertvector(x.part[part], typename Stored<T, Acc>::Aligned);
-    }
+template <class To, class From, std::size_t n>
+ADAFACTOR_INLINE Lanes<To, n> converted(const Lanes<From, n>& x) {
+    Lanes<To, n> y;
+    ADAFACTOR_PARTS y.part[part] = converted_vector<typename Lanes<To, n>::Vector>(x.part[part]);
+    return y;
+}
+
+template <class Acc, std::size_t n = kLanes<Acc>, class T>
+ADAFACTOR_INLINE Lanes<Acc, n> load(const T* from) {
+    using Unaligned = typename VectorOf<T, n * sizeof(T) / kParts>::Unaligned;
+    Lanes<T, n> x;
+    ADAFACTOR_PARTS x.part[part] = *reinterpret_cast<const Unaligned*>(from + part * n / kParts);
+    if constexpr (sizeof(T) == sizeof(Acc))
+        return x;
+    else
+        return converted<Acc>(x);
+}
+
+template <class T, class Acc, std::size_t n>
+ADAFACTOR_INLINE void store(T* to, const Lanes<Acc, n>& x) {
+    using Unaligned = typename VectorOf<T, n * sizeof(T) / kParts>::Unaligned;
+    Lanes<T, n> y;
+    if constexpr (sizeof(T) == sizeof(Acc))
+        y = x;
+    else
+        y = converted<T>(x);
+    ADAFACTOR_PARTS* reinterpret_cast<Unaligned*>(to + part * n / kParts) = y.part[part];
 }
 
 // The last elements of a run, fewer than a full group, through the same lanes; the others are 0.
@@ -67,19 +82,19 @@ ADAFACTOR_INLINE Lanes<Acc> load_first(const T* from, std::size_t n) {
     return load<Acc>(padded);
 }
 
-template <class Acc, class T>
+template <class T, class Acc>
 ADAFACTOR_INLINE void store_first(T* to, const Lanes<Acc>& x, std::size_t n) {
     alignas(64) T padded[kLanes<Acc>];
     store(padded, x);
     __builtin_memcpy(to, padded, n * sizeof(T));
 }
 
-#define ADAFACTOR_LANEWISE(op)                                                    \
-    template <class T>                                                            \
-    ADAFACTOR_INLINE Lanes<T> operator op(const Lanes<T>& a, const Lanes<T>& b) { \
-        Lanes<T> c;                                                               \
-        ADAFACTOR_PARTS c.part[part] = a.part[part] op b.part[part];              \
-        return c;                                                                 \
+#define ADAFACTOR_LANEWISE(op)                                                             \
+    template <class T, std::size_t n>                                                      \
+    ADAFACTOR_INLINE Lanes<T, n> operator op(const Lanes<T, n>& a, const Lanes<T, n>& b) { \
+        Lanes<T, n> c;                                                                     \
+        ADAFACTOR_PARTS c.part[part] = a.part[part] op b.part[part];                       \
+        return c;                                                                          \
     }
 ADAFACTOR_LANEWISE(+)
 ADAFACTOR_LANEWISE(-)
@@ -87,11 +102,14 @@ ADAFACTOR_LANEWISE(*)
 ADAFACTOR_LANEWISE(/)
 #undef ADAFACTOR_LANEWISE
 
-ADAFACTOR_INLINE Lanes<double> square_root(const Lanes<double>& x) {
-    Lanes<double> y;
+ADAFACTOR_INLINE double root_of(double x) { return __builtin_sqrt(x); }
+ADAFACTOR_INLINE float root_of(float x) { return __builtin_sqrtf(x); }
+
+template <class T, std::size_t n>
+ADAFACTOR_INLINE Lanes<T, n> square_root(const Lanes<T, n>& x) {
+    Lanes<T, n> y;
     ADAFACTOR_PARTS {
-        for (std::size_t k = 0; k < kVectorBytes / sizeof(double); ++k)
-            y.part[part][k] = __builtin_sqrt(x.part[part][k]);
+        for (std::size_t k = 0; k < n / kParts; ++k) y.part[part][k] = root_of(x.part[part][k]);
     }
     return y;
 }
@@ -119,12 +137,12 @@ ADAFACTOR_INLINE auto sum_vector(const Vector& x) {
     }
 }
 
-// Lane k is added to lane k + count/2, and so on by halves.
-template <class T>
-ADAFACTOR_INLINE T sum_lanes(Lanes<T> x) {
+// Lane k is added to lane k + n/2, and so on by halves.
+template <class T, std::size_t n>
+ADAFACTOR_INLINE T sum_lanes(Lanes<T, n> x) {
     for (std::size_t half = kParts / 2; half > 0; half /= 2)
         for (std::size_t part = 0; part < half; ++part) x.part[part] += x.part[part + half];
-    return sum_vector<kVectorBytes / sizeof(T) / 2>(x.part[0]);
+    return sum_vector<n / kParts / 2>(x.part[0]);
 }
 
 template <class T>

@@ -2,6 +2,12 @@
 // kernel/<set>.cpp names the set and includes this. Everything is in an anonymous namespace and no
 // header here defines a function that another set could share: the linker might keep the copy with
 // the widest instructions for everyone.
+#if defined(__AVX512F__) && !defined(__clang__)
+#include <immintrin.h>
+// GCC's own header leaves a vector undefined on purpose, and GCC then warns of it.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
 #include <cstdint>
 #include <type_traits>
 #include <utility>
@@ -20,8 +26,8 @@ namespace {
 
 template <class P, class G>
 constexpr Kernels<P, G> kernels_of = {
-    sum_squares<P>, measure_rows<G>,       measure_cols<G>,        sum_u_squares<G>,
-    apply<P, G>,    measure_unfactored<G>, apply_unfactored<P, G>,
+    sum_squares<P>, measure_rows<G>,          measure_cols<G>,        sum_u_squares<G>,
+    apply<P, G>,    measure_unfactored<P, G>, apply_unfactored<P, G>,
 };
 
 }  // namespace

@@ -1,0 +1,60 @@
+"""What the figures hold for: processor, compiler, versions. No names of hosts or folders."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from threadpoolctl import threadpool_info
+
+import adafactor_native
+from problems import usable_cores
+
+MEASURED_PACKAGES = ("numpy", "numba")
+
+
+def describe_machine() -> dict[str, Any]:
+    fields = (line.partition(":") for line in output_of("lscpu").splitlines())
+    lscpu = {name.strip(): value.strip() for name, _, value in fields}
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "processor": lscpu.get("Model name", platform.machine()),
+        "cores": usable_cores(),
+        "caches": {level: lscpu.get(f"{level} cache", "unknown") for level in ("L1d", "L2", "L3")},
+        "hypervisor": lscpu.get("Hypervisor vendor"),
+        "load before the run": round(os.getloadavg()[0], 2),  # far above 0: not a quiet machine
+        "memory GiB": round(memory_bytes / 2**30, 1),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+    }
+
+
+def describe_software() -> dict[str, Any]:
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in MEASURED_PACKAGES},
+        "adafactor_native": adafactor_native.show_config(mode="dicts"),
+        "commit": output_of("git", "describe", "--always", "--dirty") or None,
+        "thread pools": sorted(
+            {f"{pool['prefix']} {pool['version'] or ''}".strip() for pool in threadpool_info()}
+        ),
+    }
+
+
+def output_of(*command: str) -> str:
+    """Empty where there is no such program, or no such answer: a part of the description is lost."""
+    try:
+        run = subprocess.run(
+            command,
+            cwd=Path(__file__).parent,
+            env={**os.environ, "LC_ALL": "C"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return run.stdout.strip()

@@ -1,0 +1,188 @@
+"""The pictures of a run, drawn from its JSON alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from names import FLOOR, IN_PLACE, NATIVE, NUMBA, READ, SEED, UNSCALED
+from recorded import Problem, Recorded
+
+LINES: dict[str, dict[str, Any]] = {
+    SEED: {"color": "#b0413e", "marker": "s"},
+    IN_PLACE: {"color": "#e09f3e", "marker": "D"},
+    NUMBA: {"color": "#4a8c5f", "marker": "^"},
+    NATIVE: {"color": "#1d4e89", "marker": "o", "linewidth": 2.6, "zorder": 5},
+    UNSCALED: {"color": "#1d4e89", "marker": "o", "linestyle": ":", "markerfacecolor": "white"},
+    FLOOR: {"color": "#555555", "linestyle": "--"},
+    READ: {"color": "#999999", "linestyle": "-."},
+}
+STYLE: dict[Any, Any] = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 13,
+    "axes.titleweight": "bold",
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 110,
+    "grid.color": "#e4e4e4",
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "lines.markersize": 5,
+}
+
+
+def draw(recorded: Recorded) -> list[Path]:
+    """Write each picture that the run has figures for beside its JSON; return their paths."""
+    pictures = {"size": time_against_size, "gain": gain_over_seed, "threads": gain_from_threads}
+    paths = []
+    for name, picture in pictures.items():
+        with matplotlib.rc_context(STYLE):
+            figure = picture(recorded)
+            if figure is not None:
+                path = recorded.path.with_name(f"{recorded.path.stem}-{name}.png")
+                figure.savefig(path)
+                paths.append(path)
+    return paths
+
+
+def time_against_size(recorded: Recorded) -> Figure | None:
+    problems = recorded.on_all_cores("size")
+    if len(problems) < 2:
+        return None
+    figure = Figure(figsize=(8.6, 5.4))
+    axes = figure.subplots()
+    for contender in recorded.contenders:
+        points = [
+            (problem["size"], recorded.median_ns(problem, contender))
+            for problem in problems
+            if recorded.result(problem, contender)
+        ]
+        axes.plot(*zip(*points), label=contender, **LINES.get(contender, {}))
+    for problem in problems:
+        mark_gain(axes, problem, recorded)
+
+    axes.set(
+        xscale="log",
+        yscale="log",
+        title="Time of one Adafactor step on a float32 matrix",
+        xlabel="shape of the parameter",
+        ylabel="median time per step",
+    )
+    axes.set_xticks([p["size"] for p in problems], [p["name"] for p in problems])
+    axes.tick_params(axis="x", labelrotation=30)
+    axes.margins(y=0.09)
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda ns, _: duration_tick(ns)))
+    axes.legend(loc="upper left")
+    caption(
+        figure,
+        f"{where(recorded)} In blue: times faster than the seed.\n"
+        "Small steps are limited by the cost of a call from Python, large ones by the memory: the "
+        "dashed line only reads\nparam and grad and writes param, once, as a step in place must at "
+        "the least.",
+    )
+    return figure
+
+
+def mark_gain(axes: Axes, problem: Problem, recorded: Recorded) -> None:
+    gain, time = recorded.ratio(problem, SEED, to=NATIVE), recorded.median_ns(problem, NATIVE)
+    if gain is not None and time is not None:
+        axes.annotate(
+            f"{gain:.0f}x",
+            (problem["size"], time),
+            xytext=(4, -14),
+            textcoords="offset points",
+            color=LINES[NATIVE]["color"],
+            fontweight="bold",
+            zorder=6,
+        )
+
+
+def gain_over_seed(recorded: Recorded) -> Figure | None:
+    problems = recorded.on_all_cores()
+    compared = [c for c in (IN_PLACE, NUMBA, NATIVE) if c in recorded.contenders]
+    if not problems or SEED not in recorded.contenders:
+        return None
+    figure = Figure(figsize=(8.6, 1.4 + 0.42 * len(problems)))
+    axes = figure.subplots()
+    height = 0.8 / len(compared)
+    for k, contender in enumerate(compared):
+        offset = (k - (len(compared) - 1) / 2) * height
+        gains = [recorded.ratio(problem, SEED, to=contender) or 0 for problem in problems]
+        color = LINES[contender]["color"]
+        places = [i + offset for i in range(len(problems))]
+        bars = axes.barh(places, gains, 0.92 * height, label=contender, color=color)
+        if contender == NATIVE:
+            axes.bar_label(bars, [f"{gain:.0f}x" for gain in gains], padding=3, color=color)
+    axes.axvline(1, color=LINES[SEED]["color"], linewidth=1)
+    axes.set_yticks(range(len(problems)), [p["name"] for p in problems])
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.margins(x=0.1, y=0.02)
+    axes.set(
+        title="How many times faster than the seed in NumPy",
+        xlabel="median time of the seed / median time",
+    )
+    axes.legend(loc="best")
+    caption(
+        figure,
+        f"{where(recorded)} Float32 unless named.\n"
+        "The gain is largest where param and grad fit the caches and the seed's temporaries do not.",
+    )
+    return figure
+
+
+def gain_from_threads(recorded: Recorded) -> Figure | None:
+    scaled = [runs for runs in recorded.by_threads() if len(runs) > 1]
+    if not scaled:
+        return None
+    figure = Figure(figsize=(8.6, 3.4))
+    panels = figure.subplots(1, len(scaled), sharey=True, squeeze=False)[0]
+    for axes, runs in zip(panels, scaled):
+        counts = [problem["threads"] for problem in runs]
+        axes.plot(counts, counts, color="#cccccc", linewidth=1, label="ideal")
+        for contender in (NUMBA, NATIVE, FLOOR):
+            medians = [recorded.median_ns(problem, contender) for problem in runs]
+            gains = [medians[0] / median for median in medians if median and medians[0]]
+            if len(gains) == len(counts):
+                axes.plot(counts, gains, label=contender, **LINES[contender])
+        axes.set_title(runs[0]["name"], fontsize=11, fontweight="normal")
+        axes.set_xlabel("threads")
+        axes.set_xticks(counts)
+    panels[0].set_ylabel("times faster than on 1")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper")
+    figure.suptitle("What more threads give", fontsize=13, fontweight="bold", x=0.01, ha="left")
+    caption(
+        figure,
+        f"{where(recorded)}\nOut of cache, threads share the memory's bandwidth; the dashed line, "
+        "which only moves bytes, shows how far that goes.",
+    )
+    return figure
+
+
+def where(recorded: Recorded) -> str:
+    machine, software = recorded.run["machine"], recorded.run["software"]
+    return (
+        f"{machine['processor']}, {machine['cores']} cores; "
+        f"NumPy {software['numpy']}, numba {software['numba']}."
+    )
+
+
+def caption(figure: Figure, text: str) -> None:
+    figure.supxlabel(text, fontsize=9, color="#444444", x=0.01, ha="left")
+
+
+def duration_tick(ns: float) -> str:
+    for unit, factor in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
+        if ns >= factor:
+            return f"{ns / factor:g} {unit}"
+    return f"{ns:g} ns"

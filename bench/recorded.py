@@ -1,0 +1,52 @@
+"""A finished run, read back from its JSON: all that the report and the plots know."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+Problem = dict[str, Any]  # as harness.describe has written it
+Result = dict[str, Any]
+
+
+class Recorded:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.run: dict[str, Any] = json.loads(path.read_text())
+        self.cores = int(self.run["machine"]["cores"])
+        self.contenders = list(dict.fromkeys(r["contender"] for r in self.run["results"]))
+        self._problems: dict[tuple[str, int], Problem] = {}
+        self._results: dict[tuple[str, int, str], Result] = {}
+        for result in self.run["results"]:
+            problem = result["problem"]
+            key = problem["name"], problem["threads"]
+            self._problems[key] = problem
+            self._results[(*key, result["contender"])] = result
+
+    def on_all_cores(self, group: str | None = None) -> list[Problem]:
+        return [
+            problem
+            for problem in self._problems.values()
+            if problem["threads"] == self.cores and group in (None, problem["group"])
+        ]
+
+    def by_threads(self) -> list[list[Problem]]:
+        """The problems that were run on several numbers of threads, each from fewest to most."""
+        names = [p["name"] for p in self._problems.values() if p["group"] == "threads"]
+        return [
+            [self._problems[key] for key in sorted(self._problems) if key[0] == name]
+            for name in dict.fromkeys(names)
+        ]
+
+    def result(self, problem: Problem, contender: str) -> Result | None:
+        return self._results.get((problem["name"], problem["threads"], contender))
+
+    def median_ns(self, problem: Problem, contender: str) -> float | None:
+        result = self.result(problem, contender)
+        return None if result is None else float(result["ns"]["median"])
+
+    def ratio(self, problem: Problem, contender: str, to: str) -> float | None:
+        """How many times the median of `to` goes into that of `contender`."""
+        time, unit = self.median_ns(problem, contender), self.median_ns(problem, to)
+        return None if time is None or unit is None else time / unit

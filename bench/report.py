@@ -1,0 +1,180 @@
+"""Tables and plots from a run's JSON, and from nothing else: `python bench/report.py [JSON]`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+
+import plots
+from names import FLOOR, IN_PLACE, NATIVE, NUMBA, SEED, UNSCALED
+from recorded import Recorded
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def write_report(path: Path) -> Path:
+    """Write the report beside the JSON of the run, and return its path."""
+    recorded = Recorded(path)
+    sections = [
+        heading(recorded),
+        *(f"![{picture.stem}]({picture.name})" for picture in plots.draw(recorded)),
+        speed(recorded),
+        threads(recorded),
+        neighbours(recorded),
+        memory(recorded),
+        every_figure(recorded),
+    ]
+    report = path.with_suffix(".md")
+    report.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    return report
+
+
+def heading(recorded: Recorded) -> str:
+    run = recorded.run
+    machine, software = run["machine"], run["software"]
+    native = software["adafactor_native"]
+    caches = ", ".join(f"{level} {size}" for level, size in machine["caches"].items())
+    compiler = f"{native['compiler']['name']} {native['compiler']['version']}"
+    return (
+        f"# One Adafactor step: {run['mode']} run of {run['date']}\n\n"
+        f"{machine['processor']}, {machine['cores']} cores; {caches}; "
+        f"{machine['memory GiB']} GiB; {machine['system']}; "
+        f"load average before the run {machine['load before the run']}.\n"
+        f"adafactor_native {native['version']} at {software['commit']} ({compiler}, instruction "
+        f"set {native['instruction sets']['running']}, {native['openmp']['runtime']}), "
+        f"Python {software['python']}, NumPy {software['numpy']}, numba {software['numba']}.\n\n"
+        "All contenders take turns in one process, on the same arrays and the same number of "
+        "threads, each checked against the seed in float64 first. Times are medians of a step."
+    )
+
+
+def speed(recorded: Recorded) -> str:
+    timed = [SEED, IN_PLACE, NUMBA, NATIVE, UNSCALED, FLOOR]
+    slower = [SEED, IN_PLACE, NUMBA]
+    rows = [
+        [
+            problem["name"],
+            *(duration(recorded.median_ns(problem, contender)) for contender in timed),
+            *(times(recorded.ratio(problem, contender, to=NATIVE)) for contender in slower),
+            times(recorded.ratio(problem, NATIVE, to=FLOOR)),
+            times(recorded.ratio(problem, UNSCALED, to=FLOOR)),
+        ]
+        for problem in recorded.on_all_cores()
+    ]
+    header = [
+        "param",
+        *timed,
+        *(f"{contender} / {NATIVE}" for contender in slower),
+        f"{NATIVE} / floor",
+        "scale_parameter=False / floor",
+    ]
+    return (
+        f"## Speed on {count(recorded.cores, 'thread')}\n\n{table(header, rows)}\n\n"
+        "The floor is `param -= k*grad`, which moves every byte once. A slice is of a matrix twice "
+        "as wide, and has no floor here."
+    )
+
+
+def threads(recorded: Recorded) -> str:
+    scaled = [NUMBA, NATIVE, FLOOR]
+    header = ["param", "threads"]
+    for contender in scaled:
+        header += [contender, "gain"]
+    rows = []
+    for runs in recorded.by_threads():
+        for problem in runs:
+            row = [problem["name"], str(problem["threads"])]
+            for contender in scaled:
+                one = recorded.median_ns(runs[0], contender)
+                now = recorded.median_ns(problem, contender)
+                row += [duration(now), times(one / now if one and now else None)]
+            rows.append(row)
+    return f"## Threads\n\n{table(header, rows)}"
+
+
+def neighbours(recorded: Recorded) -> str:
+    results = recorded.run["neighbours"]
+    quiet = {r["contender"]: r["ns"]["median"] for r in results if r["busy processes"] == 0}
+    header = ["contender", "busy processes", "median", "p90", "p99", "median / quiet median"]
+    rows = [
+        [
+            r["contender"],
+            str(r["busy processes"]),
+            *(duration(r["ns"][quantile]) for quantile in ("median", "p90", "p99")),
+            times(r["ns"]["median"] / quiet[r["contender"]]),
+        ]
+        for r in results
+    ]
+    return (
+        f"## Beside busy processes\n\n{table(header, rows)}\n\n"
+        f"1024x1024 in float32 on {count(recorded.cores, 'thread')}, each step timed alone."
+    )
+
+
+def memory(recorded: Recorded) -> str:
+    header = ["contender", "param", "peak of its first step above param and grad"]
+    rows = [
+        [r["contender"], r["problem"], f"{r['peak bytes'] / 2**20:.1f} MiB"]
+        for r in recorded.run["memory"]
+    ]
+    return f"## Memory\n\n{table(header, rows)}"
+
+
+def every_figure(recorded: Recorded) -> str:
+    quantiles = ["median", "p10", "p90", "p99"]
+    header = ["param", "threads", "contender", *quantiles]
+    header += ["ns per parameter", "bytes per parameter", "GB/s", "error"]
+    rows = []
+    for result in recorded.run["results"]:
+        problem, median_ns = result["problem"], result["ns"]["median"]
+        bytes_moved = result["bytes per parameter"] * problem["size"]
+        rows.append(
+            [
+                problem["name"],
+                str(problem["threads"]),
+                result["contender"],
+                *(duration(result["ns"][quantile]) for quantile in quantiles),
+                three_digits(median_ns / problem["size"]),
+                str(result["bytes per parameter"]),
+                three_digits(bytes_moved / median_ns),
+                f"{result['error']:.0e}",
+            ]
+        )
+    return (
+        f"## Every figure\n\n{table(header, rows)}\n\n"
+        "Bytes per parameter are those that the algorithm has to move, whatever a contender moves. "
+        "The error is the largest after three steps, relative to max|param|."
+    )
+
+
+def table(header: list[str], rows: Iterable[list[str]]) -> str:
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, rule, *rows])
+
+
+def duration(ns: float | None) -> str:
+    if ns is None:
+        return ""
+    for unit, factor in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
+        if ns >= factor:
+            return f"{three_digits(ns / factor)} {unit}"
+    return f"{three_digits(ns)} ns"
+
+
+def times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{three_digits(ratio)}x"
+
+
+def three_digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("json", type=Path, nargs="?", default=RESULTS / "speed.json")
+    print(write_report(parser.parse_args().json))

@@ -1,0 +1,82 @@
+"""The truth the tests compare with: one Adafactor step in float64, slow and obvious.
+
+Formulas: Shazeer & Stern 2018, "Adafactor" (arXiv:1804.04235), Algorithm 4 (matrices) and
+Algorithm 5 (anything else), with the seed's choices where it departs from them: beta2 is a
+constant, eps stands under the fraction as well as beside the squares, the scale is RMS(param)
+without a floor, and the clip is left out where RMS(u) is not a number.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class State:
+    """What one tensor remembers: exp_row (rows,) and exp_col (cols,) of a matrix, else v."""
+
+    t: int = 0
+    exp_row: np.ndarray | None = None
+    exp_col: np.ndarray | None = None
+    v: np.ndarray | None = None
+
+
+def initial_state(shape):
+    """Return the state before the first step: no statistics yet."""
+    if len(shape) == 2:
+        return State(exp_row=np.zeros(shape[0]), exp_col=np.zeros(shape[1]))
+    return State(v=np.zeros(shape))
+
+
+def update(
+    param,
+    grad,
+    state,
+    *,
+    lr=1e-2,
+    beta2=0.999,
+    eps=1e-30,
+    clip_threshold=1.0,
+    scale_parameter=True,
+):
+    """Return (param, state) after one step, in float64; nothing given is changed.
+
+    Divisions 0/0 give NaN, as in the seed. A tensor without elements only counts the step.
+    """
+    param = np.array(param, np.float64)
+    grad = np.array(grad, np.float64)
+    state = replace(state, t=state.t + 1)
+    if param.size == 0:
+        return param, state
+
+    with np.errstate(all="ignore"):
+        grad_sq = grad * grad + eps
+        if param.ndim == 2:
+            row_mean = np.array([mean(row) for row in grad_sq])
+            col_mean = np.array([mean(col) for col in grad_sq.T])
+            exp_row = beta2 * state.exp_row + (1 - beta2) * row_mean
+            exp_col = beta2 * state.exp_col + (1 - beta2) * col_mean
+            state = replace(state, exp_row=exp_row, exp_col=exp_col)
+            second_moment = exp_row[:, None] * (exp_col / mean(exp_row))
+        else:
+            second_moment = beta2 * state.v + (1 - beta2) * grad_sq
+            state = replace(state, v=second_moment)
+
+        u = grad / (np.sqrt(second_moment) + eps)
+        if clip_threshold is not None and rms(u) > clip_threshold:
+            u = u / (rms(u) / clip_threshold)
+        scale = rms(param) if scale_parameter else 1.0
+        return param - lr * scale * u, state
+
+
+def mean(values):
+    """Mean with a correctly rounded sum, so that no order of adding is preferred."""
+    return np.float64(math.fsum(np.ravel(values).tolist())) / np.size(values)
+
+
+def rms(values):
+    """Root of the mean square."""
+    return np.sqrt(mean(values * values))

@@ -1,0 +1,116 @@
+"""Children of a process that has stepped with several threads: they step too, with the same bits.
+
+Every child has a deadline, after which the system ends it. What a fork in a process with threads
+is warned of (Python 3.12 and later) is the subject here.
+"""
+
+import pytest
+
+FORK = """
+    import os, signal, threading
+    from problems import digest_of_run
+
+    def digest_in_child():
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(30)
+            os.write(writing, digest_of_run(2).encode())
+            os._exit(0)
+        os.close(writing)
+        with os.fdopen(reading) as pipe:
+            digest = pipe.read()
+        _, status = os.waitpid(pid, 0)
+        return digest if status == 0 else f"child ended with {status}"
+
+    def in_thread(work):
+        results = []
+        thread = threading.Thread(target=lambda: results.append(work()))
+        thread.start()
+        thread.join()
+        return results[0]
+"""
+IGNORED = {"PYTHONWARNINGS": "ignore::DeprecationWarning"}
+
+
+def assert_all_the_same(output, n):
+    digests = output.split()
+    assert len(digests) == n
+    assert len(set(digests)) == 1, digests
+
+
+def test_child_of_a_process_that_has_stepped(python):
+    """And the parent goes on with its threads."""
+    script = """
+    print(digest_of_run(2))
+    print(digest_in_child())
+    print(digest_of_run(2))
+    print(digest_in_child())
+    """
+    assert_all_the_same(python(FORK + script, **IGNORED), 4)
+
+
+def test_child_of_a_process_that_has_not(python):
+    script = """
+    print(digest_in_child())
+    print(digest_of_run(2))
+    """
+    assert_all_the_same(python(FORK + script, **IGNORED), 2)
+
+
+def test_child_of_another_thread(python):
+    """The fork in a thread, after a step there or in the main thread or in both."""
+    script = """
+    print(in_thread(digest_in_child))
+    print(in_thread(lambda: digest_of_run(2)))
+    print(digest_in_child())
+    print(in_thread(lambda: [digest_of_run(2), digest_in_child()][1]))
+    print(digest_of_run(2))
+    print(in_thread(digest_in_child))
+    """
+    assert_all_the_same(python(FORK + script, **IGNORED), 6)
+
+
+def test_child_born_while_another_thread_steps(python):
+    script = """
+    expected = digest_of_run(2)
+    stop = threading.Event()
+    def steps():
+        while not stop.is_set():
+            digest_of_run(2)
+    busy = threading.Thread(target=steps)
+    busy.start()
+    digests = [digest_in_child() for _ in range(8)]
+    stop.set()
+    busy.join()
+    print(expected, *digests)
+    """
+    assert_all_the_same(python(FORK + script, **IGNORED), 9)
+
+
+def test_child_of_a_child(python):
+    script = """
+    print(digest_of_run(2), flush=True)
+    if os.fork() == 0:
+        signal.alarm(30)
+        print(digest_of_run(2))
+        print(digest_in_child(), flush=True)
+        os._exit(0)
+    print("child ended with", os.wait()[1])
+    """
+    *digests, end = python(FORK + script, **IGNORED).splitlines()
+    assert end == "child ended with 0"
+    assert_all_the_same("\n".join(digests), 3)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_multiprocessing(python, method):
+    script = f"""
+        import multiprocessing
+        from problems import digest_of_run
+
+        print(digest_of_run(2))
+        with multiprocessing.get_context("{method}").Pool(2) as pool:
+            print(*pool.map_async(digest_of_run, [1, 2, 3, 2]).get(timeout=100))
+    """
+    assert_all_the_same(python(script, **IGNORED), 5)
