@@ -1,5 +1,6 @@
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 version: str
@@ -16,7 +17,7 @@ class Progress:
 def update(
     progress: Progress,
     param: npt.NDArray[Any],
-    grad: npt.NDArray[Any],
+    grad: npt.NDArray[Any] | np.floating[Any],
     exp_row: npt.NDArray[Any] | None,
     exp_col: npt.NDArray[Any] | None,
     v: npt.NDArray[Any] | None,

@@ -6,11 +6,13 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+__all__ = ["_core"]
+
 # How long an idle thread of the team watches for work before it sleeps. The runtimes' defaults (15 ms
 # in libgomp, 200 ms in libomp) take a core from everybody else, and from ourselves when it is busy: a
 # step beside one busy process takes 100 times as long. Sleeping at once makes every step pay for
 # waking. bench/ measures both sides.
-_WAITING = {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1"}
+_WAITING = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
 _CHOSEN_BY_USER = ("OMP_WAIT_POLICY", *_WAITING)
 
 

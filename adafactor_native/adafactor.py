@@ -169,7 +169,9 @@ class AdaFactor:
     def skipped(self) -> int:
         return self._progress.skipped
 
-    def update(self, param: npt.NDArray[Any], grad: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def update(
+        self, param: npt.NDArray[Any], grad: npt.NDArray[Any] | np.floating[Any]
+    ) -> npt.NDArray[Any]:
         """Take one step: change `param` and the state in place.
 
         Parameters
@@ -177,7 +179,8 @@ class AdaFactor:
         param : ndarray of float32 or float64, shape `shape`
             The parameters; overwritten. Any strides, any alignment; writeable, never converted.
         grad : ndarray of float32 or float64, shape `shape`
-            The gradient, only read. Its dtype and strides need not be `param`'s.
+            The gradient, only read. Its dtype and strides need not be `param`'s. For a shape of
+            no axes a NumPy scalar will do.
 
         Returns
         -------

@@ -34,7 +34,7 @@ struct Partition {
         p.n_own = p.owns_outer ? outer : inner;
         p.n_cross = p.owns_outer ? inner : outer;
         p.block =
-            p.owns_outer ? kPanelRows : std::clamp<std::size_t>(kTileElements / outer, 64, 512);
+            p.owns_outer ? kPanelRows : std::clamp<std::size_t>(kTileElements / outer, 64, kChunk);
         const std::size_t least = p.owns_outer ? 128 : std::max(p.block, kTileElements / outer);
         const std::size_t most = std::clamp<std::size_t>(kPartialSums / p.n_cross, 4, kMaxGroups);
         p.group = std::max(least, (p.n_own + most - 1) / most);

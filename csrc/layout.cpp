@@ -109,16 +109,17 @@ ElementOrder::ElementOrder(std::initializer_list<const Array*> arrays) {
 
 char* ElementOrder::at(int a, std::size_t k) const {
     char* p = data_[a];
-    for (int d = n_axes_ - 1; d >= 0; --d) {
+    for (int d = n_axes_ - 1; d > 0; --d) {
         p += std::ptrdiff_t(k % shape_[d]) * stride_[a][d];
         k /= shape_[d];
     }
-    return p;
+    return p + std::ptrdiff_t(k) * stride_[a][0];
 }
 
 bool ElementOrder::is_run(int a, std::size_t k, std::size_t n, char*& start) const {
     const std::size_t inner = shape_[n_axes_ - 1];
-    if (stride_[a][n_axes_ - 1] != std::ptrdiff_t(item_[a]) || k % inner + n > inner) return false;
+    if (stride_[a][n_axes_ - 1] != std::ptrdiff_t(item_[a])) return false;
+    if (n_axes_ > 1 && k % inner + n > inner) return false;
     start = at(a, k);
     return true;
 }

@@ -38,7 +38,9 @@ public:
 
         const auto n = double(order_.size());
         const double step = step_size(hyper_, total.u_sq / n, total.param_sq / n);
-        parallel_for(n_tiles_, threads_, [&](std::size_t tile, int) { apply(tile, step); });
+        // Backwards: what measure read last is still in the outer cache.
+        parallel_for(n_tiles_, threads_,
+                     [&](std::size_t turn, int) { apply(n_tiles_ - 1 - turn, step); });
         return {};
     }
 

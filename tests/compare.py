@@ -1,6 +1,7 @@
 """One step beside the reference's, and the table of what may differ."""
 
 import numpy as np
+
 import reference
 
 # Error budget of one step, in units of the machine epsilon. All sums are of positive terms, so they

@@ -8,12 +8,12 @@ import inspect
 
 import numpy as np
 import pytest
+
+import adafactor_native as an
 from buffers import Buffer
 from compare import assert_step_matches, largest
 from problems import DTYPE_PAIRS, DTYPES, digest, normal, spread
 from seed import AdaFactor as Seed
-
-import adafactor_native as an
 
 SHAPES = [
     (),

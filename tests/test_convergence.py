@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from problems import DTYPES, normal
 
 import adafactor_native as an
+from problems import DTYPES, normal
 
 
 @pytest.mark.parametrize("scale_parameter", [True, False])
@@ -17,7 +17,7 @@ def test_quadratic(shape, dtype, scale_parameter):
     opt = an.AdaFactor(shape, scale_parameter=scale_parameter)
     for t in range(1, 2001):
         opt.lr = 1 / (t + 10)
-        opt.update(param, np.asarray(param - target))
+        opt.update(param, param - target)
     np.testing.assert_allclose(param, target, rtol=1e-2)
 
 

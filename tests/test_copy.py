@@ -5,9 +5,9 @@ import pickle
 
 import numpy as np
 import pytest
-from problems import digest, normal
 
 import adafactor_native as an
+from problems import digest, normal
 
 WAYS = {
     **{

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from buffers import LAYOUTS, Buffer, Layout
-from problems import DTYPE_PAIRS, DTYPES, digest, digest_of_run, normal, spread
 
 import adafactor_native as an
+from buffers import LAYOUTS, Buffer, Layout
+from problems import DTYPE_PAIRS, DTYPES, digest, digest_of_run, normal, spread
 
 THREADS = (1, 2, 3, 7)
 

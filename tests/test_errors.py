@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 from numpy.lib.stride_tricks import as_strided
-from problems import normal
 
 import adafactor_native as an
+from problems import normal
 
 SHAPE = (4, 5)
 
@@ -28,7 +28,7 @@ def read_only_map(x):
 NO_ARRAYS = {
     "a list": lambda x: x.tolist(),
     "a NoneType": lambda x: None,
-    "a float32": lambda x: x[0, 0],
+    "a float": lambda x: float(x[0, 0]),
     "a memoryview": memoryview,
     "a masked array": np.ma.array,
 }

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from compare import largest
-from problems import DTYPES
 
 import adafactor_native as an
+from compare import largest
+from problems import DTYPES
 
 DATA = Path(__file__).parent / "data"
 RUNS = json.loads((DATA / "golden.json").read_text())

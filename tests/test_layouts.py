@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from buffers import LAYOUTS, Buffer
-from compare import assert_step_matches
 from numpy.lib.stride_tricks import as_strided
-from problems import DTYPE_PAIRS, DTYPES, normal
 
 import adafactor_native as an
+from buffers import LAYOUTS, Buffer
+from compare import assert_step_matches
+from problems import DTYPE_PAIRS, DTYPES, normal
 
 # Matrices that fit in one block, are cut into several, are tall and are wide
 MATRICES = [(37, 53), (200, 130), (700, 5), (5, 700)]

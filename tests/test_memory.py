@@ -5,9 +5,9 @@ import sys
 
 import numpy as np
 import pytest
-from problems import normal
 
 import adafactor_native as an
+from problems import normal
 
 MIB = 1 << 20
 

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+
+import adafactor_native as an
 from buffers import Buffer
 from compare import assert_step_matches
 from problems import DTYPE_PAIRS, DTYPES, digest, normal
 from seed import AdaFactor as Seed
-
-import adafactor_native as an
 
 BAD = [np.nan, np.inf, -np.inf]
 ORDERS = ["C", "Fortran", "both reversed", "misaligned"]

@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import adafactor_native as an
 import reference
 from buffers import LAYOUTS, Buffer
 from compare import assert_step_matches, hyper_of, state_of
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from problems import DTYPES, digest
-
-import adafactor_native as an
 
 settings.register_profile("ours", deadline=None, database=None, print_blob=True)
 settings.load_profile("ours")

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 import reference
 from problems import normal, spread
 from seed import AdaFactor as Seed

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from problems import digest, digest_of_run, normal
 
 import adafactor_native as an
+from problems import digest, digest_of_run, normal
 
 SHOW_LIMIT = """
     import adafactor_native as an

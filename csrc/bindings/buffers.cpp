@@ -62,6 +62,14 @@ std::string shape_text(int ndim, const std::ptrdiff_t* shape) {
     return text(axes);
 }
 
+py::object array_from(py::handle object) {
+    if (!py::isinstance<py::array>(object)) {
+        const py::module_ numpy = py::module_::import("numpy");
+        if (py::isinstance(object, numpy.attr("floating"))) return numpy.attr("asarray")(object);
+    }
+    return py::reinterpret_borrow<py::object>(object);
+}
+
 Array array_of(py::handle object, const char* name, Access access) {
     const py::array array = numpy_array(object, name);
     const py::dtype dtype = array.dtype();

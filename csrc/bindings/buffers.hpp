@@ -14,6 +14,10 @@ namespace py = pybind11;
 
 enum class Access { read, write };
 
+// An array of no axes for a NumPy scalar, which is what NumPy's operators make of such arrays;
+// anything else as it is. For what is only read.
+py::object array_from(py::handle object);
+
 // A float32 or float64 array of any strides, `name` in every error. The Array borrows from
 // `object`. Throws TypeError for what is not such an array, ValueError for a byte order other than
 // the machine's and, to be written, for a read-only array or one whose elements overlap each other.

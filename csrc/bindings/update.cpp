@@ -107,10 +107,11 @@ private:
 enum class NonFinite { raise, skip, propagate };
 
 // A step and its count are one call: no signal, and no other thread, comes between them.
-void update(Progress& progress, py::handle param, py::handle grad, py::handle exp_row,
+void update(Progress& progress, py::handle param, py::handle grad_or_scalar, py::handle exp_row,
             py::handle exp_col, py::handle v, double lr, double beta2, double eps,
             double clip_threshold, bool scale_parameter, int nonfinite, int num_threads) {
     const Turn turn(progress);
+    const py::object grad = array_from(grad_or_scalar);
     const Checked checked(param, grad, exp_row, exp_col, v);
     const HyperParameters hyper{lr, beta2, eps, clip_threshold, scale_parameter};
     const auto policy = NonFinite(nonfinite);

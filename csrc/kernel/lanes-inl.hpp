@@ -47,9 +47,14 @@ ADAFACTOR_INLINE To converted_vector(const From& x) {
 
 template <class To, class From, std::size_t n>
 ADAFACTOR_INLINE Lanes<To, n> converted(const Lanes<From, n>& x) {
-    Lanes<To, n> y;
-    ADAFACTOR_PARTS y.part[part] = converted_vector<typename Lanes<To, n>::Vector>(x.part[part]);
-    return y;
+    if constexpr (sizeof(To) == sizeof(From)) {
+        return x;
+    } else {
+        Lanes<To, n> y;
+        ADAFACTOR_PARTS y.part[part] =
+            converted_vector<typename Lanes<To, n>::Vector>(x.part[part]);
+        return y;
+    }
 }
 
 template <class Acc, std::size_t n = kLanes<Acc>, class T>
@@ -57,10 +62,7 @@ ADAFACTOR_INLINE Lanes<Acc, n> load(const T* from) {
     using Unaligned = typename VectorOf<T, n * sizeof(T) / kParts>::Unaligned;
     Lanes<T, n> x;
     ADAFACTOR_PARTS x.part[part] = *reinterpret_cast<const Unaligned*>(from + part * n / kParts);
-    if constexpr (sizeof(T) == sizeof(Acc))
-        return x;
-    else
-        return converted<Acc>(x);
+    return converted<Acc>(x);
 }
 
 template <class T, class Acc, std::size_t n>

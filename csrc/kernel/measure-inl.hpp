@@ -175,51 +175,83 @@ void measure_rows(const Block<const G>& grad, const Statistics& out, void* scrat
     measure_panel_rows<double>(grad, out, static_cast<double*>(scratch));
 }
 
+// panel_sq[j] += grad[r,j]^2, over R rows; padded to whole groups of lanes.
+template <class Acc, std::size_t R, class G>
+ADAFACTOR_INLINE void add_squares_of_rows(const G* (&run)[R], std::size_t cols, Acc* panel_sq) {
+    std::size_t j = 0;
+    for (; j + kLanes<Acc> <= cols; j += kLanes<Acc>) {
+        Lanes<Acc> sq = load<Acc>(panel_sq + j);
+        for (std::size_t r = 0; r < R; ++r) {
+            const Lanes<Acc> g = load<Acc>(run[r] + j);
+            sq = sq + g * g;
+        }
+        store(panel_sq + j, sq);
+    }
+    if (j < cols) {
+        Lanes<Acc> sq = load<Acc>(panel_sq + j);
+        for (std::size_t r = 0; r < R; ++r) {
+            const Lanes<Acc> g = load_first<Acc>(run[r] + j, cols - j);
+            sq = sq + g * g;
+        }
+        store(panel_sq + j, sq);
+    }
+}
+
 // Column sums of squares of the whole block in fp64, from panels of Acc.
 template <class Acc, class G>
 ADAFACTOR_INLINE void sum_squares_of_columns(const Block<const G>& grad, double* sum_sq,
                                              Acc* panel_sq) {
-    for (std::size_t j = 0; j < grad.cols; ++j) sum_sq[j] = 0;
-    for (std::size_t begin = 0; begin < grad.rows; begin += kPanelRows) {
-        const std::size_t end = begin + kPanelRows < grad.rows ? begin + kPanelRows : grad.rows;
-        for (std::size_t j = 0; j < padded<Acc>(grad.cols); ++j) panel_sq[j] = 0;
-        for (std::size_t i = begin; i < end; ++i) {
-            const G* g = row_of(grad, i);
-            std::size_t j = 0;
-            for (; j + kLanes<Acc> <= grad.cols; j += kLanes<Acc>) {
-                const Lanes<Acc> x = load<Acc>(g + j);
-                store(panel_sq + j, load<Acc>(panel_sq + j) + x * x);
-            }
-            if (j < grad.cols) {
-                const Lanes<Acc> x = load_first<Acc>(g + j, grad.cols - j);
-                store(panel_sq + j, load<Acc>(panel_sq + j) + x * x);
-            }
+    const std::size_t rows = grad.rows, cols = grad.cols;
+    for (std::size_t j = 0; j < cols; ++j) sum_sq[j] = 0;
+    for (std::size_t begin = 0; begin < rows; begin += kPanelRows) {
+        const std::size_t end = begin + kPanelRows < rows ? begin + kPanelRows : rows;
+        for (std::size_t j = 0; j < padded<Acc>(cols); ++j) panel_sq[j] = 0;
+        std::size_t i = begin;
+        for (; i + 4 <= end; i += 4) {
+            const G* run[4];
+            rows_of(grad, i, run);
+            add_squares_of_rows<Acc>(run, cols, panel_sq);
         }
-        for (std::size_t j = 0; j < grad.cols; ++j) sum_sq[j] += double(panel_sq[j]);
+        for (; i < end; ++i) {
+            const G* run[1] = {row_of(grad, i)};
+            add_squares_of_rows<Acc>(run, cols, panel_sq);
+        }
+        for (std::size_t j = 0; j < cols; ++j) sum_sq[j] += double(panel_sq[j]);
     }
 }
 
-// Adds up one row of a tile: grad^2 and grad^2 weight.
-template <class Acc, class G>
-ADAFACTOR_INLINE void sum_row(const G* g, const Acc* weight, std::size_t cols, double& sum_sq,
-                              double& sum_weighted) {
-    Lanes<Acc> sq = broadcast(Acc(0)), weighted = broadcast(Acc(0));
+// Adds up R rows of a tile: grad^2 and grad^2 weight.
+template <class Acc, std::size_t R, class G>
+ADAFACTOR_INLINE void sum_some_rows(const Block<const G>& grad, std::size_t i, const Acc* weight,
+                                    const Statistics& out) {
+    const std::size_t cols = grad.cols;
+    const G* run[R];
+    rows_of(grad, i, run);
+    Lanes<Acc> sq[R], weighted[R];
+    for (std::size_t r = 0; r < R; ++r) sq[r] = weighted[r] = broadcast(Acc(0));
+    const auto add = [&](std::size_t r, const Lanes<Acc>& g, const Lanes<Acc>& w)
+                         __attribute__((always_inline)) {
+                             const Lanes<Acc> g_sq = g * g;
+                             sq[r] = sq[r] + g_sq;
+                             weighted[r] = weighted[r] + g_sq * w;
+                         };
     std::size_t j = 0;
     for (; j + kLanes<Acc> <= cols; j += kLanes<Acc>) {
-        const Lanes<Acc> x = load<Acc>(g + j);
-        const Lanes<Acc> x_sq = x * x;
-        sq = sq + x_sq;
-        weighted = weighted + x_sq * load<Acc>(weight + j);
+        const Lanes<Acc> w = load<Acc>(weight + j);
+        for (std::size_t r = 0; r < R; ++r) add(r, load<Acc>(run[r] + j), w);
     }
     if (j < cols) {
-        const Lanes<Acc> x = load_first<Acc>(g + j, cols - j);
-        const Lanes<Acc> x_sq = x * x;
-        sq = sq + x_sq;
-        weighted = weighted + x_sq * load<Acc>(weight + j);
+        const Lanes<Acc> w = load<Acc>(weight + j);
+        for (std::size_t r = 0; r < R; ++r) add(r, load_first<Acc>(run[r] + j, cols - j), w);
     }
-    sum_sq += double(sum_lanes(sq));
-    sum_weighted += double(sum_lanes(weighted));
+    for (std::size_t r = 0; r < R; ++r) {
+        out.cross_sum_sq[i + r] += double(sum_lanes(sq[r]));
+        out.cross_weighted[i + r] += double(sum_lanes(weighted[r]));
+    }
 }
+
+// Rows whose two sums fit the registers.
+constexpr std::size_t kSummedRows = kParts == 1 ? 4 : 2;
 
 template <class Acc, class G>
 bool measure_tile_cols(const Block<const G>& grad, const Statistics& out, Acc* scratch) {
@@ -241,9 +273,10 @@ bool measure_tile_cols(const Block<const G>& grad, const Statistics& out, Acc* s
         if (!trusted_weight<Acc>(w, out.own_sum_sq[j], grad.rows)) return false;
         weight[j] = Acc(w);
     }
-    for (std::size_t i = 0; i < grad.rows; ++i)
-        sum_row<Acc>(row_of(grad, i), weight, grad.cols, out.cross_sum_sq[i],
-                     out.cross_weighted[i]);
+    std::size_t i = 0;
+    for (; i + kSummedRows <= grad.rows; i += kSummedRows)
+        sum_some_rows<Acc, kSummedRows>(grad, i, weight, out);
+    for (; i < grad.rows; ++i) sum_some_rows<Acc, 1>(grad, i, weight, out);
     return true;
 }
 

@@ -50,6 +50,12 @@ ADAFACTOR_INLINE Doubles smaller(const Doubles& x, const Doubles& y) {
     return out;
 }
 
+ADAFACTOR_INLINE Doubles larger(const Doubles& x, const Doubles& y) {
+    Doubles out;
+    ADAFACTOR_PARTS out.part[part] = x.part[part] > y.part[part] ? x.part[part] : y.part[part];
+    return out;
+}
+
 ADAFACTOR_INLINE double smallest_lane(const Doubles& x) {
     alignas(64) double lane[kLanes<double>];
     store(lane, x);
@@ -58,19 +64,23 @@ ADAFACTOR_INLINE double smallest_lane(const Doubles& x) {
     return smallest;
 }
 
+ADAFACTOR_INLINE double largest_lane(const Doubles& x) {
+    return -smallest_lane(broadcast(0.0) - x);
+}
+
 Range range_of(const Axis& axis) {
     const Doubles zero = broadcast(0.0), infinity = broadcast(double(__builtin_inf()));
-    Doubles sum = zero, smallest = infinity, smallest_live = infinity, minus_largest_live = zero;
+    Doubles sum = zero, smallest = infinity, smallest_live = infinity, largest_live = zero;
     for_groups(axis.size, [&](std::size_t, auto load_group) __attribute__((always_inline)) {
         const Doubles mean = load_group(axis.running_mean, axis.running_mean[0]);
         const Doubles sum_sq = load_group(axis.sum_sq, axis.sum_sq[0]);
         sum = sum + load_group(axis.running_mean, 0);
         smallest = smaller(mean, smallest);
         smallest_live = smaller(where_zero(sum_sq, infinity, mean), smallest_live);
-        minus_largest_live = smaller(where_zero(sum_sq, zero, zero - mean), minus_largest_live);
+        largest_live = larger(where_zero(sum_sq, zero, mean), largest_live);
     });
     return {sum_lanes(sum), smallest_lane(smallest), smallest_lane(smallest_live),
-            -smallest_lane(minus_largest_live)};
+            largest_lane(largest_live)};
 }
 
 // sum of weighted / running mean, over lines with a gradient.

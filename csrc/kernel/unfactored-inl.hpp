@@ -20,30 +20,31 @@ ADAFACTOR_INLINE Doubles new_v(const Doubles& g, const Doubles& v, const Unfacto
 
 // u = g / (sqrt(v) + eps)
 template <class Acc>
-ADAFACTOR_INLINE Group<Acc> u_of(const Doubles& g, const Doubles& v, double eps) {
+ADAFACTOR_INLINE Group<Acc> u_of(const Group<Acc>& g, const Doubles& v, double eps) {
     const Group<Acc> root = square_root(converted<Acc>(v));
-    return converted<Acc>(g) / (root + broadcast<Acc, kGroup>(Acc(eps)));
+    return g / (root + broadcast<Acc, kGroup>(Acc(eps)));
 }
 
 template <class Acc, class G>
 ADAFACTOR_INLINE UnfactoredSums measure_unfactored_in(const G* grad, const double* v, std::size_t n,
                                                       const Unfactored& moment) {
     Doubles grad_sq = broadcast(0.0);
-    Doubles smallest = broadcast(kLargestNarrowV), minus_largest = broadcast(-kSmallestNarrowV);
+    Doubles smallest = broadcast(kLargestNarrowV), largest = broadcast(kSmallestNarrowV);
     // Two chains of sums, each of at most 64 floats a lane.
     Group<Acc> u_sq[2] = {broadcast<Acc, kGroup>(0), broadcast<Acc, kGroup>(0)};
-    const auto add = [&](const Doubles& g, const Doubles& now, Group<Acc>& sum) {
+    const auto add = [&](const Group<Acc>& g, const Doubles& now, Group<Acc>& sum) {
         const Group<Acc> u = u_of<Acc>(g, now, moment.eps);
-        grad_sq = grad_sq + g * g;
+        grad_sq = grad_sq + converted<double>(g) * converted<double>(g);
         sum = sum + u * u;
         smallest = smaller(now, smallest);
-        minus_largest = smaller(broadcast(0.0) - now, minus_largest);
+        largest = larger(now, largest);
     };
     std::size_t k = 0;
     for (; k + 2 * kGroup <= n; k += 2 * kGroup) {
         for (std::size_t c = 0; c < 2; ++c) {
-            const Doubles g = load<double>(grad + k + c * kGroup);
-            add(g, new_v(g, load<double>(v + k + c * kGroup), moment), u_sq[c]);
+            const Group<Acc> g = load<Acc, kGroup>(grad + k + c * kGroup);
+            const Doubles old = load<double>(v + k + c * kGroup);
+            add(g, new_v(converted<double>(g), old, moment), u_sq[c]);
         }
     }
     for (; k < n; k += kGroup) {
@@ -53,12 +54,12 @@ ADAFACTOR_INLINE UnfactoredSums measure_unfactored_in(const G* grad, const doubl
         alignas(64) double padded[kGroup];
         store(padded, new_v(g, load_first<double>(v + k, rest), moment));
         for (std::size_t l = rest; l < kGroup; ++l) padded[l] = 1;
-        add(g, load<double>(padded), u_sq[0]);
+        add(converted<Acc>(g), load<double>(padded), u_sq[0]);
     }
     const double u_sq_sum = double(sum_lanes(u_sq[0])) + double(sum_lanes(u_sq[1]));
     const bool fits_float = moment.eps <= kLargestNarrowEps &&
                             smallest_lane(smallest) >= kSmallestNarrowV &&
-                            -smallest_lane(minus_largest) <= kLargestNarrowV &&
+                            largest_lane(largest) <= kLargestNarrowV &&
                             u_sq_sum >= kSmallestNarrowUSq && u_sq_sum <= kLargestNarrowV;
     return {sum_lanes(grad_sq), u_sq_sum, !fits_float};
 }
@@ -81,8 +82,8 @@ ADAFACTOR_INLINE void apply_unfactored_in(P* param, const G* grad, double* v, st
     const Group<Acc> s = broadcast<Acc, kGroup>(Acc(step));
     std::size_t k = 0;
     for (; k + kGroup <= n; k += kGroup) {
-        const Doubles g = load<double>(grad + k);
-        const Doubles now = new_v(g, load<double>(v + k), moment);
+        const Group<Acc> g = load<Acc, kGroup>(grad + k);
+        const Doubles now = new_v(converted<double>(g), load<double>(v + k), moment);
         const Group<Acc> u = u_of<Acc>(g, now, moment.eps);
         store(param + k, load<Acc, kGroup>(param + k) - s * u);
         store(v + k, now);
@@ -90,7 +91,7 @@ ADAFACTOR_INLINE void apply_unfactored_in(P* param, const G* grad, double* v, st
     if (const std::size_t rest = n - k; rest > 0) {
         const Doubles g = load_first<double>(grad + k, rest);
         const Doubles now = new_v(g, load_first<double>(v + k, rest), moment);
-        const Group<Acc> u = u_of<Acc>(g, now, moment.eps);
+        const Group<Acc> u = u_of<Acc>(converted<Acc>(g), now, moment.eps);
         const Group<Acc> old = converted<Acc>(load_first<double>(param + k, rest));
         store_first(param + k, converted<double>(old - s * u), rest);
         store_first(v + k, now, rest);
