@@ -44,8 +44,8 @@ def main() -> None:
 def measure_all(only: str) -> dict[str, Any]:
     return {
         **description("full"),
-        "results": race_all(all_problems(), only, seconds=15),
-        "neighbours": neighbours.measure(OPTIMIZERS, seconds=30),
+        "results": race_all(all_problems(), only, seconds=8),
+        "neighbours": neighbours.measure(OPTIMIZERS, seconds=20),
         "memory": memory.measure(OPTIMIZERS),
     }
 

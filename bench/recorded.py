@@ -46,6 +46,10 @@ class Recorded:
         result = self.result(problem, contender)
         return None if result is None else float(result["ns"]["median"])
 
+    def neighbours_of(self, contender: str) -> list[Result]:
+        """Times beside 0, 1, 2 busy processes."""
+        return [r for r in self.run["neighbours"] if r["contender"] == contender]
+
     def ratio(self, problem: Problem, contender: str, to: str) -> float | None:
         """How many times the median of `to` goes into that of `contender`."""
         time, unit = self.median_ns(problem, contender), self.median_ns(problem, to)

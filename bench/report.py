@@ -174,7 +174,54 @@ def count(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
+README_START, README_END = "<!-- bench/results -->", "<!-- end -->"
+
+
+def write_into_readme(recorded: Recorded, readme: Path) -> None:
+    """Replace what stands between the two marks by a short table of the run."""
+    text = readme.read_text(encoding="utf-8")
+    before, rest = text.split(README_START)
+    _, after = rest.split(README_END)
+    block = f"{README_START}\n{summary(recorded)}\n{README_END}"
+    readme.write_text(before + block + after, encoding="utf-8")
+
+
+def summary(recorded: Recorded) -> str:
+    machine, native = recorded.run["machine"], recorded.run["software"]["adafactor_native"]
+    timed, slower = [SEED, NUMBA, NATIVE, FLOOR], [SEED, NUMBA]
+    rows = [
+        [
+            problem["name"],
+            *(duration(recorded.median_ns(problem, contender)) for contender in timed),
+            *(times(recorded.ratio(problem, contender, to=NATIVE)) for contender in slower),
+            times(recorded.ratio(problem, NATIVE, to=FLOOR)),
+            times(recorded.ratio(problem, UNSCALED, to=FLOOR)),
+        ]
+        for problem in recorded.on_all_cores()
+    ]
+    header = ["param", *timed, *(f"{contender} / ours" for contender in slower)]
+    header += ["ours / floor", "ours without RMS(param) / floor"]
+    beside = {r["busy processes"]: r["ns"] for r in recorded.neighbours_of(NATIVE)}
+    busy = ", ".join(
+        f"{duration(ns['median'])} (p99 {duration(ns['p99'])}) beside {n}"
+        for n, ns in beside.items()
+    )
+    return (
+        f"{table(header, rows)}\n\n"
+        f"Medians on {count(recorded.cores, 'thread')}: {machine['processor']}, "
+        f"{native['compiler']['name']} {native['compiler']['version']}, instruction set "
+        f"{native['instruction sets']['running']}, {recorded.run['date']}. numba runs the same two "
+        "sweeps, as well written as we can, free to reorder sums and without the search for nan. "
+        "The floor is `param -= k*grad`.\n\n"
+        f"A 1024x1024 step beside busy processes: {busy}."
+    )
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("json", type=Path, nargs="?", default=RESULTS / "speed.json")
-    print(write_report(parser.parse_args().json))
+    parser.add_argument("--readme", type=Path, help="write a short table between its marks too")
+    arguments = parser.parse_args()
+    print(write_report(arguments.json))
+    if arguments.readme:
+        write_into_readme(Recorded(arguments.json), arguments.readme)
