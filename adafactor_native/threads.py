@@ -5,15 +5,16 @@ from __future__ import annotations
 import operator
 import os
 from pathlib import Path
+from typing import Any
 
 from adafactor_native._runtime import _core
 
 
-def check_num_threads(value: object, name: str = "num_threads", or_none: str = "") -> int:
+def check_num_threads(value: Any, name: str = "num_threads", or_none: str = "") -> int:
     """Return `value` as a positive int, or raise an error that names it."""
     must_be = f"must be a positive int{or_none}"
     try:
-        threads = operator.index(value)  # type: ignore[arg-type]
+        threads = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} is a {type(value).__name__}, {must_be}") from None
     if not 0 < threads < 2**31:
