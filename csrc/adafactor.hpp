@@ -26,6 +26,8 @@ struct HyperParameters {
     bool scale_parameter;
 };
 
+class CarriedSquares;
+
 // One tensor with its state. A matrix is factored: exp_row (rows,) and exp_col (cols,), v is null.
 // Anything else keeps v, C-contiguous and of the tensor's shape, and exp_row, exp_col are null.
 struct Tensor {
@@ -34,6 +36,7 @@ struct Tensor {
     double* exp_row;
     double* exp_col;
     double* v;
+    CarriedSquares* carried;  // null: RMS(param) is measured, if it is needed
 };
 
 // Why a step cannot be taken: what would not be finite after it.

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "blocks.hpp"
+#include "carried.hpp"
 #include "resolve.hpp"
 #include "scratch.hpp"
 #include "step.hpp"
@@ -21,7 +22,8 @@ class FactoredStep {
 public:
     FactoredStep(const Tensor& tensor, const HyperParameters& hyper, int threads,
                  const KernelTable& table, const Kernels<P, G>& kernels)
-        : hyper_(hyper),
+        : tensor_(tensor),
+          hyper_(hyper),
           table_(table),
           kernels_(kernels),
           param_(along_memory(tensor.param)),
@@ -33,6 +35,7 @@ public:
           cols_(std::size_t(tensor.param.shape[1])),
           exp_row_(tensor.exp_row),
           exp_col_(tensor.exp_col),
+          carried_(tensor.carried),
           threads_(team_size(rows_ * cols_, threads)),
           owns_rows_(partition_.owns_outer != grad_.swapped) {}
 
@@ -64,6 +67,7 @@ private:
         group_sum_sq_ = scratch.take<double>(partition_.n_groups * partition_.n_cross);
         group_weighted_ = scratch.take<double>(partition_.n_groups * partition_.n_cross);
         tile_sum_ = scratch.take<double>(tiling_.n_tiles);
+        if (carried_ != nullptr) carried_->expect(tensor_.param, tiling_.n_tiles);
         row_factor_ = scratch.take<double>(rows_);
         col_factor_ = scratch.take<double>(cols_);
 
@@ -108,8 +112,11 @@ private:
             for (auto k = first(turn, n_groups); k < first(turn + 1, n_groups); ++k)
                 measure_group(k, thread);
             for (auto k = first(turn, n_tiles); k < first(turn + 1, n_tiles); ++k)
-                measure_param(k, thread);
+                if (carried_ == nullptr || carried_->is_unknown(k)) measure_param(k, thread);
         });
+        if (carried_ != nullptr && !carried_->complete(tile_sum_))
+            parallel_for(n_tiles, threads_,
+                         [&](std::size_t tile, int thread) { measure_param(tile, thread); });
     }
 
     void measure_group(std::size_t index, int thread) {
@@ -192,7 +199,7 @@ private:
             mean_u_sq = clips ? separable_mean_u_squared() : 0;
             if (std::isfinite(mean_u_sq)) form_ = Form::separable;
         }
-        update_ = {form_ == Form::separable, true, row_factor_, col_factor_, 0, hyper_.eps};
+        update_ = {form_ == Form::separable, true, row_factor_, col_factor_, 0, hyper_.eps, false};
         if (form_ == Form::direct && clips) {
             update_.wide = !fits_float(literal, 0);
             fill_factors(literal);
@@ -269,8 +276,11 @@ private:
     void apply() {
         const bool packs_param = !param_.has_unit_runs();
         const bool packs_grad = !grad_like_param_.has_unit_runs();
+        double* const written = carried_ != nullptr ? carried_->written() : nullptr;
+        update_.sums_param = carried_ != nullptr;
         parallel_for(tiling_.n_tiles, threads_, [&](std::size_t turn, int thread) {
-            const Rect tile = tiling_[tiling_.n_tiles - 1 - turn];  // backwards: see measure()
+            const std::size_t index = tiling_.n_tiles - 1 - turn;  // backwards: see measure()
+            const Rect tile = tiling_[index];
             char* param_place = packed_.of(thread);
             char* grad_place = param_place + kPackedRows * kPackedCols * sizeof(P);
             const auto apply_part = [&](const Rect& part) {
@@ -279,14 +289,22 @@ private:
                 const auto grad = packs_grad
                                       ? packed_block<const G>(grad_like_param_, part, grad_place)
                                       : block_of<const G>(grad_like_param_, part);
-                kernels_.apply(param, grad, update_of(part));
+                const double sum_sq = kernels_.apply(param, grad, update_of(part));
                 if (packs_param) scatter(param_place, param_, part);
+                return sum_sq;
             };
+            double sum_sq = 0;
             if (packs_param || packs_grad)
-                for_packed_parts(tile, apply_part);
+                for_packed_parts(tile, [&](const Rect& part) { sum_sq += apply_part(part); });
             else
-                apply_part(tile);
+                sum_sq = apply_part(tile);
+            if (carried_ == nullptr) return;
+            // Of a tile that was written in parts but is read as a whole, the parts do not tell.
+            const bool as_measured = packs_param || !packs_grad;
+            written[index] =
+                as_measured ? sum_sq : kernels_.sum_squares(block_of<const P>(param_, tile));
         });
+        if (carried_ != nullptr) carried_->remember();
     }
 
     double sum_of_tiles() const {
@@ -297,6 +315,7 @@ private:
 
     double n_elements() const { return double(rows_) * double(cols_); }
 
+    const Tensor& tensor_;
     HyperParameters hyper_;
     const KernelTable& table_;
     const Kernels<P, G>& kernels_;
@@ -305,6 +324,7 @@ private:
     Tiling tiling_;
     std::size_t rows_, cols_;
     double *exp_row_, *exp_col_;
+    CarriedSquares* carried_;  // null if RMS(param) is measured, or not needed
     int threads_;
     bool owns_rows_;
 

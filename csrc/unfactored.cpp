@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "blocks.hpp"
+#include "carried.hpp"
 #include "resolve.hpp"
 #include "scratch.hpp"
 #include "step.hpp"
@@ -20,8 +21,10 @@ class UnfactoredStep {
 public:
     UnfactoredStep(const Tensor& tensor, const Array& v, const HyperParameters& hyper, int threads,
                    const Kernels<P, G>& kernels)
-        : hyper_(hyper),
+        : param_(tensor.param),
+          hyper_(hyper),
           kernels_(kernels),
+          carried_(tensor.carried),
           order_({&tensor.param, &tensor.grad, &v}),
           threads_(team_size(order_.size(), threads)),
           n_tiles_((order_.size() + kTile - 1) / kTile) {}
@@ -30,35 +33,38 @@ public:
         Scratch& scratch = Scratch::of_this_thread();
         scratch.reset();
         sums_ = scratch.take<Sums>(n_tiles_);
-        parallel_for(n_tiles_, threads_, [&](std::size_t tile, int) { measure(tile); });
+        param_sq_ = scratch.take<double>(n_tiles_);
+        if (carried_ != nullptr) carried_->expect(param_, n_tiles_);
+        measure();
         Sums total{};
-        for (std::size_t t = 0; t < n_tiles_; ++t) total.add(sums_[t]);
-        const Fault fault = fault_of(total);
+        double param_sq = 0;
+        for (std::size_t t = 0; t < n_tiles_; ++t) {
+            total.add(sums_[t]);
+            param_sq += param_sq_[t];
+        }
+        const Fault fault = fault_of(total, param_sq);
         if (fault != Fault::none && !propagate) return {fault};
 
         const auto n = double(order_.size());
-        const double step = step_size(hyper_, total.u_sq / n, total.param_sq / n);
-        // Backwards: what measure read last is still in the outer cache.
-        parallel_for(n_tiles_, threads_,
-                     [&](std::size_t turn, int) { apply(n_tiles_ - 1 - turn, step); });
+        const double step = step_size(hyper_, total.u_sq / n, param_sq / n);
+        apply(step);
         return {};
     }
 
 private:
     struct Sums {
-        double param_sq, grad_sq, u_sq;
+        double grad_sq, u_sq;
         bool wide;  // in one of the runs
         void add(const Sums& other) {
-            param_sq += other.param_sq;
             grad_sq += other.grad_sq;
             u_sq += other.u_sq;
             wide = wide || other.wide;
         }
     };
 
-    static Fault fault_of(const Sums& total) {
+    static Fault fault_of(const Sums& total, double param_sq) {
         if (!std::isfinite(total.grad_sq)) return Fault::grad;
-        if (!std::isfinite(total.param_sq)) return Fault::param;
+        if (!std::isfinite(param_sq)) return Fault::param;
         if (!std::isfinite(total.u_sq)) return Fault::second_moment;
         return Fault::none;
     }
@@ -80,24 +86,53 @@ private:
         return place;
     }
 
-    void measure(std::size_t tile) const {
+    void measure() {
+        parallel_for(n_tiles_, threads_, [&](std::size_t tile, int) {
+            measure_moment(tile);
+            const bool needed =
+                carried_ == nullptr ? hyper_.scale_parameter : carried_->is_unknown(tile);
+            param_sq_[tile] = needed ? sum_param_squares(tile) : 0;
+        });
+        if (carried_ != nullptr && !carried_->complete(param_sq_))
+            parallel_for(n_tiles_, threads_,
+                         [&](std::size_t tile, int) { param_sq_[tile] = sum_param_squares(tile); });
+    }
+
+    double sum_param_squares(std::size_t tile) const {
+        double sum = 0;
+        for_runs(tile, [&](std::size_t k, std::size_t n) {
+            P param_place[kChunk];
+            sum += kernels_.sum_squares({run_of(kParam, k, n, param_place), 0, 1, n});
+        });
+        return sum;
+    }
+
+    void measure_moment(std::size_t tile) const {
         Sums sums{};
         for_runs(tile, [&](std::size_t k, std::size_t n) {
             G grad_place[kChunk];
             double v_place[kChunk];
             const UnfactoredSums run = kernels_.measure_unfactored(
                 run_of(kGrad, k, n, grad_place), run_of(kV, k, n, v_place), n, moment());
-            P param_place[kChunk];
-            const double param_sq =
-                hyper_.scale_parameter
-                    ? kernels_.sum_squares({run_of(kParam, k, n, param_place), 0, 1, n})
-                    : 0;
-            sums.add({param_sq, run.grad_sq, run.u_sq, run.wide});
+            sums.add({run.grad_sq, run.u_sq, run.wide});
         });
         sums_[tile] = sums;
     }
 
-    void apply(std::size_t tile, double step) const {
+    void apply(double step) {
+        double* const written = carried_ != nullptr ? carried_->written() : nullptr;
+        parallel_for(n_tiles_, threads_, [&](std::size_t turn, int) {
+            // Backwards: what measure read last is still in the outer cache.
+            const std::size_t tile = n_tiles_ - 1 - turn;
+            const double param_sq = apply(tile, step);
+            if (carried_ != nullptr) written[tile] = param_sq;
+        });
+        if (carried_ != nullptr) carried_->remember();
+    }
+
+    // Returns the sum of squares of what it wrote, if that is carried.
+    double apply(std::size_t tile, double step) const {
+        double param_sq = 0;
         for_runs(tile, [&](std::size_t k, std::size_t n) {
             P param_place[kChunk];
             G grad_place[kChunk];
@@ -106,17 +141,22 @@ private:
             double* v = run_of(kV, k, n, v_place);
             kernels_.apply_unfactored(param, run_of(kGrad, k, n, grad_place), v, n, moment(), step,
                                       sums_[tile].wide);
+            if (carried_ != nullptr) param_sq += kernels_.sum_squares({param, 0, 1, n});
             if (param == param_place) order_.scatter(param, kParam, k, n);
             if (v == v_place) order_.scatter(v, kV, k, n);
         });
+        return param_sq;
     }
 
+    const Array& param_;
     HyperParameters hyper_;
     const Kernels<P, G>& kernels_;
+    CarriedSquares* carried_;  // null if RMS(param) is measured, or not needed
     ElementOrder order_;
     int threads_;
     std::size_t n_tiles_;
-    Sums* sums_ = nullptr;  // (n_tiles,)
+    Sums* sums_ = nullptr;        // (n_tiles,)
+    double* param_sq_ = nullptr;  // (n_tiles,)
 };
 
 }  // namespace

@@ -5,6 +5,7 @@
 
 #include "bindings/bindings.hpp"
 #include "bindings/buffers.hpp"
+#include "carried.hpp"
 #include "threads.hpp"
 
 namespace adafactor {
@@ -15,8 +16,12 @@ struct Checked {
     Tensor tensor;
 
     Checked(py::handle param, py::handle grad, py::handle exp_row, py::handle exp_col, py::handle v)
-        : tensor{array_of(param, "param", Access::write), array_of(grad, "grad", Access::read),
-                 nullptr, nullptr, nullptr} {
+        : tensor{array_of(param, "param", Access::write),
+                 array_of(grad, "grad", Access::read),
+                 nullptr,
+                 nullptr,
+                 nullptr,
+                 nullptr} {
         const bool factored = v.is_none();
         if (factored) {
             const Array row = state_of(exp_row, "exp_row"), col = state_of(exp_col, "exp_col");
@@ -83,11 +88,26 @@ std::string message_of(const Outcome& outcome, py::handle param, py::handle grad
     return message + "; nothing was changed";
 }
 
-// The steps of one optimizer, and whether one is under way.
+// The steps of one optimizer, whether one is under way, and what the last one knows of its param.
 struct Progress {
     std::int64_t t = 0;
     std::int64_t skipped = 0;
     std::atomic<bool> busy{false};
+    CarriedSquares carried;
+    py::weakref carried_param;
+
+    CarriedSquares* carried_for(py::handle param) {
+        if (!carried_param || !carried_param().is(param)) {
+            carried.forget();
+            carried_param = py::weakref(param);
+        }
+        return &carried;
+    }
+
+    CarriedSquares* not_carried() {
+        carried.forget();
+        return nullptr;
+    }
 };
 
 class Turn {
@@ -109,10 +129,13 @@ enum class NonFinite { raise, skip, propagate };
 // A step and its count are one call: no signal, and no other thread, comes between them.
 void update(Progress& progress, py::handle param, py::handle grad_or_scalar, py::handle exp_row,
             py::handle exp_col, py::handle v, double lr, double beta2, double eps,
-            double clip_threshold, bool scale_parameter, int nonfinite, int num_threads) {
+            double clip_threshold, bool scale_parameter, int nonfinite, int num_threads,
+            bool carry_param_rms) {
     const Turn turn(progress);
     const py::object grad = array_from(grad_or_scalar);
-    const Checked checked(param, grad, exp_row, exp_col, v);
+    Checked checked(param, grad, exp_row, exp_col, v);
+    checked.tensor.carried =
+        carry_param_rms && scale_parameter ? progress.carried_for(param) : progress.not_carried();
     const HyperParameters hyper{lr, beta2, eps, clip_threshold, scale_parameter};
     const auto policy = NonFinite(nonfinite);
     Outcome outcome;
@@ -143,6 +166,11 @@ void bind_update(py::module_& m) {
                  return progress;
              }),
              py::arg("t") = 0, py::arg("skipped") = 0)
+        .def("forget_param",
+             [](Progress& progress) {
+                 const Turn turn(progress);
+                 progress.carried.forget();
+             })
         .def_readonly("t", &Progress::t)
         .def_readonly("skipped", &Progress::skipped);
 
@@ -152,7 +180,7 @@ void bind_update(py::module_& m) {
           py::arg("progress"), py::arg("param"), py::arg("grad"), py::arg("exp_row"),
           py::arg("exp_col"), py::arg("v"), py::arg("lr"), py::arg("beta2"), py::arg("eps"),
           py::arg("clip_threshold"), py::arg("scale_parameter"), py::arg("nonfinite"),
-          py::arg("num_threads"));
+          py::arg("num_threads"), py::arg("carry_param_rms"));
 }
 
 }  // namespace adafactor

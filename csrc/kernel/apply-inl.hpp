@@ -1,4 +1,7 @@
 // The sweep that writes: param -= step u, with u formed from grad as struct Update says.
+//
+// The squares of what was written are summed while it is in cache, by the loops that measure uses:
+// the sums have the same bits.
 
 // Bytes ahead of a store that its line is asked for; the processor foresees reads well enough.
 constexpr std::ptrdiff_t kWriteAhead = 512;
@@ -46,16 +49,25 @@ ADAFACTOR_INLINE void apply_some_rows(const Block<P>& param, const Block<const G
 }
 
 template <bool separable, class Acc, class P, class G>
-ADAFACTOR_INLINE void apply_in(const Block<P>& param, const Block<const G>& grad,
-                               const Update& update) {
+ADAFACTOR_INLINE double apply_in(const Block<P>& param, const Block<const G>& grad,
+                                 const Update& update) {
+    const Block<const P> written{param.data, param.stride, param.rows, param.cols};
+    double sum_sq = 0;
     std::size_t i = 0;
-    for (; i + 4 <= param.rows; i += 4) apply_some_rows<separable, Acc, 4>(param, grad, update, i);
-    for (; i < param.rows; ++i) apply_some_rows<separable, Acc, 1>(param, grad, update, i);
+    for (; i + 4 <= param.rows; i += 4) {
+        apply_some_rows<separable, Acc, 4>(param, grad, update, i);
+        if (update.sums_param) sum_sq += sum_squares_of_some_rows<4>(written, i);
+    }
+    for (; i < param.rows; ++i) {
+        apply_some_rows<separable, Acc, 1>(param, grad, update, i);
+        if (update.sums_param) sum_sq += sum_squares_of_some_rows<1>(written, i);
+    }
+    return sum_sq;
 }
 
 // Arithmetic in double as soon as one of the two is, or where float's range would not do.
 template <class P, class G>
-void apply(const Block<P>& param, const Block<const G>& grad, const Update& update) {
+double apply(const Block<P>& param, const Block<const G>& grad, const Update& update) {
     if constexpr (sizeof(P) == sizeof(float) && sizeof(G) == sizeof(float)) {
         if (!update.wide)
             return update.separable ? apply_in<true, float>(param, grad, update)

@@ -48,6 +48,7 @@ struct Update {
     const void* row;
     const void* col;
     double step, eps;
+    bool sums_param;  // return the sum of squares of what was written, as sum_squares would
 };
 
 // An unfactored second moment: v <- beta2 v + (1 - beta2) (grad^2 + eps), u = grad / (sqrt(v) +
@@ -67,7 +68,7 @@ struct Kernels {
     void (*measure_rows)(const Block<const G>& grad, const Statistics& out, void* scratch);
     void (*measure_cols)(const Block<const G>& grad, const Statistics& out, void* scratch);
     double (*sum_u_squares)(const Block<const G>& grad, const Update& update);
-    void (*apply)(const Block<P>& param, const Block<const G>& grad, const Update& update);
+    double (*apply)(const Block<P>& param, const Block<const G>& grad, const Update& update);
     UnfactoredSums (*measure_unfactored)(const G* grad, const double* v, std::size_t n,
                                          const Unfactored& moment);
     void (*apply_unfactored)(P* param, const G* grad, double* v, std::size_t n,

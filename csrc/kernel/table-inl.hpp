@@ -19,8 +19,9 @@ namespace {
 
 #include "lanes-inl.hpp"
 //
-#include "apply-inl.hpp"
 #include "measure-inl.hpp"
+//
+#include "apply-inl.hpp"
 #include "resolve-inl.hpp"
 #include "unfactored-inl.hpp"
 

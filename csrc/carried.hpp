@@ -1,0 +1,79 @@
+// RMS(param) without reading param: apply has just written what the next step would read.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+#include <vector>
+
+#include "adafactor.hpp"
+
+namespace adafactor {
+
+// The sums of squares of a parameter's tiles as its last step left them, for the next step.
+//
+// They are wrong if somebody else has written to the parameter since. So every step sums a
+// sixteenth of the tiles again, in rotation, and all of them where one differs by a bit.
+class CarriedSquares {
+public:
+    void forget() { known_ = false; }
+
+    // Before a step of this array measures. May throw std::bad_alloc.
+    void expect(const Array& param, std::size_t n_tiles) {
+        if (!known_ || !is_same(param) || sums_.size() != n_tiles) {
+            known_ = false;
+            sums_.assign(n_tiles, 0);
+            strides_.assign(param.strides, param.strides + param.ndim);
+            data_ = param.data;
+            dtype_ = param.dtype;
+            first_checked_ = 0;
+        }
+    }
+
+    // Whether this step has to sum the tile itself.
+    bool is_unknown(std::size_t tile) const {
+        const std::size_t n = sums_.size();
+        return !known_ || (tile + n - first_checked_) % n < n_checked();
+    }
+
+    // Completes the sums of this step's unknown tiles by what was carried. False, and all unknown,
+    // if a tile that was carried and summed again differs.
+    bool complete(double* sums) {
+        if (!known_) return true;
+        for (std::size_t tile = 0; tile < sums_.size(); ++tile) {
+            if (!is_unknown(tile))
+                sums[tile] = sums_[tile];
+            else if (std::memcmp(&sums[tile], &sums_[tile], sizeof(double)) != 0)
+                known_ = false;
+        }
+        if (known_) first_checked_ = (first_checked_ + n_checked()) % sums_.size();
+        return known_;
+    }
+
+    // What apply fills, each tile once, and then declares known.
+    double* written() {
+        known_ = false;
+        return sums_.data();
+    }
+    void remember() { known_ = true; }
+
+private:
+    static constexpr std::size_t kRotation = 16;  // steps in which every tile is summed again
+
+    std::size_t n_checked() const { return (sums_.size() + kRotation - 1) / kRotation; }
+
+    bool is_same(const Array& param) const {
+        return param.data == data_ && param.dtype == dtype_ &&
+               std::equal(strides_.begin(), strides_.end(), param.strides,
+                          param.strides + param.ndim);
+    }
+
+    bool known_ = false;
+    std::size_t first_checked_ = 0;
+    std::vector<double> sums_;
+    char* data_ = nullptr;
+    DType dtype_ = DType::float32;
+    std::vector<std::ptrdiff_t> strides_;
+};
+
+}  // namespace adafactor
