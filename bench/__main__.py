@@ -17,6 +17,7 @@ try:
     import memory
     import names
     import neighbours
+    import pools
     from contenders.registry import CONTENDERS, OPTIMIZERS
     from harness import race
     from machine import describe_machine, describe_software
@@ -45,7 +46,8 @@ def measure_all(only: str) -> dict[str, Any]:
     return {
         **description("full"),
         "results": race_all(all_problems(), only, seconds=8),
-        "neighbours": neighbours.measure(OPTIMIZERS, seconds=20),
+        "neighbours": neighbours.measure(OPTIMIZERS, seconds=30),
+        "pools": pools.measure(seconds=60),
         "memory": memory.measure(OPTIMIZERS),
     }
 
@@ -57,6 +59,7 @@ def measure_quickly(only: str) -> dict[str, Any]:
         **description("quick"),
         "results": race_all(quick_problems(), only, seconds=1.5),
         "neighbours": neighbours.measure(OPTIMIZERS, seconds=5),
+        "pools": pools.measure(seconds=6),
         "memory": memory.measure(without_compiler),
     }
 

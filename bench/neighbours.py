@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import time
 import timeit
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter_ns
 from typing import Any
@@ -18,6 +20,8 @@ from harness import TIMED_LR, all_on, settle, stopwatch, summary
 from problems import Problem, usable_cores
 
 COUNTS = (0, 1, 2)
+# Every condition comes back this often, so that a slow moment of the machine is not all one's own.
+ROUNDS = 6
 
 
 @contextmanager
@@ -33,26 +37,37 @@ def busy_processes(count: int) -> Iterator[None]:
             process.wait()
 
 
+def stepped() -> Problem:
+    return Problem("neighbours", (1024, 1024), usable_cores())
+
+
 def measure(contenders: list[Contender], seconds: float) -> list[dict[str, Any]]:
     """Time single calls, since an average over calls would hide the long ones."""
-    problem = Problem("neighbours", (1024, 1024), usable_cores())
+    problem = stepped()
     param, grad, _ = problem.arrays()
-    results = []
+    turn = seconds / (ROUNDS * len(COUNTS) * len(contenders))
+    times: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
     with all_on(problem.threads):
-        updates = {c.name: c.make(param, TIMED_LR) for c in contenders}
-        for count in tqdm(COUNTS, desc="busy processes", leave=False, disable=None):
+        timers = {c.name: stopwatch(c.make(param, TIMED_LR), param, grad) for c in contenders}
+        rounds = list(itertools.product(range(ROUNDS), COUNTS))
+        for _, count in tqdm(rounds, desc="busy processes", leave=False, disable=None):
             with busy_processes(count):
-                for name, update in updates.items():
-                    timer = stopwatch(update, param, grad)
+                for name, timer in timers.items():
                     settle(timer)
-                    times = calls_within(seconds / len(updates) / len(COUNTS), timer)
-                    results.append({"contender": name, "busy processes": count, **summary(times)})
-    return results
+                    times[name, count] += calls_within(turn, timer)
+    return [
+        {"contender": name, "busy processes": count, **summary(times[name, count])}
+        for count, name in itertools.product(COUNTS, timers)
+    ]
 
 
-def calls_within(seconds: float, timer: timeit.Timer) -> list[float]:
+def calls_within(
+    seconds: float, timer: timeit.Timer, between: Callable[[], Any] = lambda: None
+) -> list[float]:
+    """Times of single calls, each after a call of `between` that is not timed."""
     end = perf_counter_ns() + seconds * 1e9
     times = []
     while perf_counter_ns() < end:
+        between()
         times.append(timer.timeit(1))
     return times

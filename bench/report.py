@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import plots
 from names import FLOOR, IN_PLACE, NATIVE, NUMBA, SEED, UNSCALED
 from recorded import Recorded
 
 RESULTS = Path(__file__).parent / "results"
+QUANTILES = ["median", "p10", "p90", "p99"]
+FEWEST_SAMPLES = {"p99": 300}
+FEW_SAMPLES = "Of fewer than 300 steps, p99 says nothing and is left out."
+WITHOUT_TORCH = 'Steps between torch\'s operations were not measured: `pip install ".[peers]"`.'
 
 
 def write_report(path: Path) -> Path:
@@ -22,6 +27,7 @@ def write_report(path: Path) -> Path:
         speed(recorded),
         threads(recorded),
         neighbours(recorded),
+        pools(recorded),
         memory(recorded),
         every_figure(recorded),
     ]
@@ -96,19 +102,56 @@ def threads(recorded: Recorded) -> str:
 def neighbours(recorded: Recorded) -> str:
     results = recorded.run["neighbours"]
     quiet = {r["contender"]: r["ns"]["median"] for r in results if r["busy processes"] == 0}
-    header = ["contender", "busy processes", "median", "p90", "p99", "median / quiet median"]
+    header = ["contender", "busy processes", *QUANTILES, "median / quiet median"]
     rows = [
         [
             r["contender"],
             str(r["busy processes"]),
-            *(duration(r["ns"][quantile]) for quantile in ("median", "p90", "p99")),
+            *quantiles(r),
             times(r["ns"]["median"] / quiet[r["contender"]]),
         ]
         for r in results
     ]
     return (
         f"## Beside busy processes\n\n{table(header, rows)}\n\n"
-        f"1024x1024 in float32 on {count(recorded.cores, 'thread')}, each step timed alone."
+        f"1024x1024 in float32 on {count(recorded.cores, 'thread')}, each step timed alone. "
+        f"{FEW_SAMPLES}"
+    )
+
+
+def pools(recorded: Recorded) -> str:
+    """Beside another library's OpenMP threads: torch's, which work before each timed step."""
+    title = "## Between torch's operations"
+    orders = recorded.run.get("pools")
+    if not orders:
+        return f"{title}\n\n{WITHOUT_TORCH}"
+    header = ["imported", "threads of torch's work", "busy processes", *QUANTILES]
+    rows = [
+        [
+            order["imported"],
+            str(r["torch threads"]),
+            str(r["busy processes"]),
+            *quantiles(r),
+            times(r["ns"]["median"] / quiet_median(order)),
+        ]
+        for order in orders
+        for r in order["times"]
+    ]
+    loaded = "; ".join(f"{', '.join(o['OpenMP'])} ({o['imported']})" for o in orders)
+    return (
+        f"{title}\n\n{table([*header, 'median / quiet median'], rows)}\n\n"
+        f"The same step of adafactor_native, each after torch {orders[0]['torch']} went forward and "
+        "backward through a layer that has the stepped parameter as weights; on 0 threads: without. "
+        f"The first import decides how idle threads wait. OpenMP runtimes: {loaded}. {FEW_SAMPLES}"
+    )
+
+
+def quiet_median(order: dict[str, Any]) -> float:
+    """Without torch's work, and without busy processes, in the same process."""
+    return next(
+        float(r["ns"]["median"])
+        for r in order["times"]
+        if (r["busy processes"], r["torch threads"]) == (0, 0)
     )
 
 
@@ -122,8 +165,7 @@ def memory(recorded: Recorded) -> str:
 
 
 def every_figure(recorded: Recorded) -> str:
-    quantiles = ["median", "p10", "p90", "p99"]
-    header = ["param", "threads", "contender", *quantiles]
+    header = ["param", "threads", "contender", *QUANTILES]
     header += ["ns per parameter", "bytes per parameter", "GB/s", "error"]
     rows = []
     for result in recorded.run["results"]:
@@ -134,7 +176,7 @@ def every_figure(recorded: Recorded) -> str:
                 problem["name"],
                 str(problem["threads"]),
                 result["contender"],
-                *(duration(result["ns"][quantile]) for quantile in quantiles),
+                *(duration(result["ns"][quantile]) for quantile in QUANTILES),
                 three_digits(median_ns / problem["size"]),
                 str(result["bytes per parameter"]),
                 three_digits(bytes_moved / median_ns),
@@ -146,6 +188,13 @@ def every_figure(recorded: Recorded) -> str:
         "Bytes per parameter are those that the algorithm has to move, whatever a contender moves. "
         "The error is the largest after three steps, relative to max|param|."
     )
+
+
+def quantiles(result: dict[str, Any]) -> list[str]:
+    return [
+        duration(ns) if result["samples"] >= FEWEST_SAMPLES.get(quantile, 0) else ""
+        for quantile, ns in ((quantile, result["ns"][quantile]) for quantile in QUANTILES)
+    ]
 
 
 def table(header: list[str], rows: Iterable[list[str]]) -> str:
@@ -201,11 +250,6 @@ def summary(recorded: Recorded) -> str:
     ]
     header = ["param", *timed, *(f"{contender} / ours" for contender in slower)]
     header += ["ours / floor", "ours without RMS(param) / floor"]
-    beside = {r["busy processes"]: r["ns"] for r in recorded.neighbours_of(NATIVE)}
-    busy = ", ".join(
-        f"{duration(ns['median'])} (p99 {duration(ns['p99'])}) beside {n}"
-        for n, ns in beside.items()
-    )
     return (
         f"{table(header, rows)}\n\n"
         f"Medians on {count(recorded.cores, 'thread')}: {machine['processor']}, "
@@ -213,8 +257,39 @@ def summary(recorded: Recorded) -> str:
         f"{native['instruction sets']['running']}, {recorded.run['date']}. numba runs the same two "
         "sweeps, as well written as we can, free to reorder sums and without the search for nan. "
         "The floor is `param -= k*grad`.\n\n"
-        f"A 1024x1024 step beside busy processes: {busy}."
+        f"{noise(recorded)}"
     )
+
+
+def noise(recorded: Recorded) -> str:
+    """Our step in company, each condition against the quiet median of the same process."""
+    alone = recorded.neighbours_of(NATIVE)
+    rows = [in_company("nothing", r, alone[0]["ns"]["median"]) for r in alone]
+    orders = recorded.run.get("pools") or []
+    for order in orders:
+        place = "first" if order["imported"].startswith("torch") else "second"
+        rows += [
+            in_company(f"torch works, imported {place}", r, quiet_median(order))
+            for r in order["times"]
+            if r["torch threads"] == recorded.cores
+        ]
+    header = [
+        "between steps of 1024x1024",
+        "busy processes beside",
+        "p50",
+        "p99",
+        "p50 / quiet p50",
+    ]
+    return (
+        f"{table(header, rows)}\n\n"
+        f"Steps timed one by one. {'' if orders else WITHOUT_TORCH}".rstrip()
+    )
+
+
+def in_company(between: str, result: dict[str, Any], quiet_ns: float) -> list[str]:
+    median, _, p90, p99 = quantiles(result)
+    ratio = times(result["ns"]["median"] / quiet_ns)
+    return [between, str(result["busy processes"]), median, p90, p99, ratio]
 
 
 if __name__ == "__main__":
