@@ -278,32 +278,34 @@ private:
         const bool packs_grad = !grad_like_param_.has_unit_runs();
         double* const written = carried_ != nullptr ? carried_->written() : nullptr;
         update_.sums_param = carried_ != nullptr;
-        parallel_for(tiling_.n_tiles, threads_, [&](std::size_t turn, int thread) {
-            const std::size_t index = tiling_.n_tiles - 1 - turn;  // backwards: see measure()
-            const Rect tile = tiling_[index];
-            char* param_place = packed_.of(thread);
-            char* grad_place = param_place + kPackedRows * kPackedCols * sizeof(P);
-            const auto apply_part = [&](const Rect& part) {
-                const auto param = packs_param ? packed_block<P>(param_, part, param_place)
-                                               : block_of<P>(param_, part);
-                const auto grad = packs_grad
-                                      ? packed_block<const G>(grad_like_param_, part, grad_place)
-                                      : block_of<const G>(grad_like_param_, part);
-                const double sum_sq = kernels_.apply(param, grad, update_of(part));
-                if (packs_param) scatter(param_place, param_, part);
-                return sum_sq;
-            };
-            double sum_sq = 0;
-            if (packs_param || packs_grad)
-                for_packed_parts(tile, [&](const Rect& part) { sum_sq += apply_part(part); });
-            else
-                sum_sq = apply_part(tile);
-            if (carried_ == nullptr) return;
-            // Of a tile that was written in parts but is read as a whole, the parts do not tell.
-            const bool as_measured = packs_param || !packs_grad;
-            written[index] =
-                as_measured ? sum_sq : kernels_.sum_squares(block_of<const P>(param_, tile));
-        });
+        // Backwards: see measure().
+        parallel_for(
+            tiling_.n_tiles, threads_, Order::backwards, [&](std::size_t index, int thread) {
+                const Rect tile = tiling_[index];
+                char* param_place = packed_.of(thread);
+                char* grad_place = param_place + kPackedRows * kPackedCols * sizeof(P);
+                const auto apply_part = [&](const Rect& part) {
+                    const auto param = packs_param ? packed_block<P>(param_, part, param_place)
+                                                   : block_of<P>(param_, part);
+                    const auto grad =
+                        packs_grad ? packed_block<const G>(grad_like_param_, part, grad_place)
+                                   : block_of<const G>(grad_like_param_, part);
+                    const double sum_sq = kernels_.apply(param, grad, update_of(part));
+                    if (packs_param) scatter(param_place, param_, part);
+                    return sum_sq;
+                };
+                double sum_sq = 0;
+                if (packs_param || packs_grad)
+                    for_packed_parts(tile, [&](const Rect& part) { sum_sq += apply_part(part); });
+                else
+                    sum_sq = apply_part(tile);
+                if (carried_ == nullptr) return;
+                // Of a tile that was written in parts but is read as a whole, the parts do not
+                // tell.
+                const bool as_measured = packs_param || !packs_grad;
+                written[index] =
+                    as_measured ? sum_sq : kernels_.sum_squares(block_of<const P>(param_, tile));
+            });
         if (carried_ != nullptr) carried_->remember();
     }
 

@@ -30,7 +30,8 @@ void set_max_threads(int threads) { limit_for_all = threads; }
 
 int team_size(std::size_t elements, int limit) {
     if (!has_openmp() || in_forked_child) return 1;
-    return int(std::clamp<std::size_t>(elements / kElementsPerThread, 1, std::size_t(limit)));
+    const int most = std::min(limit, kMaxThreads);
+    return int(std::clamp<std::size_t>(elements / kElementsPerThread, 1, std::size_t(most)));
 }
 
 }  // namespace adafactor

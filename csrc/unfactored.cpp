@@ -121,9 +121,8 @@ private:
 
     void apply(double step) {
         double* const written = carried_ != nullptr ? carried_->written() : nullptr;
-        parallel_for(n_tiles_, threads_, [&](std::size_t turn, int) {
-            // Backwards: what measure read last is still in the outer cache.
-            const std::size_t tile = n_tiles_ - 1 - turn;
+        // Backwards: what measure read last is still in the outer cache.
+        parallel_for(n_tiles_, threads_, Order::backwards, [&](std::size_t tile, int) {
             const double param_sq = apply(tile, step);
             if (carried_ != nullptr) written[tile] = param_sq;
         });

@@ -272,6 +272,7 @@ def test_arguments_are_the_seeds():
     assert [(p.name, p.kind) for p in ours[len(seeds) :]] == [
         ("num_threads", inspect.Parameter.KEYWORD_ONLY),
         ("nonfinite", inspect.Parameter.KEYWORD_ONLY),
+        ("carry_param_rms", inspect.Parameter.KEYWORD_ONLY),
     ]
     assert list(inspect.signature(an.AdaFactor.update).parameters) == ["self", "param", "grad"]
 

@@ -22,7 +22,9 @@ SHAPES = [(), (7,), (5, 9), (2, 3, 4)]
 
 def optimizer_with_history(shape):
     """An optimizer with nothing left at its default, two steps and a skipped one behind it."""
-    opt = an.AdaFactor(shape, 0.5, 0.75, 1e-8, 0.25, False, num_threads=3, nonfinite="skip")
+    opt = an.AdaFactor(
+        shape, 0.5, 0.75, 1e-8, 0.25, False, num_threads=3, nonfinite="skip", carry_param_rms=True
+    )
     param = normal(shape, np.float32)
     for t in range(2):
         opt.update(param, normal(shape, seed=t + 1))

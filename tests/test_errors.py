@@ -65,6 +65,7 @@ OF_WRONG_TYPE = [
     *[("beta2", x, "a number in [0, 1]") for x in ("x", None, (0.5,))],
     *[("clip_threshold", x, "a number > 0 or None") for x in ("None", [1])],
     *[("scale_parameter", x, "a bool") for x in ("yes", None, 1, 0.0)],
+    *[("carry_param_rms", x, "a bool") for x in ("no", None, 1)],
     *[("num_threads", x, "a positive int or None") for x in (1.5, "2", [2])],
 ]
 

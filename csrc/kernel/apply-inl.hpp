@@ -48,21 +48,31 @@ ADAFACTOR_INLINE void apply_some_rows(const Block<P>& param, const Block<const G
     }
 }
 
+template <bool separable, class Acc, std::size_t R, class P, class G>
+ADAFACTOR_INLINE void apply_and_sum(const Block<P>& param, const Block<const G>& grad,
+                                    const Update& update, std::size_t i, double* sum_sq) {
+    apply_some_rows<separable, Acc, R>(param, grad, update, i);
+    const Block<const P> written{param.data, param.stride, param.rows, param.cols};
+    if (update.sums_param) sum_squares_of_some_rows<P, R>(written, i, sum_sq);
+}
+
 template <bool separable, class Acc, class P, class G>
 ADAFACTOR_INLINE double apply_in(const Block<P>& param, const Block<const G>& grad,
                                  const Update& update) {
     const Block<const P> written{param.data, param.stride, param.rows, param.cols};
-    double sum_sq = 0;
-    std::size_t i = 0;
-    for (; i + 4 <= param.rows; i += 4) {
-        apply_some_rows<separable, Acc, 4>(param, grad, update, i);
-        if (update.sums_param) sum_sq += sum_squares_of_some_rows<4>(written, i);
+    double total = 0, sum_sq[kPanelRows];
+    for (std::size_t begin = 0; begin < param.rows; begin += kPanelRows) {
+        const std::size_t end = begin + kPanelRows < param.rows ? begin + kPanelRows : param.rows;
+        std::size_t i = begin;
+        for (; i + 4 <= end; i += 4)
+            apply_and_sum<separable, Acc, 4>(param, grad, update, i, sum_sq + (i - begin));
+        for (; i < end; ++i)
+            apply_and_sum<separable, Acc, 1>(param, grad, update, i, sum_sq + (i - begin));
+        if (!update.sums_param) continue;
+        correct_untrusted<P>(written, begin, end, sum_sq);
+        total += sum_by_fours(sum_sq, end - begin);
     }
-    for (; i < param.rows; ++i) {
-        apply_some_rows<separable, Acc, 1>(param, grad, update, i);
-        if (update.sums_param) sum_sq += sum_squares_of_some_rows<1>(written, i);
-    }
-    return sum_sq;
+    return total;
 }
 
 // Arithmetic in double as soon as one of the two is, or where float's range would not do.

@@ -76,21 +76,6 @@ ADAFACTOR_INLINE void store(T* to, const Lanes<Acc, n>& x) {
     ADAFACTOR_PARTS* reinterpret_cast<Unaligned*>(to + part * n / kParts) = y.part[part];
 }
 
-// The last elements of a run, fewer than a full group, through the same lanes; the others are 0.
-template <class Acc, class T>
-ADAFACTOR_INLINE Lanes<Acc> load_first(const T* from, std::size_t n) {
-    alignas(64) T padded[kLanes<Acc>] = {};
-    __builtin_memcpy(padded, from, n * sizeof(T));
-    return load<Acc>(padded);
-}
-
-template <class T, class Acc>
-ADAFACTOR_INLINE void store_first(T* to, const Lanes<Acc>& x, std::size_t n) {
-    alignas(64) T padded[kLanes<Acc>];
-    store(padded, x);
-    __builtin_memcpy(to, padded, n * sizeof(T));
-}
-
 #define ADAFACTOR_LANEWISE(op)                                                             \
     template <class T, std::size_t n>                                                      \
     ADAFACTOR_INLINE Lanes<T, n> operator op(const Lanes<T, n>& a, const Lanes<T, n>& b) { \
@@ -116,17 +101,31 @@ ADAFACTOR_INLINE Lanes<T, n> square_root(const Lanes<T, n>& x) {
     return y;
 }
 
-// The vector with lane k + half in lane k; what the other half holds does not matter.
-template <std::size_t half, class Vector, std::size_t... k>
-ADAFACTOR_INLINE Vector upper_half(const Vector& x, std::index_sequence<k...>) {
-    constexpr std::size_t n = sizeof...(k);
+// The lanes of x and, counted on, of y that `lane` lists.
+template <std::size_t... lane, class Vector>
+ADAFACTOR_INLINE Vector lanes_of(const Vector& x, const Vector& y) {
 #ifdef __clang__
-    return __builtin_shufflevector(x, x, ((k + half) % n)...);
+    return __builtin_shufflevector(x, y, lane...);
 #else
     using Index = std::conditional_t<sizeof(x[0]) == 4, std::int32_t, std::int64_t>;
     typedef Index Indices __attribute__((vector_size(sizeof(Vector))));
-    return __builtin_shuffle(x, Indices{Index((k + half) % n)...});
+    return __builtin_shuffle(x, y, Indices{Index(lane)...});
 #endif
+}
+
+// The vector with lane k + half in lane k; what the other half holds does not matter.
+template <std::size_t half, class Vector, std::size_t... k>
+ADAFACTOR_INLINE Vector upper_half(const Vector& x, std::index_sequence<k...>) {
+    return lanes_of<(k + half) % sizeof...(k)...>(x, x);
+}
+
+// x and y hold groups of `size` lanes. Adds the upper half of each group to the lower; the halves
+// that are left, first x's, fill one vector.
+template <std::size_t size, class Vector, std::size_t... k>
+ADAFACTOR_INLINE Vector folded(const Vector& x, const Vector& y, std::index_sequence<k...>) {
+    constexpr std::size_t half = size / 2;
+    return lanes_of<k / half * size + k % half...>(x, y) +
+           lanes_of<k / half * size + k % half + half...>(x, y);
 }
 
 template <std::size_t half, class Vector>
@@ -147,6 +146,27 @@ ADAFACTOR_INLINE T sum_lanes(Lanes<T, n> x) {
     return sum_vector<n / kParts / 2>(x.part[0]);
 }
 
+// The sums of four groups of lanes at once, each in the order of sum_lanes.
+template <class T, std::size_t n>
+ADAFACTOR_INLINE void sum_lanes(Lanes<T, n> (&x)[4], double (&sum)[4]) {
+    for (auto& lanes : x)
+        for (std::size_t half = kParts / 2; half > 0; half /= 2)
+            for (std::size_t part = 0; part < half; ++part)
+                lanes.part[part] += lanes.part[part + half];
+    constexpr std::size_t width = n / kParts;
+    constexpr std::make_index_sequence<width> all{};
+    const auto first = folded<width>(x[0].part[0], x[1].part[0], all);
+    const auto second = folded<width>(x[2].part[0], x[3].part[0], all);
+    if constexpr (width == 2) {
+        for (std::size_t r = 0; r < 4; ++r) sum[r] = double(r < 2 ? first[r] : second[r - 2]);
+    } else {
+        auto four = folded<width / 2>(first, second, all);
+        if constexpr (width >= 16) four += upper_half<width / 8>(four, all);
+        if constexpr (width >= 8) four += upper_half<1>(four, all);
+        for (std::size_t r = 0; r < 4; ++r) sum[r] = double(four[r * (width / 4)]);
+    }
+}
+
 template <class T>
 ADAFACTOR_INLINE T* row_of(const Block<T>& block, std::size_t i) {
     // Through an integer: in bytes, for const and mutable T alike.
@@ -156,5 +176,8 @@ ADAFACTOR_INLINE T* row_of(const Block<T>& block, std::size_t i) {
 
 template <class T, std::size_t R>
 ADAFACTOR_INLINE void rows_of(const Block<T>& block, std::size_t i, T* (&row)[R]) {
-    for (std::size_t r = 0; r < R; ++r) row[r] = row_of(block, i + r);
+    // One by one: GCC would multiply four row numbers in a vector, which takes longer than the row.
+    row[0] = row_of(block, i);
+    for (std::size_t r = 1; r < R; ++r)
+        row[r] = reinterpret_cast<T*>(reinterpret_cast<std::intptr_t>(row[r - 1]) + block.stride);
 }

@@ -6,13 +6,23 @@
 
 // Between these, what underflowing squares lose (each at most 2^-150) is under 1e-11 of a mean, and
 // kChunk of the sums still add up without overflow.
-constexpr float kTrustedMin = 1e-34f;  // of a mean square
-constexpr float kTrustedMax = 1e35f;   // of a sum of squares
+constexpr double kTrustedMin = 1e-34;  // of a mean square
+constexpr double kTrustedMax = 1e35;   // of a sum of squares
+
+// Counts the sums of squares of n elements each that Acc cannot be trusted with.
+template <class Acc>
+ADAFACTOR_INLINE Doubles untrusted(const Doubles& sum_sq, std::size_t n) {
+    if constexpr (sizeof(Acc) == sizeof(double)) return broadcast(0.0);
+    return outside(sum_sq, kTrustedMin * double(n), kTrustedMax);
+}
 
 template <class Acc>
-ADAFACTOR_INLINE bool trusted(Acc sum_sq, std::size_t n) {
-    if constexpr (sizeof(Acc) == sizeof(double)) return true;
-    return sum_sq >= kTrustedMin * Acc(n) && sum_sq <= kTrustedMax;
+ADAFACTOR_INLINE bool all_trusted(const double* sum_sq, std::size_t n_sums, std::size_t n) {
+    Doubles count = broadcast(0.0);
+    for_groups(n_sums, [&](std::size_t, auto load_group, auto) __attribute__((always_inline)) {
+        count = count + untrusted<Acc>(load_group(sum_sq, 1), n);
+    });
+    return sum_lanes(count) == 0;
 }
 
 // Sums the squares of R runs of n elements at once: R independent chains of additions.
@@ -37,70 +47,109 @@ ADAFACTOR_INLINE void sum_squares_of_runs(const T* (&run)[R], std::size_t n, dou
                 sum[r] = sum[r] + x * x;
             }
         }
-        for (std::size_t r = 0; r < R; ++r) sum_sq[r] += double(sum_lanes(sum[r]));
+        double chunk_sum[R];
+        if constexpr (R == 4)
+            sum_lanes(sum, chunk_sum);
+        else
+            for (std::size_t r = 0; r < R; ++r) chunk_sum[r] = double(sum_lanes(sum[r]));
+        for (std::size_t r = 0; r < R; ++r) sum_sq[r] += chunk_sum[r];
     }
 }
 
-// Sums the squares of R runs in Acc, and of a run that Acc cannot be trusted with in fp64. Returns
-// whether Acc was right for all of them; a run of zeros is right in any type.
 template <class Acc, std::size_t R, class T>
-ADAFACTOR_INLINE bool sum_squares_exactly(const T* (&run)[R], std::size_t n, double (&sum_sq)[R]) {
-    sum_squares_of_runs<Acc>(run, n, sum_sq);
+ADAFACTOR_INLINE void sum_squares_of_some_rows(const Block<const T>& block, std::size_t i,
+                                               double* sum_sq) {
+    const T* run[R];
+    rows_of(block, i, run);
+    double sums[R];
+    sum_squares_of_runs<Acc>(run, block.cols, sums);
+    for (std::size_t r = 0; r < R; ++r) sum_sq[r] = sums[r];
+}
+
+// Of the sums of squares of rows [begin, end), added up in Acc, those that it cannot be trusted
+// with are added up again in fp64. Returns whether Acc was right for all: zeros are right in any
+// type.
+template <class Acc, class T>
+ADAFACTOR_INLINE bool correct_untrusted(const Block<const T>& block, std::size_t begin,
+                                        std::size_t end, double* sum_sq) {
+    if (all_trusted<Acc>(sum_sq, end - begin, block.cols)) return true;
     bool right = true;
-    for (std::size_t r = 0; r < R; ++r) {
-        if (trusted(Acc(sum_sq[r]), n)) continue;
-        const T* one[1] = {run[r]};
-        double again[1];
-        sum_squares_of_runs<double>(one, n, again);
-        sum_sq[r] = again[0];
-        right = right && sum_sq[r] == 0;
+    for (std::size_t i = begin; i < end; ++i) {
+        double& sum = sum_sq[i - begin];
+        if (all_trusted<Acc>(&sum, 1, block.cols)) continue;
+        sum_squares_of_some_rows<double, 1>(block, i, &sum);
+        right = right && sum == 0;
     }
     return right;
 }
 
-template <std::size_t R, class P>
-ADAFACTOR_INLINE double sum_squares_of_some_rows(const Block<const P>& param, std::size_t i) {
-    const P* run[R];
-    rows_of(param, i, run);
-    double sum_sq[R], total = 0;
-    sum_squares_exactly<P>(run, param.cols, sum_sq);
-    for (double s : sum_sq) total += s;
+template <class Acc, class T>
+ADAFACTOR_INLINE bool sum_squares_of_rows(const Block<const T>& block, std::size_t begin,
+                                          std::size_t end, double* sum_sq) {
+    std::size_t i = begin;
+    for (; i + 4 <= end; i += 4) sum_squares_of_some_rows<Acc, 4>(block, i, sum_sq + (i - begin));
+    for (; i < end; ++i) sum_squares_of_some_rows<Acc, 1>(block, i, sum_sq + (i - begin));
+    return correct_untrusted<Acc>(block, begin, end, sum_sq);
+}
+
+// Adds four rows' sums before it adds them to the others': a shorter chain.
+ADAFACTOR_INLINE double sum_by_fours(const double* x, std::size_t n) {
+    double total = 0;
+    std::size_t k = 0;
+    for (; k + 4 <= n; k += 4) total += (x[k] + x[k + 1]) + (x[k + 2] + x[k + 3]);
+    for (; k < n; ++k) total += x[k];
     return total;
 }
 
 // fp32 where param is float32, fp64 where it is float64.
 template <class P>
 double sum_squares(const Block<const P>& param) {
-    double total = 0;
-    std::size_t i = 0;
-    for (; i + 4 <= param.rows; i += 4) total += sum_squares_of_some_rows<4>(param, i);
-    for (; i < param.rows; ++i) total += sum_squares_of_some_rows<1>(param, i);
+    double total = 0, sum_sq[kPanelRows];
+    for (std::size_t begin = 0; begin < param.rows; begin += kPanelRows) {
+        const std::size_t end = begin + kPanelRows < param.rows ? begin + kPanelRows : param.rows;
+        sum_squares_of_rows<P>(param, begin, end, sum_sq);
+        total += sum_by_fours(sum_sq, end - begin);
+    }
     return total;
 }
 
-ADAFACTOR_INLINE double blend(const Statistics& s, double old, double mean_sq) {
-    return s.beta2 * old + (1 - s.beta2) * (mean_sq + s.eps);
-}
-
-// 1 / running mean; a run of zeros adds nothing to either sum, whatever its running mean.
-ADAFACTOR_INLINE double weight_of(double sum_sq, double running_mean) {
-    return sum_sq == 0 ? 0 : 1 / running_mean;
-}
-
-// A weight that Acc holds, and whose products with the squares of a run can be trusted.
+// Finishes n running means of the owned axis, whose lines have `length` elements, and their weights
+// 1 / running mean; a line of zeros adds nothing to either sum, whatever its running mean. Returns
+// whether Acc holds the weights, and their products with the squares can be trusted.
 template <class Acc>
-ADAFACTOR_INLINE bool trusted_weight(double weight, double sum_sq, std::size_t n) {
-    if constexpr (sizeof(Acc) == sizeof(double)) return true;
-    return sum_sq == 0 || (weight >= 1e-36 && weight <= 1e36 && trusted(Acc(sum_sq * weight), n));
+ADAFACTOR_INLINE bool finish_means(const Statistics& out, std::size_t first, std::size_t n,
+                                   std::size_t length, Acc* weight) {
+    const Doubles beta2 = broadcast(out.beta2), rest = broadcast(1 - out.beta2);
+    const Doubles eps = broadcast(out.eps), count = broadcast(double(length));
+    const Doubles zero = broadcast(0.0), one = broadcast(1.0);
+    Doubles wrong = zero;
+    const auto finish = [&](std::size_t, auto load_group,
+                            auto store_group) __attribute__((always_inline)) {
+        const Doubles sum_sq = load_group(out.own_sum_sq + first, 0);
+        const Doubles old = load_group(out.own_old + first, 1);
+        const Doubles now = beta2 * old + rest * (sum_sq / count + eps);
+        const Doubles w = where_zero(sum_sq, zero, one / now);
+        store_group(out.own_new + first, now);
+        store_group(weight, w);
+        if constexpr (sizeof(Acc) < sizeof(double))
+            wrong =
+                wrong + where_zero(sum_sq, zero,
+                                   outside(w, 1e-36, 1e36) + untrusted<Acc>(sum_sq * w, length));
+    };
+    for_groups(n, finish);
+    return sum_lanes(wrong) == 0;
 }
 
 // cross_sq[j] += grad[r,j]^2 and cross_weighted[j] += grad[r,j]^2 weight[r], over R rows.
 // The two accumulators are padded to whole groups of lanes. These rows are in cache; the ones to be
 // measured next, `next_rows` bytes on, are fetched meanwhile, so that memory does not stand idle.
 template <class Acc, std::size_t R, class G>
-ADAFACTOR_INLINE void accumulate_rows(const G* (&run)[R], const Acc (&weight)[R], std::size_t cols,
+ADAFACTOR_INLINE void accumulate_rows(const Block<const G>& grad, std::size_t i, const Acc* weight,
                                       std::ptrdiff_t next_rows, Acc* cross_sq,
                                       Acc* cross_weighted) {
+    const std::size_t cols = grad.cols;
+    const G* run[R];
+    rows_of(grad, i, run);
     Lanes<Acc> w[R];
     for (std::size_t r = 0; r < R; ++r) w[r] = broadcast(weight[r]);
     auto group = [&](std::size_t j, auto load_group) {
@@ -123,26 +172,9 @@ ADAFACTOR_INLINE void accumulate_rows(const G* (&run)[R], const Acc (&weight)[R]
                      __attribute__((always_inline)) { return load_first<Acc>(g, n); });
 }
 
-// Rows i to i + R of a panel; false if their fp32 sums cannot be trusted.
-template <class Acc, std::size_t R, class G>
-ADAFACTOR_INLINE bool measure_some_rows(const Block<const G>& grad, const Statistics& out,
-                                        std::size_t i, Acc* cross_sq, Acc* cross_weighted) {
-    const G* runs[R];
-    rows_of(grad, i, runs);
-    double sum_sq[R];
-    if (!sum_squares_exactly<Acc>(runs, grad.cols, sum_sq)) return false;
-    Acc weight[R];
-    for (std::size_t r = 0; r < R; ++r) {
-        out.own_sum_sq[i + r] = sum_sq[r];
-        out.own_new[i + r] = blend(out, out.own_old[i + r], sum_sq[r] / double(grad.cols));
-        const double w = weight_of(sum_sq[r], out.own_new[i + r]);
-        if (!trusted_weight<Acc>(w, sum_sq[r], grad.cols)) return false;
-        weight[r] = Acc(w);
-    }
-    accumulate_rows<Acc>(runs, weight, grad.cols, std::ptrdiff_t(R) * grad.stride, cross_sq,
-                         cross_weighted);
-    return true;
-}
+// Elements whose first pass is made, and means finished, before their second: they stay in the
+// innermost cache meanwhile, and the divisions of as many rows as possible are made at once.
+constexpr std::size_t kBatchBytes = 16384;
 
 template <class Acc>
 ADAFACTOR_INLINE std::size_t padded(std::size_t n) {
@@ -154,11 +186,22 @@ bool measure_panel_rows(const Block<const G>& grad, const Statistics& out, Acc* 
     Acc* cross_sq = scratch;
     Acc* cross_weighted = scratch + padded<Acc>(grad.cols);
     for (std::size_t j = 0; j < 2 * padded<Acc>(grad.cols); ++j) scratch[j] = 0;
-    std::size_t i = 0;
-    for (; i + 4 <= grad.rows; i += 4)
-        if (!measure_some_rows<Acc, 4>(grad, out, i, cross_sq, cross_weighted)) return false;
-    for (; i < grad.rows; ++i)
-        if (!measure_some_rows<Acc, 1>(grad, out, i, cross_sq, cross_weighted)) return false;
+    const std::size_t fitting = kBatchBytes / sizeof(G) / grad.cols / 4 * 4;
+    const std::size_t batch = fitting < 4 ? 4 : fitting < kPanelRows ? fitting : kPanelRows;
+    const std::ptrdiff_t next_batch = std::ptrdiff_t(batch) * grad.stride;
+    for (std::size_t begin = 0; begin < grad.rows; begin += batch) {
+        const std::size_t end = begin + batch < grad.rows ? begin + batch : grad.rows;
+        if (!sum_squares_of_rows<Acc>(grad, begin, end, out.own_sum_sq + begin)) return false;
+        Acc weight[kPanelRows];
+        if (!finish_means(out, begin, end - begin, grad.cols, weight)) return false;
+        std::size_t i = begin;
+        for (; i + 4 <= end; i += 4)
+            accumulate_rows<Acc, 4>(grad, i, weight + (i - begin), next_batch, cross_sq,
+                                    cross_weighted);
+        for (; i < end; ++i)
+            accumulate_rows<Acc, 1>(grad, i, weight + (i - begin), next_batch, cross_sq,
+                                    cross_weighted);
+    }
     for (std::size_t j = 0; j < grad.cols; ++j) {
         out.cross_sum_sq[j] += double(cross_sq[j]);
         out.cross_weighted[j] += double(cross_weighted[j]);
@@ -256,23 +299,16 @@ constexpr std::size_t kSummedRows = kParts == 1 ? 4 : 2;
 template <class Acc, class G>
 bool measure_tile_cols(const Block<const G>& grad, const Statistics& out, Acc* scratch) {
     sum_squares_of_columns<Acc>(grad, out.own_sum_sq, scratch);
-    bool all_trusted = true;
-    for (std::size_t j = 0; j < grad.cols; ++j)
-        all_trusted = all_trusted && trusted(Acc(out.own_sum_sq[j]), grad.rows);
-    if (!all_trusted) {
+    if (!all_trusted<Acc>(out.own_sum_sq, grad.cols, grad.rows)) {
         // Columns of zeros are right as they are: only others need a wider type.
         sum_squares_of_columns<double>(grad, out.own_sum_sq, reinterpret_cast<double*>(scratch));
         for (std::size_t j = 0; j < grad.cols; ++j)
-            if (out.own_sum_sq[j] != 0 && !trusted(Acc(out.own_sum_sq[j]), grad.rows)) return false;
+            if (out.own_sum_sq[j] != 0 && !all_trusted<Acc>(out.own_sum_sq + j, 1, grad.rows))
+                return false;
     }
     Acc* weight = scratch;
-    for (std::size_t j = 0; j < padded<Acc>(grad.cols); ++j) weight[j] = 0;
-    for (std::size_t j = 0; j < grad.cols; ++j) {
-        out.own_new[j] = blend(out, out.own_old[j], out.own_sum_sq[j] / double(grad.rows));
-        const double w = weight_of(out.own_sum_sq[j], out.own_new[j]);
-        if (!trusted_weight<Acc>(w, out.own_sum_sq[j], grad.rows)) return false;
-        weight[j] = Acc(w);
-    }
+    if (!finish_means(out, 0, grad.cols, grad.rows, weight)) return false;
+    for (std::size_t j = grad.cols; j < padded<Acc>(grad.cols); ++j) weight[j] = 0;
     std::size_t i = 0;
     for (; i + kSummedRows <= grad.rows; i += kSummedRows)
         sum_some_rows<Acc, kSummedRows>(grad, i, weight, out);

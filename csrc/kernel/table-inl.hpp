@@ -2,8 +2,10 @@
 // kernel/<set>.cpp names the set and includes this. Everything is in an anonymous namespace and no
 // header here defines a function that another set could share: the linker might keep the copy with
 // the widest instructions for everyone.
-#if defined(__AVX512F__) && !defined(__clang__)
+#if defined(__AVX2__)
 #include <immintrin.h>
+#endif
+#if defined(__AVX512F__) && !defined(__clang__)
 // GCC's own header leaves a vector undefined on purpose, and GCC then warns of it.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
@@ -18,6 +20,10 @@ namespace adafactor {
 namespace {
 
 #include "lanes-inl.hpp"
+//
+#include "tail-inl.hpp"
+//
+#include "doubles-inl.hpp"
 //
 #include "measure-inl.hpp"
 //

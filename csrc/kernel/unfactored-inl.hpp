@@ -92,8 +92,7 @@ ADAFACTOR_INLINE void apply_unfactored_in(P* param, const G* grad, double* v, st
         const Doubles g = load_first<double>(grad + k, rest);
         const Doubles now = new_v(g, load_first<double>(v + k, rest), moment);
         const Group<Acc> u = u_of<Acc>(converted<Acc>(g), now, moment.eps);
-        const Group<Acc> old = converted<Acc>(load_first<double>(param + k, rest));
-        store_first(param + k, converted<double>(old - s * u), rest);
+        store_first(param + k, load_first<Acc, kGroup>(param + k, rest) - s * u, rest);
         store_first(v + k, now, rest);
     }
 }

@@ -1,0 +1,77 @@
+// Loops over the numbers of an axis: means, sums of squares, factors; all in double.
+
+using Doubles = Lanes<double>;
+
+constexpr double kLaneNumbers[kLanes<double>] = {0, 1, 2, 3, 4, 5, 6, 7};
+
+// n numbers, fewer than a group, and `pad` behind them.
+ADAFACTOR_INLINE Doubles load_padded(const double* from, std::size_t n, double pad) {
+    const Doubles x = load_first<double>(from, n), lane = load<double>(kLaneNumbers);
+    const Doubles end = broadcast(double(n)), otherwise = broadcast(pad);
+    Doubles out;
+    ADAFACTOR_PARTS out.part[part] =
+        lane.part[part] < end.part[part] ? x.part[part] : otherwise.part[part];
+    return out;
+}
+
+// Calls group(k, load, store) for each group of lanes: load(array, pad) has the array's numbers
+// from k on, and `pad` past the n-th; store(array, x) writes those that are not past it.
+template <class Group>
+ADAFACTOR_INLINE void for_groups(std::size_t n, const Group& group) {
+    std::size_t k = 0;
+    for (; k + kLanes<double> <= n; k += kLanes<double>)
+        group(
+            k,
+            [k](const double* x, double)
+                __attribute__((always_inline)) { return load<double>(x + k); },
+            [k](auto* to, const Doubles& x) __attribute__((always_inline)) { store(to + k, x); });
+    if (const std::size_t rest = n - k; rest > 0)
+        group(
+            k,
+            [k, rest](const double* x, double pad)
+                __attribute__((always_inline)) { return load_padded(x + k, rest, pad); },
+            [k, rest](auto* to, const Doubles& x)
+                __attribute__((always_inline)) { store_first(to + k, x, rest); });
+}
+
+// Lanewise: y where x is 0, otherwise z.
+ADAFACTOR_INLINE Doubles where_zero(const Doubles& x, const Doubles& y, const Doubles& z) {
+    Doubles out;
+    ADAFACTOR_PARTS out.part[part] = x.part[part] == 0 ? y.part[part] : z.part[part];
+    return out;
+}
+
+// Lanewise: 0 where low <= x <= high, otherwise 1, as for nan.
+ADAFACTOR_INLINE Doubles outside(const Doubles& x, double low, double high) {
+    const Doubles zero = broadcast(0.0), one = broadcast(1.0);
+    const Doubles least = broadcast(low), most = broadcast(high);
+    Doubles out;
+    ADAFACTOR_PARTS out.part[part] =
+        (x.part[part] >= least.part[part]) & (x.part[part] <= most.part[part]) ? zero.part[part]
+                                                                               : one.part[part];
+    return out;
+}
+
+ADAFACTOR_INLINE Doubles smaller(const Doubles& x, const Doubles& y) {
+    Doubles out;
+    ADAFACTOR_PARTS out.part[part] = x.part[part] < y.part[part] ? x.part[part] : y.part[part];
+    return out;
+}
+
+ADAFACTOR_INLINE Doubles larger(const Doubles& x, const Doubles& y) {
+    Doubles out;
+    ADAFACTOR_PARTS out.part[part] = x.part[part] > y.part[part] ? x.part[part] : y.part[part];
+    return out;
+}
+
+ADAFACTOR_INLINE double smallest_lane(const Doubles& x) {
+    alignas(64) double lane[kLanes<double>];
+    store(lane, x);
+    double smallest = lane[0];
+    for (double other : lane) smallest = other < smallest ? other : smallest;
+    return smallest;
+}
+
+ADAFACTOR_INLINE double largest_lane(const Doubles& x) {
+    return -smallest_lane(broadcast(0.0) - x);
+}
