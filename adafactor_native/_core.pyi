@@ -15,21 +15,27 @@ class Progress:
     @property
     def skipped(self) -> int: ...
 
+class Setup:
+    def __init__(
+        self,
+        exp_row: npt.NDArray[Any] | None,
+        exp_col: npt.NDArray[Any] | None,
+        v: npt.NDArray[Any] | None,
+        lr: float,
+        beta2: float,
+        eps: float,
+        clip_threshold: float,
+        scale_parameter: bool,
+        nonfinite: int,
+        num_threads: int,
+        carry_param_rms: bool,
+    ) -> None: ...
+
 def update(
     progress: Progress,
+    setup: Setup,
     param: npt.NDArray[Any],
     grad: npt.NDArray[Any] | np.floating[Any],
-    exp_row: npt.NDArray[Any] | None,
-    exp_col: npt.NDArray[Any] | None,
-    v: npt.NDArray[Any] | None,
-    lr: float,
-    beta2: float,
-    eps: float,
-    clip_threshold: float,
-    scale_parameter: bool,
-    nonfinite: int,
-    num_threads: int,
-    carry_param_rms: bool,
 ) -> None: ...
 def built_isas() -> list[str]: ...
 def available_isas() -> list[str]: ...

@@ -133,7 +133,7 @@ class AdaFactor:
         carry_param_rms: bool = False,
     ) -> None:
         self._progress = _core.Progress()
-        self._arguments: tuple[Any, ...] | None = None
+        self._setup: _core.Setup | None = None
         self._shape = _checked_shape(shape)
         self.lr = lr
         self.beta2 = beta2
@@ -214,7 +214,7 @@ class AdaFactor:
 
         Whatever is raised, `param`, the state and `t` are as before.
         """
-        _core.update(self._progress, param, grad, *(self._arguments or self._collect_arguments()))
+        _core.update(self._progress, self._setup or self._set_up(), param, grad)
         return param
 
     def param_changed(self) -> None:
@@ -224,9 +224,9 @@ class AdaFactor:
         """
         self._progress.forget_param()
 
-    def _collect_arguments(self) -> tuple[Any, ...]:
-        """Return what `_core.update` takes after param and grad, kept until a change."""
-        self._arguments = (
+    def _set_up(self) -> _core.Setup:
+        """Return all that a step takes but param and grad, kept until a change."""
+        self._setup = _core.Setup(
             self._exp_row,
             self._exp_col,
             self._v,
@@ -239,10 +239,10 @@ class AdaFactor:
             self.num_threads or 0,
             self.carry_param_rms,
         )
-        return self._arguments
+        return self._setup
 
     def _hyper_parameter_changed(self) -> None:
-        self._arguments = None
+        self._setup = None
 
     def __repr__(self) -> str:
         values = "".join(
@@ -254,13 +254,13 @@ class AdaFactor:
         return f"<AdaFactor(shape={self.shape}{values}), {kind}, t={self.t}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {k: v for k, v in vars(self).items() if k not in ("_progress", "_arguments")}
+        own = {k: v for k, v in vars(self).items() if k not in ("_progress", "_setup")}
         return {**own, "t": self.t, "skipped": self.skipped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         own = dict(state)
         self._progress = _core.Progress(own.pop("t"), own.pop("skipped"))
-        self._arguments = None
+        self._setup = None
         vars(self).update(own)
 
     def __copy__(self) -> AdaFactor:

@@ -18,6 +18,12 @@ struct Array {
     const std::ptrdiff_t* strides;
 };
 
+inline std::size_t size_of(const Array& array) {
+    std::size_t size = 1;
+    for (int d = 0; d < array.ndim; ++d) size *= std::size_t(array.shape[d]);
+    return size;
+}
+
 struct HyperParameters {
     double lr;
     double beta2;

@@ -18,8 +18,7 @@ Outcome step_with(const Tensor& tensor, const HyperParameters& hyper, bool propa
 // The first element in C order whose square is not finite, or -1.
 template <class T>
 std::ptrdiff_t first_bad(const Array& array) {
-    std::ptrdiff_t size = 1;
-    for (int d = 0; d < array.ndim; ++d) size *= array.shape[d];
+    const auto size = std::ptrdiff_t(size_of(array));
     for (std::ptrdiff_t k = 0; k < size; ++k) {
         const char* p = array.data;
         for (std::ptrdiff_t d = array.ndim - 1, rest = k; d >= 0; --d) {
@@ -36,8 +35,7 @@ std::ptrdiff_t first_bad(const Array& array) {
 }  // namespace
 
 Outcome step(const Tensor& tensor, const HyperParameters& hyper, bool propagate, int threads) {
-    for (int d = 0; d < tensor.param.ndim; ++d)
-        if (tensor.param.shape[d] == 0) return {};
+    if (size_of(tensor.param) == 0) return {};
 
     const KernelTable& table = running_kernels();
     const bool p32 = tensor.param.dtype == DType::float32;

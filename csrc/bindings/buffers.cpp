@@ -84,7 +84,8 @@ Array array_of(py::handle object, const char* name, Access access) {
                        array.shape(), array.strides()};
     if (access == Access::write) {
         if (!array.writeable()) fail_value(std::string(name) + " is read-only, must be writeable");
-        if (may_overlap_itself(result))
+        const bool dense = array.flags() & (py::array::c_style | py::array::f_style);
+        if (!dense && may_overlap_itself(result))
             fail_value(std::string(name) + " has elements that overlap each other (strides " +
                        shape_text(result.ndim, result.strides) + "), must have none");
     }

@@ -1,7 +1,9 @@
 #include <atomic>
 #include <cmath>
 #include <memory>
+#include <optional>
 #include <stdexcept>
+#include <utility>
 
 #include "bindings/bindings.hpp"
 #include "bindings/buffers.hpp"
@@ -11,46 +13,59 @@
 namespace adafactor {
 namespace {
 
-// One tensor's arguments as views, checked against each other.
-struct Checked {
-    Tensor tensor;
+enum class NonFinite { raise, skip, propagate };
 
-    Checked(py::handle param, py::handle grad, py::handle exp_row, py::handle exp_col, py::handle v)
-        : tensor{array_of(param, "param", Access::write),
-                 array_of(grad, "grad", Access::read),
-                 nullptr,
-                 nullptr,
-                 nullptr,
-                 nullptr} {
-        const bool factored = v.is_none();
-        if (factored) {
-            const Array row = state_of(exp_row, "exp_row"), col = state_of(exp_col, "exp_col");
-            tensor.exp_row = reinterpret_cast<double*>(row.data);
-            tensor.exp_col = reinterpret_cast<double*>(col.data);
+// What all steps of one optimizer have in common: all but param and grad. Never changes.
+class Setup {
+public:
+    Setup(py::object exp_row, py::object exp_col, py::object v, double lr, double beta2, double eps,
+          double clip_threshold, bool scale_parameter, NonFinite nonfinite, int num_threads,
+          bool carry_param_rms)
+        : hyper{lr, beta2, eps, clip_threshold, scale_parameter},
+          nonfinite(nonfinite),
+          num_threads(num_threads),
+          carries(carry_param_rms && scale_parameter),
+          exp_row_(std::move(exp_row)),
+          exp_col_(std::move(exp_col)),
+          v_(std::move(v)) {}
+
+    // One tensor as views, checked against each other.
+    Tensor tensor(py::handle param_object, py::handle grad_object) const {
+        const Array param = array_of(param_object, "param", Access::write);
+        const Array grad = array_of(grad_object, "grad", Access::read);
+        require_disjoint(param_object, param, "param", grad_object, grad, "grad");
+        const auto add_state = [&](const py::object& object, const char* name, const Array& state) {
+            require_disjoint(param_object, param, "param", object, state, name);
+            require_disjoint(grad_object, grad, "grad", object, state, name);
+            return reinterpret_cast<double*>(state.data);
+        };
+        Tensor tensor{param, grad, nullptr, nullptr, nullptr, nullptr};
+        if (v_.is_none()) {
+            const Array row = state_of(exp_row_, "exp_row"), col = state_of(exp_col_, "exp_col");
             const std::ptrdiff_t shape[2] = {row.shape[0], col.shape[0]};
-            require_shapes(2, shape);
-            require_disjoint_from(param, grad, exp_row, row, "exp_row");
-            require_disjoint_from(param, grad, exp_col, col, "exp_col");
+            require_shapes(tensor, 2, shape);
+            tensor.exp_row = add_state(exp_row_, "exp_row", row);
+            tensor.exp_col = add_state(exp_col_, "exp_col", col);
         } else {
-            const Array full = state_of(v, "v");
-            tensor.v = reinterpret_cast<double*>(full.data);
-            require_shapes(full.ndim, full.shape);
-            require_disjoint_from(param, grad, v, full, "v");
+            const Array full = state_of(v_, "v");
+            require_shapes(tensor, full.ndim, full.shape);
+            tensor.v = add_state(v_, "v", full);
         }
-        require_disjoint(param, tensor.param, "param", grad, tensor.grad, "grad");
+        return tensor;
     }
 
+    const HyperParameters hyper;
+    const NonFinite nonfinite;
+    const int num_threads;  // 0: as many as set_max_threads allows
+    const bool carries;
+
 private:
-    void require_shapes(int ndim, const std::ptrdiff_t* shape) const {
+    static void require_shapes(const Tensor& tensor, int ndim, const std::ptrdiff_t* shape) {
         require_shape(tensor.param, "param", ndim, shape);
         require_shape(tensor.grad, "grad", ndim, shape);
     }
 
-    void require_disjoint_from(py::handle param, py::handle grad, py::handle state,
-                               const Array& array, const char* name) const {
-        require_disjoint(param, tensor.param, "param", state, array, name);
-        require_disjoint(grad, tensor.grad, "grad", state, array, name);
-    }
+    const py::object exp_row_, exp_col_, v_;  // v is None, or the other two are
 };
 
 std::string bad_element(const char* name, py::handle object, const Array& array,
@@ -124,33 +139,29 @@ private:
     Progress& progress_;
 };
 
-enum class NonFinite { raise, skip, propagate };
+// Below this a step takes less time than another thread needs to take the GIL and give it back.
+constexpr std::size_t kElementsUnderGil = 4096;
+
+Outcome step_without_gil(const Tensor& tensor, const Setup& setup) {
+    std::optional<py::gil_scoped_release> no_python_below;
+    if (size_of(tensor.param) > kElementsUnderGil) no_python_below.emplace();
+    return step(tensor, setup.hyper, setup.nonfinite == NonFinite::propagate,
+                setup.num_threads > 0 ? setup.num_threads : max_threads());
+}
 
 // A step and its count are one call: no signal, and no other thread, comes between them.
-void update(Progress& progress, py::handle param, py::handle grad_or_scalar, py::handle exp_row,
-            py::handle exp_col, py::handle v, double lr, double beta2, double eps,
-            double clip_threshold, bool scale_parameter, int nonfinite, int num_threads,
-            bool carry_param_rms) {
+void update(Progress& progress, const Setup& setup, py::handle param, py::handle grad_or_scalar) {
     const Turn turn(progress);
     const py::object grad = array_from(grad_or_scalar);
-    Checked checked(param, grad, exp_row, exp_col, v);
-    checked.tensor.carried =
-        carry_param_rms && scale_parameter ? progress.carried_for(param) : progress.not_carried();
-    const HyperParameters hyper{lr, beta2, eps, clip_threshold, scale_parameter};
-    const auto policy = NonFinite(nonfinite);
-    Outcome outcome;
-    {
-        const py::gil_scoped_release no_python_below;
-        outcome = step(checked.tensor, hyper, policy == NonFinite::propagate,
-                       num_threads > 0 ? num_threads : max_threads());
-    }
+    Tensor tensor = setup.tensor(param, grad);
+    tensor.carried = setup.carries ? progress.carried_for(param) : progress.not_carried();
+    const Outcome outcome = step_without_gil(tensor, setup);
     if (outcome.fault == Fault::none) {
         ++progress.t;
-    } else if (policy == NonFinite::skip) {
+    } else if (setup.nonfinite == NonFinite::skip) {
         ++progress.skipped;
     } else {
-        py::set_error(PyExc_FloatingPointError,
-                      message_of(outcome, param, grad, checked.tensor).c_str());
+        py::set_error(PyExc_FloatingPointError, message_of(outcome, param, grad, tensor).c_str());
         throw py::error_already_set();
     }
 }
@@ -174,13 +185,25 @@ void bind_update(py::module_& m) {
         .def_readonly("t", &Progress::t)
         .def_readonly("skipped", &Progress::skipped);
 
-    m.def("update", &update,
-          "One step of one tensor, in place. Either exp_row and exp_col or v is None; nonfinite is "
-          "0 to raise, 1 to skip, 2 to propagate; num_threads 0 is the limit of set_max_threads.",
-          py::arg("progress"), py::arg("param"), py::arg("grad"), py::arg("exp_row"),
-          py::arg("exp_col"), py::arg("v"), py::arg("lr"), py::arg("beta2"), py::arg("eps"),
-          py::arg("clip_threshold"), py::arg("scale_parameter"), py::arg("nonfinite"),
-          py::arg("num_threads"), py::arg("carry_param_rms"));
+    py::class_<Setup>(
+        m, "Setup",
+        "What all steps of one optimizer have in common. Either exp_row and exp_col or "
+        "v is None; nonfinite is 0 to raise, 1 to skip, 2 to propagate; num_threads 0 "
+        "is the limit of set_max_threads.")
+        .def(py::init([](py::object exp_row, py::object exp_col, py::object v, double lr,
+                         double beta2, double eps, double clip_threshold, bool scale_parameter,
+                         int nonfinite, int num_threads, bool carry_param_rms) {
+                 return std::make_unique<Setup>(std::move(exp_row), std::move(exp_col),
+                                                std::move(v), lr, beta2, eps, clip_threshold,
+                                                scale_parameter, NonFinite(nonfinite), num_threads,
+                                                carry_param_rms);
+             }),
+             py::arg("exp_row"), py::arg("exp_col"), py::arg("v"), py::arg("lr"), py::arg("beta2"),
+             py::arg("eps"), py::arg("clip_threshold"), py::arg("scale_parameter"),
+             py::arg("nonfinite"), py::arg("num_threads"), py::arg("carry_param_rms"));
+
+    m.def("update", &update, "One step of one tensor, in place.", py::arg("progress"),
+          py::arg("setup"), py::arg("param"), py::arg("grad"));
 }
 
 }  // namespace adafactor
