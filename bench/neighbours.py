@@ -13,9 +13,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from contenders.registry import Contender
-from harness import TIMED_LR, all_on, settle, stopwatch, summary
-from problems import Problem, usable_cores
+from contenders.contender import Contender
+from harness import TIMED_LR, all_on, ready, settle, summary
+from problems import one_array, usable_cores
 
 COUNTS = (0, 1, 2)
 
@@ -35,17 +35,16 @@ def busy_processes(count: int) -> Iterator[None]:
 
 def measure(contenders: list[Contender], seconds: float) -> list[dict[str, Any]]:
     """Time single calls, since an average over calls would hide the long ones."""
-    problem = Problem("neighbours", (1024, 1024), usable_cores())
-    param, grad, _ = problem.arrays()
+    problem = one_array("neighbours", (1024, 1024), usable_cores())
+    params, grads, _ = problem.arrays()
     results = []
     with all_on(problem.threads):
-        updates = {c.name: c.make(param, TIMED_LR) for c in contenders}
+        timers = {c.name: ready(c, params, grads, TIMED_LR).timer() for c in contenders}
         for count in tqdm(COUNTS, desc="busy processes", leave=False, disable=None):
             with busy_processes(count):
-                for name, update in updates.items():
-                    timer = stopwatch(update, param, grad)
+                for name, timer in timers.items():
                     settle(timer)
-                    times = calls_within(seconds / len(updates) / len(COUNTS), timer)
+                    times = calls_within(seconds / len(timers) / len(COUNTS), timer)
                     results.append({"contender": name, "busy processes": count, **summary(times)})
     return results
 
