@@ -37,9 +37,9 @@ SAMPLE_NS = 300_000
 SETTLE_NS = 40_000_000
 TURN_NS = 20_000_000
 FEWEST_TURNS = 5
-# A call longer than this needs no settling, which is over when it has hardly begun, and few turns.
-SLOW_NS = 1_000_000_000
-FEWEST_SLOW_TURNS = 2
+# A call longer than this needs no settling, which is over when it has hardly begun.
+SLOW_NS = 200_000_000
+FEWEST_SLOW_CALLS = 2
 
 Result = dict[str, Any]
 
@@ -123,10 +123,11 @@ def verify(
         actual = steps.params()
         exact = expected[contender.reference]
         error = float(np.max([relative_error(actual[i], exact[i]) for i in checked]))
-        if not error <= contender.allowed_error(problem):  # so that NaN is wrong too
+        allowed = contender.tolerance[problem.dtype]
+        if not error <= allowed:  # so that NaN is wrong too
             raise WrongResult(
                 f"{contender.name} on {problem.name} is off by {error:.1e} of max|param|, "
-                f"allowed is {contender.allowed_error(problem):.0e}"
+                f"allowed is {allowed:.0e}"
             )
         errors[contender.name] = error
         for param, before in zip(params, start):
@@ -195,7 +196,7 @@ class Plan:
         timer.timeit(1)  # may compile
         call_ns = settle(timer)
         if call_ns > SLOW_NS:
-            return cls(1, 1, max(FEWEST_SLOW_TURNS, round(share_ns / call_ns)), slow=True)
+            return cls(1, 1, max(FEWEST_SLOW_CALLS, round(share_ns / call_ns)), slow=True)
         calls = math.ceil(SAMPLE_NS / call_ns)
         samples = math.ceil(TURN_NS / (calls * call_ns))
         turn_ns = max(SETTLE_NS, call_ns) + samples * calls * call_ns

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from names import FLOOR, IN_PLACE, NATIVE, NUMBA, READ, SEED, UNSCALED
+from names import (
+    FLOOR,
+    IN_PLACE,
+    KERAS,
+    NATIVE,
+    NUMBA,
+    OPTAX,
+    READ,
+    SEED,
+    TORCH,
+    TORCH_ADAMW,
+    TORCH_COMPILED,
+    TORCH_FOREACH,
+    TRANSFORMERS,
+    UNSCALED,
+)
 from recorded import Problem, Recorded
 
 LINES: dict[str, dict[str, Any]] = {
@@ -21,7 +40,16 @@ LINES: dict[str, dict[str, Any]] = {
     UNSCALED: {"color": "#1d4e89", "marker": "o", "linestyle": ":", "markerfacecolor": "white"},
     FLOOR: {"color": "#555555", "linestyle": "--"},
     READ: {"color": "#999999", "linestyle": "-."},
+    TORCH: {"color": "#d9622b", "marker": "v"},
+    TORCH_FOREACH: {"color": "#d9622b", "marker": "v", "linestyle": ":"},
+    TORCH_COMPILED: {"color": "#d9622b", "marker": "v", "linestyle": "--"},
+    TRANSFORMERS: {"color": "#c9a227", "marker": "P"},
+    OPTAX: {"color": "#7b5ea7", "marker": "X"},
+    KERAS: {"color": "#7b5ea7", "marker": "X", "linestyle": ":"},
+    TORCH_ADAMW: {"color": "#8a8a8a", "marker": "*"},
 }
+# In the picture over sizes one line stands for a library, or it would hold fourteen.
+OVER_SIZES = [SEED, TORCH, TRANSFORMERS, OPTAX, NUMBA, NATIVE, TORCH_ADAMW, FLOOR]
 STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.grid": True,
@@ -41,7 +69,13 @@ STYLE: dict[Any, Any] = {
 
 def draw(recorded: Recorded) -> list[Path]:
     """Write each picture that the run has figures for beside its JSON; return their paths."""
-    pictures = {"size": time_against_size, "gain": gain_over_seed, "threads": gain_from_threads}
+    pictures = {
+        "size": time_against_size,
+        "gain": gain_over_seed,
+        "models": time_of_models,
+        "roofline": time_against_bytes,
+        "threads": gain_from_threads,
+    }
     paths = []
     for name, picture in pictures.items():
         with matplotlib.rc_context(STYLE):
@@ -59,7 +93,7 @@ def time_against_size(recorded: Recorded) -> Figure | None:
         return None
     figure = Figure(figsize=(8.6, 5.4))
     axes = figure.subplots()
-    for contender in recorded.contenders:
+    for contender in recorded.among(OVER_SIZES):
         points = [
             (problem["size"], recorded.median_ns(problem, contender))
             for problem in problems
@@ -107,7 +141,7 @@ def mark_gain(axes: Axes, problem: Problem, recorded: Recorded) -> None:
 
 
 def gain_over_seed(recorded: Recorded) -> Figure | None:
-    problems = recorded.on_all_cores()
+    problems = recorded.arrays()
     compared = [c for c in (IN_PLACE, NUMBA, NATIVE) if c in recorded.contenders]
     if not problems or SEED not in recorded.contenders:
         return None
@@ -138,6 +172,104 @@ def gain_over_seed(recorded: Recorded) -> Figure | None:
         "The gain is largest where param and grad fit the caches and the seed's temporaries do not.",
     )
     return figure
+
+
+def time_of_models(recorded: Recorded) -> Figure | None:
+    """One panel per model, from the smallest; a bar for each contender, from the slowest."""
+    problems = sorted(recorded.on_all_cores("model"), key=lambda problem: problem["size"])
+    if not problems:
+        return None
+    timed = [c for c in recorded.contenders if c != READ]
+    timed.sort(key=lambda c: -geometric_mean(recorded.ratio(p, c, NATIVE) for p in problems))
+    width = max(8.6, 2.2 + 2.5 * len(problems))
+    figure = Figure(figsize=(width, 1.6 + 0.3 * len(timed)))
+    panels = figure.subplots(1, len(problems), sharey=True, squeeze=False)[0]
+    for axes, problem in zip(panels, problems):
+        medians = [recorded.median_ns(problem, contender) or math.nan for contender in timed]
+        bars = axes.barh(timed, medians, 0.78, color=[bar_color(c) for c in timed])
+        axes.bar_label(bars, [duration_label(ns) for ns in medians], padding=3, fontsize=8)
+        axes.set(xscale="log", title=problem["name"])
+        axes.set_xlabel(
+            f"{problem['size'] / 1e6:.1f} M parameters\nin {problem['tensors']} tensors"
+        )
+        axes.title.set(fontsize=11, fontweight="normal")
+        axes.grid(axis="y", visible=False)
+        axes.minorticks_off()
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda ns, _: duration_tick(ns)))
+        axes.set_xlim(right=6 * np.nanmax(medians))  # room for the labels
+    panels[0].invert_yaxis()
+    for label in panels[0].get_yticklabels():
+        label.set_fontweight("bold" if label.get_text() == NATIVE else "normal")
+    figure.suptitle(
+        "Time of one step of a whole model", fontsize=13, fontweight="bold", x=0.01, ha="left"
+    )
+    caption(
+        figure,
+        f"{where(recorded)} Float32, medians, logarithmic scale.\n"
+        "Blue: adafactor_native. Red and orange: NumPy. Grey: not an Adafactor.",
+    )
+    return figure
+
+
+def bar_color(contender: str) -> str:
+    color: str = LINES.get(contender, {}).get("color", "#bbbbbb")
+    return color
+
+
+def geometric_mean(ratios: Iterable[float | None]) -> float:
+    known = [ratio for ratio in ratios if ratio]
+    return float(np.exp(np.mean(np.log(known)))) if known else 0.0
+
+
+def time_against_bytes(recorded: Recorded) -> Figure | None:
+    """Time per parameter against the bytes that each algorithm has to move, out of cache."""
+    problems = [p for p in recorded.on_all_cores("size") if recorded.result(p, FLOOR)]
+    if not problems:
+        return None
+    problem = max(problems, key=lambda problem: problem["size"])
+    results = [r for r in map(partial(recorded.result, problem), recorded.contenders) if r]
+    figure = Figure(figsize=(8.6, 5.2))
+    axes = figure.subplots()
+    most = max(float(r["bytes per parameter"]) for r in results)
+    for roof in (FLOOR, READ):
+        result = recorded.result(problem, roof)
+        if result:
+            speed = result["bytes per parameter"] * problem["size"] / result["ns"]["median"]
+            label = f"{roof}: {speed:.1f} GB/s"
+            axes.plot([0, 1.1 * most], [0, 1.1 * most / speed], label=label, **roof_line(roof))
+    for result in results:
+        place = result["bytes per parameter"], result["ns"]["median"] / problem["size"]
+        color = bar_color(result["contender"])
+        axes.plot(*place, marker="o", color=color, linestyle="none")
+        axes.annotate(
+            result["contender"],
+            place,
+            xytext=(7, -3),
+            textcoords="offset points",
+            fontsize=8.5,
+            color=color,
+        )
+    axes.set(
+        yscale="log",
+        xlim=(0, 1.45 * most),
+        title=f"Who is limited by memory: a step of {problem['name']} float32",
+        xlabel="bytes per parameter that the algorithm has to move",
+        ylabel="ns per parameter",
+    )
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda ns, _: f"{ns:g}"))
+    axes.legend(loc="upper left")
+    caption(
+        figure,
+        f"{where(recorded)}\n"
+        "On the dashed lines a step takes as long as moving its bytes. Far above them, something "
+        "else limits it:\ntemporaries, which move more bytes than the algorithm asks for, or one "
+        "thread's arithmetic.",
+    )
+    return figure
+
+
+def roof_line(contender: str) -> dict[str, Any]:
+    return {**LINES[contender], "marker": "", "linewidth": 1.4}
 
 
 def gain_from_threads(recorded: Recorded) -> Figure | None:
@@ -171,10 +303,17 @@ def gain_from_threads(recorded: Recorded) -> Figure | None:
 
 def where(recorded: Recorded) -> str:
     machine, software = recorded.run["machine"], recorded.run["software"]
-    return (
-        f"{machine['processor']}, {machine['cores']} cores; "
-        f"NumPy {software['numpy']}, numba {software['numba']}."
-    )
+    shown = {"torch", "transformers", "optax", "keras"}
+    peers = {name: v for name, v in recorded.peer_versions.items() if name in shown}
+    packages = {"NumPy": software["numpy"], "numba": software["numba"], **peers}
+    versions = ", ".join(f"{name} {v.partition('+')[0]}" for name, v in packages.items())
+    return f"{machine['processor']}, {machine['cores']} cores; {versions}."
+
+
+def duration_label(ns: float) -> str:
+    if math.isnan(ns):
+        return ""
+    return f"{ns / 1e9:.2g} s" if ns >= 1e9 else f"{ns / 1e6:.3g} ms"
 
 
 def caption(figure: Figure, text: str) -> None:

@@ -48,7 +48,7 @@ class Problem:
         return np.dtype(self.dtype).itemsize
 
     def arrays(self) -> tuple[list[Array], list[Array], list[Array]]:
-        """Parameters and two lists of gradients, whose axes each differ a thousandfold in scale."""
+        """Parameters, and two lists of gradients for them."""
         rng = np.random.default_rng(0)
         params = [self._laid_out(rng.standard_normal(s, np.float32)) for s in self.shapes]
         grads = [[self._laid_out(uneven(s, rng)) for s in self.shapes] for _ in range(2)]
@@ -68,9 +68,11 @@ class Problem:
 
 
 def uneven(shape: Shape, rng: np.random.Generator) -> Array:
+    """Rows and columns differ a thousandfold in scale; more axes, a millionfold between them."""
     values = rng.standard_normal(shape, np.float32)
+    spread = min(1.5, 3 / len(shape))
     for axis, n in enumerate(shape):
-        scale = 10 ** rng.uniform(-1.5, 1.5, n).astype(np.float32)
+        scale = 10 ** rng.uniform(-spread, spread, n).astype(np.float32)
         values *= scale.reshape([-1 if i == axis else 1 for i in range(values.ndim)])
     return values
 

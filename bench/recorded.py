@@ -16,6 +16,7 @@ class Recorded:
         self.run: dict[str, Any] = json.loads(path.read_text())
         self.cores = int(self.run["machine"]["cores"])
         self.contenders = list(dict.fromkeys(r["contender"] for r in self.run["results"]))
+        self.peer_versions: dict[str, str] = self.run["software"].get("peers", {})
         self._problems: dict[tuple[str, int], Problem] = {}
         self._results: dict[tuple[str, int, str], Result] = {}
         for result in self.run["results"]:
@@ -30,6 +31,12 @@ class Recorded:
             for problem in self._problems.values()
             if problem["threads"] == self.cores and group in (None, problem["group"])
         ]
+
+    def arrays(self) -> list[Problem]:
+        return [problem for problem in self.on_all_cores() if problem["group"] != "model"]
+
+    def among(self, contenders: list[str]) -> list[str]:
+        return [contender for contender in contenders if contender in self.contenders]
 
     def by_threads(self) -> list[list[Problem]]:
         """The problems that were run on several numbers of threads, each from fewest to most."""

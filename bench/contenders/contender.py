@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import timeit
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -42,11 +42,8 @@ class Contender:
     reference: Make  # the same for one parameter, in plain NumPy, called with float64
     bytes_of: Callable[[Shape, int], int]  # per parameter of this shape and item size
     takes: Callable[[Problem], bool] = lambda problem: True
-    tolerance: float | None = None  # where TOLERANCE is out of its reach; says why
+    tolerance: Mapping[str, float] = field(default_factory=lambda: TOLERANCE)
     roof: bool = False  # not an optimizer
-
-    def allowed_error(self, problem: Problem) -> float:
-        return self.tolerance or TOLERANCE[problem.dtype]
 
     def bytes_per_param(self, problem: Problem) -> float:
         moved = sum(

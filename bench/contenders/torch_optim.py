@@ -10,7 +10,7 @@ import names
 from contenders import bytes_moved
 from contenders.contender import Contender, Update
 from contenders.references import AdamW, TorchAdafactor
-from contenders.torch_steps import MakeOptimizer, compiled_torch_steps, torch_steps
+from contenders.torch_steps import TOLERANCE, MakeOptimizer, compiled_torch_steps, torch_steps
 from problems import Array, Problem, usable_cores
 
 COMPILED_SHAPES = {((1024, 1024),), ((4096, 4096),)}
@@ -51,18 +51,21 @@ CONTENDERS = [
         torch_steps(adafactor(foreach=False)),
         adafactor_reference,
         bytes_moved.adafactor,
+        tolerance=TOLERANCE,
     ),
     Contender(
         names.TORCH_FOREACH,
         torch_steps(adafactor(foreach=True)),
         adafactor_reference,
         bytes_moved.adafactor,
+        tolerance=TOLERANCE,
     ),
     Contender(
         names.TORCH_COMPILED,
         compiled_torch_steps(adafactor(foreach=True)),  # the other form does not compile whole
         adafactor_reference,
         bytes_moved.adafactor,
+        tolerance=TOLERANCE,
         takes=worth_compiling,
     ),
     Contender(

@@ -10,7 +10,7 @@ import names
 from contenders import bytes_moved
 from contenders.contender import Contender, Update
 from contenders.references import TransformersAdafactor
-from contenders.torch_steps import torch_steps
+from contenders.torch_steps import TOLERANCE, torch_steps
 from problems import Array
 
 
@@ -23,5 +23,11 @@ def reference(param: Array, lr: float) -> Update:
 
 
 CONTENDERS = [
-    Contender(names.TRANSFORMERS, torch_steps(adafactor), reference, bytes_moved.adafactor),
+    Contender(
+        names.TRANSFORMERS,
+        torch_steps(adafactor),
+        reference,
+        bytes_moved.adafactor,
+        tolerance=TOLERANCE,
+    ),
 ]
