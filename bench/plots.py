@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
@@ -48,6 +45,7 @@ LINES: dict[str, dict[str, Any]] = {
     KERAS: {"color": "#7b5ea7", "marker": "X", "linestyle": ":"},
     TORCH_ADAMW: {"color": "#8a8a8a", "marker": "*"},
 }
+ROOF = (FLOOR, READ)
 # In the picture over sizes one line stands for a library, or it would hold fourteen.
 OVER_SIZES = [SEED, TORCH, TRANSFORMERS, OPTAX, NUMBA, NATIVE, TORCH_ADAMW, FLOOR]
 STYLE: dict[Any, Any] = {
@@ -73,7 +71,7 @@ def draw(recorded: Recorded) -> list[Path]:
         "size": time_against_size,
         "gain": gain_over_seed,
         "models": time_of_models,
-        "roofline": time_against_bytes,
+        "roofline": share_of_roof,
         "threads": gain_from_threads,
     }
     paths = []
@@ -118,10 +116,10 @@ def time_against_size(recorded: Recorded) -> Figure | None:
     axes.legend(loc="upper left")
     caption(
         figure,
-        f"{where(recorded)} In blue: times faster than the seed.\n"
-        "Small steps are limited by the cost of a call from Python, large ones by the memory: the "
-        "dashed line only reads\nparam and grad and writes param, once, as a step in place must at "
-        "the least.",
+        f"{where(recorded)}\n"
+        "In blue: times faster than the seed. Small steps are limited by the cost of a call from Python, large "
+        "ones by the memory:\nthe dashed line only reads param and grad and writes param, once, as a "
+        "step in place must at the least.",
     )
     return figure
 
@@ -168,8 +166,8 @@ def gain_over_seed(recorded: Recorded) -> Figure | None:
     axes.legend(loc="best")
     caption(
         figure,
-        f"{where(recorded)} Float32 unless named.\n"
-        "The gain is largest where param and grad fit the caches and the seed's temporaries do not.",
+        f"{where(recorded)}\n"
+        "Float32 unless named. The gain is largest where param and grad fit the caches and the seed's temporaries do not.",
     )
     return figure
 
@@ -179,34 +177,31 @@ def time_of_models(recorded: Recorded) -> Figure | None:
     problems = sorted(recorded.on_all_cores("model"), key=lambda problem: problem["size"])
     if not problems:
         return None
-    timed = [c for c in recorded.contenders if c != READ]
-    timed.sort(key=lambda c: -geometric_mean(recorded.ratio(p, c, NATIVE) for p in problems))
+    ran = [c for c in recorded.contenders if all(recorded.result(p, c) for p in problems)]
+    timed = [contender for contender in ran if contender != READ]
+    timed.sort(key=lambda c: -sum(math.log(recorded.median_ns(p, c) or 1) for p in problems))
     width = max(8.6, 2.2 + 2.5 * len(problems))
     figure = Figure(figsize=(width, 1.6 + 0.3 * len(timed)))
     panels = figure.subplots(1, len(problems), sharey=True, squeeze=False)[0]
     for axes, problem in zip(panels, problems):
-        medians = [recorded.median_ns(problem, contender) or math.nan for contender in timed]
+        medians = [recorded.median_ns(problem, contender) or 1 for contender in timed]
         bars = axes.barh(timed, medians, 0.78, color=[bar_color(c) for c in timed])
         axes.bar_label(bars, [duration_label(ns) for ns in medians], padding=3, fontsize=8)
-        axes.set(xscale="log", title=problem["name"])
+        axes.set_xscale("log")
+        axes.set_title(problem["name"], fontsize=11, fontweight="normal")
         axes.set_xlabel(
             f"{problem['size'] / 1e6:.1f} M parameters\nin {problem['tensors']} tensors"
         )
-        axes.title.set(fontsize=11, fontweight="normal")
         axes.grid(axis="y", visible=False)
         axes.minorticks_off()
         axes.xaxis.set_major_formatter(FuncFormatter(lambda ns, _: duration_tick(ns)))
-        axes.set_xlim(right=6 * np.nanmax(medians))  # room for the labels
+        axes.set_xlim(min(medians) / 2, 6 * max(medians))  # room for the labels
     panels[0].invert_yaxis()
-    for label in panels[0].get_yticklabels():
-        label.set_fontweight("bold" if label.get_text() == NATIVE else "normal")
-    figure.suptitle(
-        "Time of one step of a whole model", fontsize=13, fontweight="bold", x=0.01, ha="left"
-    )
+    mark_ours(panels[0])
+    title(figure, "Time of one step of a whole model")
     caption(
         figure,
-        f"{where(recorded)} Float32, medians, logarithmic scale.\n"
-        "Blue: adafactor_native. Red and orange: NumPy. Grey: not an Adafactor.",
+        f"{where(recorded)}\nFloat32, medians, logarithmic scale. Grey: not an Adafactor.",
     )
     return figure
 
@@ -216,60 +211,43 @@ def bar_color(contender: str) -> str:
     return color
 
 
-def geometric_mean(ratios: Iterable[float | None]) -> float:
-    known = [ratio for ratio in ratios if ratio]
-    return float(np.exp(np.mean(np.log(known)))) if known else 0.0
-
-
-def time_against_bytes(recorded: Recorded) -> Figure | None:
-    """Time per parameter against the bytes that each algorithm has to move, out of cache."""
+def share_of_roof(recorded: Recorded) -> Figure | None:
+    """Bytes that the algorithm has to move over the time it took, for the largest square or so."""
     problems = [p for p in recorded.on_all_cores("size") if recorded.result(p, FLOOR)]
     if not problems:
         return None
     problem = max(problems, key=lambda problem: problem["size"])
-    results = [r for r in map(partial(recorded.result, problem), recorded.contenders) if r]
-    figure = Figure(figsize=(8.6, 5.2))
+    speeds = {c: recorded.gigabytes_per_s(problem, c) or 0 for c in recorded.contenders}
+    timed = sorted((c for c in speeds if c not in ROOF and speeds[c]), key=speeds.__getitem__)
+    figure = Figure(figsize=(8.6, 1.8 + 0.32 * len(timed)))
     axes = figure.subplots()
-    most = max(float(r["bytes per parameter"]) for r in results)
-    for roof in (FLOOR, READ):
-        result = recorded.result(problem, roof)
-        if result:
-            speed = result["bytes per parameter"] * problem["size"] / result["ns"]["median"]
-            label = f"{roof}: {speed:.1f} GB/s"
-            axes.plot([0, 1.1 * most], [0, 1.1 * most / speed], label=label, **roof_line(roof))
-    for result in results:
-        place = result["bytes per parameter"], result["ns"]["median"] / problem["size"]
-        color = bar_color(result["contender"])
-        axes.plot(*place, marker="o", color=color, linestyle="none")
-        axes.annotate(
-            result["contender"],
-            place,
-            xytext=(7, -3),
-            textcoords="offset points",
-            fontsize=8.5,
-            color=color,
-        )
-    axes.set(
-        yscale="log",
-        xlim=(0, 1.45 * most),
-        title=f"Who is limited by memory: a step of {problem['name']} float32",
-        xlabel="bytes per parameter that the algorithm has to move",
-        ylabel="ns per parameter",
-    )
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda ns, _: f"{ns:g}"))
-    axes.legend(loc="upper left")
+    colors = [bar_color(contender) for contender in timed]
+    bars = axes.barh(timed, [speeds[c] for c in timed], 0.78, color=colors)
+    axes.bar_label(bars, [f"{speeds[c]:.1f}" for c in timed], padding=3, fontsize=8)
+    for contender in ROOF:
+        if speeds.get(contender):
+            line = {"color": "#555555", "linestyle": LINES[contender]["linestyle"], "zorder": 0}
+            axes.axvline(speeds[contender], label=contender, **line)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.margins(x=0.12)
+    axes.set_xlabel("GB/s: bytes that the algorithm has to move / median time")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(ROOF), borderaxespad=0)
+    title(figure, f"Who is limited by memory: a step of {problem['name']} float32")
+    mark_ours(axes)
     caption(
         figure,
         f"{where(recorded)}\n"
-        "On the dashed lines a step takes as long as moving its bytes. Far above them, something "
-        "else limits it:\ntemporaries, which move more bytes than the algorithm asks for, or one "
-        "thread's arithmetic.",
+        "Grey lines: what the memory gives to loops that only read, or read and write. Near them a "
+        "step is as fast as its\nalgorithm allows; far from them it moves more than it has to, in "
+        "temporaries, or does not keep the memory busy.",
     )
     return figure
 
 
-def roof_line(contender: str) -> dict[str, Any]:
-    return {**LINES[contender], "marker": "", "linewidth": 1.4}
+def mark_ours(axes: Axes) -> None:
+    for label in axes.get_yticklabels():
+        label.set_fontweight("bold" if label.get_text() == NATIVE else "normal")
 
 
 def gain_from_threads(recorded: Recorded) -> Figure | None:
@@ -292,7 +270,7 @@ def gain_from_threads(recorded: Recorded) -> Figure | None:
     panels[0].set_ylabel("times faster than on 1")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper")
-    figure.suptitle("What more threads give", fontsize=13, fontweight="bold", x=0.01, ha="left")
+    title(figure, "What more threads give")
     caption(
         figure,
         f"{where(recorded)}\nOut of cache, threads share the memory's bandwidth; the dashed line, "
@@ -311,9 +289,11 @@ def where(recorded: Recorded) -> str:
 
 
 def duration_label(ns: float) -> str:
-    if math.isnan(ns):
-        return ""
     return f"{ns / 1e9:.2g} s" if ns >= 1e9 else f"{ns / 1e6:.3g} ms"
+
+
+def title(figure: Figure, text: str) -> None:
+    figure.suptitle(text, fontsize=13, fontweight="bold", x=0.01, ha="left")
 
 
 def caption(figure: Figure, text: str) -> None:

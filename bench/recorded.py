@@ -61,3 +61,10 @@ class Recorded:
         """How many times the median of `to` goes into that of `contender`."""
         time, unit = self.median_ns(problem, contender), self.median_ns(problem, to)
         return None if time is None or unit is None else time / unit
+
+    def gigabytes_per_s(self, problem: Problem, contender: str) -> float | None:
+        """Of the bytes that the algorithm has to move, whatever the contender moves."""
+        result = self.result(problem, contender)
+        if result is None:
+            return None
+        return float(result["bytes per parameter"] * problem["size"] / result["ns"]["median"])

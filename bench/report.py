@@ -196,7 +196,6 @@ def every_figure(recorded: Recorded) -> str:
     rows = []
     for result in recorded.run["results"]:
         problem, median_ns = result["problem"], result["ns"]["median"]
-        bytes_moved = result["bytes per parameter"] * problem["size"]
         rows.append(
             [
                 problem["name"],
@@ -205,7 +204,7 @@ def every_figure(recorded: Recorded) -> str:
                 *(duration(result["ns"][quantile]) for quantile in quantiles),
                 three_digits(median_ns / problem["size"]),
                 f"{result['bytes per parameter']:g}",
-                three_digits(bytes_moved / median_ns),
+                three_digits(recorded.gigabytes_per_s(problem, result["contender"]) or 0),
                 f"{result['error']:.0e}",
             ]
         )
