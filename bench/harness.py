@@ -123,7 +123,7 @@ def verify(
         actual = steps.params()
         exact = expected[contender.reference]
         error = float(np.max([relative_error(actual[i], exact[i]) for i in checked]))
-        allowed = contender.tolerance[problem.dtype]
+        allowed = contender.allowed_error(problem)
         if not error <= allowed:  # so that NaN is wrong too
             raise WrongResult(
                 f"{contender.name} on {problem.name} is off by {error:.1e} of max|param|, "

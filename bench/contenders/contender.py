@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import timeit
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -17,6 +17,10 @@ Make = Callable[[Array, float], Update]  # for this parameter and learning rate
 
 # Against the same steps in float64, relative to the largest parameter.
 TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
+
+
+def allowed_error(problem: Problem) -> float:
+    return TOLERANCE[problem.dtype]
 
 
 class Steps(Protocol):
@@ -42,7 +46,7 @@ class Contender:
     reference: Make  # the same for one parameter, in plain NumPy, called with float64
     bytes_of: Callable[[Shape, int], int]  # per parameter of this shape and item size
     takes: Callable[[Problem], bool] = lambda problem: True
-    tolerance: Mapping[str, float] = field(default_factory=lambda: TOLERANCE)
+    allowed_error: Callable[[Problem], float] = allowed_error
     roof: bool = False  # not an optimizer
 
     def bytes_per_param(self, problem: Problem) -> float:

@@ -10,7 +10,12 @@ import names
 from contenders import bytes_moved
 from contenders.contender import Contender, Update
 from contenders.references import AdamW, TorchAdafactor
-from contenders.torch_steps import TOLERANCE, MakeOptimizer, compiled_torch_steps, torch_steps
+from contenders.torch_steps import (
+    MakeOptimizer,
+    allowed_error,
+    compiled_torch_steps,
+    torch_steps,
+)
 from problems import Array, Problem, usable_cores
 
 COMPILED_SHAPES = {((1024, 1024),), ((4096, 4096),)}
@@ -26,6 +31,11 @@ def adafactor(foreach: bool) -> MakeOptimizer:
 
 def adamw(params: list[Any], lr: float) -> Any:
     return torch.optim.AdamW(params, lr=lr, fused=True)
+
+
+def without_gaps(problem: Problem) -> bool:
+    """Of a slice, the fused kernel of torch 2.13 makes something else, off by 5e-3."""
+    return problem.layout != "slice"
 
 
 def worth_compiling(problem: Problem) -> bool:
@@ -51,21 +61,21 @@ CONTENDERS = [
         torch_steps(adafactor(foreach=False)),
         adafactor_reference,
         bytes_moved.adafactor,
-        tolerance=TOLERANCE,
+        allowed_error=allowed_error,
     ),
     Contender(
         names.TORCH_FOREACH,
         torch_steps(adafactor(foreach=True)),
         adafactor_reference,
         bytes_moved.adafactor,
-        tolerance=TOLERANCE,
+        allowed_error=allowed_error,
     ),
     Contender(
         names.TORCH_COMPILED,
         compiled_torch_steps(adafactor(foreach=True)),  # the other form does not compile whole
         adafactor_reference,
         bytes_moved.adafactor,
-        tolerance=TOLERANCE,
+        allowed_error=allowed_error,
         takes=worth_compiling,
     ),
     Contender(
@@ -73,5 +83,6 @@ CONTENDERS = [
         torch_steps(adamw),
         adamw_reference,
         bytes_moved.adamw,
+        takes=without_gaps,
     ),
 ]

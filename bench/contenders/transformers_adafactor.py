@@ -10,7 +10,7 @@ import names
 from contenders import bytes_moved
 from contenders.contender import Contender, Update
 from contenders.references import TransformersAdafactor
-from contenders.torch_steps import TOLERANCE, torch_steps
+from contenders.torch_steps import allowed_error, torch_steps
 from problems import Array
 
 
@@ -28,6 +28,6 @@ CONTENDERS = [
         torch_steps(adafactor),
         reference,
         bytes_moved.adafactor,
-        tolerance=TOLERANCE,
+        allowed_error=allowed_error,
     ),
 ]
