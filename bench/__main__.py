@@ -18,6 +18,8 @@ try:
     import names
     import neighbours
     import pools
+    from contenders.contender import Contender
+    from contenders.peers import absent_packages, load_peers
     from contenders.registry import CONTENDERS, OPTIMIZERS
     from harness import race
     from machine import describe_machine, describe_software
@@ -32,32 +34,39 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer problems, in about a minute")
     parser.add_argument("--only", metavar="TEXT", default="", help="problems with TEXT in the name")
     parser.add_argument("--output", type=Path, metavar="JSON", help="default: in bench/results/")
+    parser.add_argument(
+        "--require-peers", action="store_true", help="fail unless all other libraries take part"
+    )
     arguments = parser.parse_args()
+    if arguments.require_peers and absent_packages():
+        raise SystemExit(f'Not installed: {", ".join(absent_packages())}. pip install ".[peers]"')
 
     name = "quick" if arguments.quick else "speed"
     output = arguments.output or RESULTS / f"{name}.json"
-    run = measure_quickly(arguments.only) if arguments.quick else measure_all(arguments.only)
+    contenders = CONTENDERS + load_peers()
+    measure = measure_quickly if arguments.quick else measure_all
+    run = measure(contenders, arguments.only)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(run, indent=1) + "\n")
     print(write_report(output))
 
 
-def measure_all(only: str) -> dict[str, Any]:
+def measure_all(contenders: list[Contender], only: str) -> dict[str, Any]:
     return {
         **description("full"),
-        "results": race_all(all_problems(), only, seconds=8),
+        "results": race_all(all_problems(), contenders, only, seconds=1.2),
         "neighbours": neighbours.measure(OPTIMIZERS, seconds=30),
         "pools": pools.measure(seconds=60),
         "memory": memory.measure(OPTIMIZERS),
     }
 
 
-def measure_quickly(only: str) -> dict[str, Any]:
+def measure_quickly(contenders: list[Contender], only: str) -> dict[str, Any]:
     # numba would spend most of the minute on compiling once more, for its own memory
     without_compiler = [c for c in OPTIMIZERS if c.name != names.NUMBA]
     return {
         **description("quick"),
-        "results": race_all(quick_problems(), only, seconds=1.5),
+        "results": race_all(quick_problems(), contenders, only, seconds=0.2),
         "neighbours": neighbours.measure(OPTIMIZERS, seconds=5),
         "pools": pools.measure(seconds=6),
         "memory": memory.measure(without_compiler),
@@ -70,15 +79,18 @@ def description(mode: str) -> dict[str, Any]:
         "date": date.today().isoformat(),
         "machine": describe_machine(),
         "software": describe_software(),
+        "absent": absent_packages(),
     }
 
 
-def race_all(problems: list[Problem], only: str, seconds: float) -> list[dict[str, Any]]:
+def race_all(
+    problems: list[Problem], contenders: list[Contender], only: str, seconds: float
+) -> list[dict[str, Any]]:
     results = []
     chosen = [problem for problem in problems if only in problem.name]
     for problem in (bar := tqdm(chosen, desc="problems")):
         bar.set_postfix_str(f"{problem.name}, threads: {problem.threads}")
-        results += race(problem, CONTENDERS, seconds)
+        results += race(problem, contenders, seconds)
     return results
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 import timeit
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import Any
@@ -17,13 +18,14 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 import adafactor_native
-from contenders.registry import Contender, Update
-from problems import Array, Problem
+from contenders.contender import Contender, Make, Steps
+from problems import Array, Problem, elements
 
-# Against the same steps in float64, relative to the largest parameter.
-TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
 CHECKED_STEPS = 3
 CHECKED_LR = 1e-2
+# Of a model, the last tensor of each shape is checked, up to this size: float64 in plain NumPy would
+# take minutes for all of them. Larger arrays are checked as problems of their own.
+CHECKED_ELEMENTS = 1 << 22
 
 # Nothing that is timed depends on the parameters' values as long as they stay where they are.
 TIMED_LR = 1e-9
@@ -35,8 +37,10 @@ SAMPLE_NS = 300_000
 SETTLE_NS = 40_000_000
 TURN_NS = 20_000_000
 FEWEST_TURNS = 5
+# A call longer than this needs no settling, which is over when it has hardly begun.
+SLOW_NS = 200_000_000
+FEWEST_SLOW_CALLS = 2
 
-Arrays = tuple[Array, Array, Array]
 Result = dict[str, Any]
 
 
@@ -48,29 +52,34 @@ class WrongResult(Exception):
 def all_on(threads: int) -> Iterator[None]:
     """Give every library the same number of threads.
 
-    They also wait alike where they share a runtime: numba loads libgomp at its first parallel call,
-    after adafactor_native has chosen for the whole process how long idle threads spin.
+    They also wait alike where they share a runtime: numba and torch bring libgomp or find the one
+    that is loaded, after adafactor_native has chosen for the whole process how long idle threads
+    spin. (torch alone, which spins for longer, was five times slower beside a busy process.)
     """
-    before = numba.get_num_threads(), adafactor_native.get_num_threads()
-    with threadpool_limits(threads):  # BLAS
-        numba.set_num_threads(threads)
-        adafactor_native.set_num_threads(threads)
-        try:
-            yield
-        finally:
-            numba.set_num_threads(before[0])
-            adafactor_native.set_num_threads(before[1])
+    with ExitStack() as undo:
+        undo.enter_context(threadpool_limits(threads))  # BLAS
+        for get_threads, set_threads in thread_settings():
+            undo.callback(set_threads, get_threads())
+            set_threads(threads)
+        yield
+
+
+def thread_settings() -> Iterator[tuple[Callable[[], int], Callable[[int], None]]]:
+    yield numba.get_num_threads, numba.set_num_threads
+    yield adafactor_native.get_num_threads, adafactor_native.set_num_threads
+    if torch := sys.modules.get("torch"):  # none of the contenders has loaded it otherwise
+        yield torch.get_num_threads, torch.set_num_threads
 
 
 def race(problem: Problem, contenders: list[Contender], seconds: float) -> list[Result]:
-    """Time the contenders on one problem, for about `seconds` in all."""
+    """Time the contenders on one problem, for about `seconds` each."""
     contenders = [c for c in contenders if c.takes(problem)]
-    arrays = problem.arrays()
+    params, grads, other_grads = problem.arrays()
     with all_on(problem.threads):
-        errors = verify(problem, contenders, arrays)
-        param, grad, _ = arrays
-        updates = {c.name: c.make(param, TIMED_LR) for c in contenders}
-        times = time_in_turns(updates, param, grad, seconds)
+        errors = verify(problem, contenders, params, [grads, other_grads])
+        del other_grads
+        timers = {c.name: ready(c, params, grads, TIMED_LR).timer() for c in contenders}
+        times = time_in_turns(timers, seconds)
     return [
         {
             "problem": describe(problem),
@@ -83,67 +92,85 @@ def race(problem: Problem, contenders: list[Contender], seconds: float) -> list[
     ]
 
 
-def verify(problem: Problem, contenders: list[Contender], arrays: Arrays) -> dict[str, float]:
-    """Take a few steps beside the reference in float64; return each contender's largest error.
+def ready(contender: Contender, params: list[Array], grads: list[Array], lr: float) -> Steps:
+    steps = contender.start(params, lr)
+    steps.use(grads)
+    return steps
+
+
+def verify(
+    problem: Problem, contenders: list[Contender], params: list[Array], grads: list[list[Array]]
+) -> dict[str, float]:
+    """Take a few steps beside each reference in float64; return the contenders' largest errors.
 
     Two gradients take turns: with the same one at every step, clipping would hide a wrong state.
-    `param` is left as it was.
+    The parameters are left as they were.
     """
-    param, *grads = arrays
-    start = param.copy(order="K")
-
-    def after_steps(update: Update, param: Array, grads: list[Array]) -> Array:
-        for i in range(CHECKED_STEPS):
-            update(param, grads[i % len(grads)])
-        return param
-
-    expected = {}
-    for reference in {c.reference for c in contenders}:
-        exact_param = start.astype(np.float64)
-        exact_grads = [grad.astype(np.float64) for grad in grads]
-        update = reference(exact_param, CHECKED_LR)
-        expected[reference] = after_steps(update, exact_param, exact_grads)
-
+    start = [param.copy(order="K") for param in params]
+    checked = checked_tensors(problem)
+    expected = {
+        reference: {
+            i: after_exact_steps(reference, params[i], [each[i] for each in grads]) for i in checked
+        }
+        for reference in {c.reference for c in contenders}
+    }
     errors = {}
     for contender in contenders:
-        actual = after_steps(contender.make(param, CHECKED_LR), param, grads)
+        steps = contender.start(params, CHECKED_LR)
+        for i in range(CHECKED_STEPS):
+            steps.use(grads[i % len(grads)])
+            steps.timer().timeit(1)
+        actual = steps.params()
         exact = expected[contender.reference]
-        error = float(np.max(np.abs(actual - exact)) / np.max(np.abs(exact)))
-        if not error <= TOLERANCE[problem.dtype]:  # so that NaN is wrong too
+        error = float(np.max([relative_error(actual[i], exact[i]) for i in checked]))
+        allowed = contender.allowed_error(problem)
+        if not error <= allowed:  # so that NaN is wrong too
             raise WrongResult(
                 f"{contender.name} on {problem.name} is off by {error:.1e} of max|param|, "
-                f"allowed is {TOLERANCE[problem.dtype]:.0e}"
+                f"allowed is {allowed:.0e}"
             )
         errors[contender.name] = error
-        param[...] = start
+        for param, before in zip(params, start):
+            param[...] = before
     return errors
 
 
-def time_in_turns(
-    updates: dict[str, Update], param: Array, grad: Array, seconds: float
-) -> dict[str, list[float]]:
-    """Time per call in ns, sampled in turns, so that a slow moment of the machine hits all alike.
+def checked_tensors(problem: Problem) -> list[int]:
+    if problem.model is None:
+        return [0]
+    last_of_shape = {shape: i for i, shape in enumerate(problem.shapes)}
+    return [i for shape, i in last_of_shape.items() if elements(shape) <= CHECKED_ELEMENTS]
 
-    All step the same two arrays, and thus the same physical pages. A turn starts with calls that
-    are not timed: they bring caches and threads from the state in which the contender before left
-    them to the one that a loop of this contender's own steps finds.
+
+def after_exact_steps(reference: Make, param: Array, grads: list[Array]) -> Array:
+    exact = param.astype(np.float64)
+    exact_grads = [grad.astype(np.float64) for grad in grads]
+    update = reference(exact, CHECKED_LR)
+    for i in range(CHECKED_STEPS):
+        update(exact, exact_grads[i % len(grads)])
+    return exact
+
+
+def relative_error(actual: Array, exact: Array) -> float:
+    return float(np.max(np.abs(actual - exact)) / np.max(np.abs(exact)))
+
+
+def time_in_turns(timers: dict[str, timeit.Timer], seconds: float) -> dict[str, list[float]]:
+    """Time per step in ns, sampled in turns, so that a slow moment of the machine hits all alike.
+
+    All who can step the same arrays, and thus the same physical pages. A turn starts with calls
+    that are not timed: they bring caches and threads from the state in which the contender before
+    left them to the one that a loop of this contender's own steps finds.
     """
-    timers = {name: stopwatch(update, param, grad) for name, update in updates.items()}
-    share_ns = seconds * 1e9 / len(timers)
-    plans = {name: Plan.of(timer, share_ns) for name, timer in timers.items()}
+    plans = {name: Plan.of(timer, seconds * 1e9) for name, timer in timers.items()}
     times: dict[str, list[float]] = {name: [] for name in timers}
     order = spread_evenly({name: plan.turns for name, plan in plans.items()})
     for name in tqdm(order, desc="turns", leave=False, disable=None):
         timer, plan = timers[name], plans[name]
-        settle(timer)
+        if not plan.slow:
+            settle(timer)
         times[name] += [ns / plan.calls for ns in timer.repeat(plan.samples, plan.calls)]
     return times
-
-
-def stopwatch(update: Update, param: Array, grad: Array) -> timeit.Timer:
-    """Counts ns, and keeps the garbage collector out."""
-    names = {"update": update, "param": param, "grad": grad}
-    return timeit.Timer("update(param, grad)", timer=perf_counter_ns, globals=names)
 
 
 def settle(timer: timeit.Timer) -> float:
@@ -157,19 +184,23 @@ def settle(timer: timeit.Timer) -> float:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a contender spends its share of the time. A slow one has fewer turns, not none."""
+    """How a contender spends its time. A slow one has fewer turns, not none."""
 
     samples: int  # in a turn
     calls: int  # in a sample
     turns: int
+    slow: bool
 
     @classmethod
     def of(cls, timer: timeit.Timer, share_ns: float) -> Plan:
+        timer.timeit(1)  # may compile
         call_ns = settle(timer)
+        if call_ns > SLOW_NS:
+            return cls(1, 1, max(FEWEST_SLOW_CALLS, round(share_ns / call_ns)), slow=True)
         calls = math.ceil(SAMPLE_NS / call_ns)
         samples = math.ceil(TURN_NS / (calls * call_ns))
         turn_ns = max(SETTLE_NS, call_ns) + samples * calls * call_ns
-        return cls(samples, calls, max(FEWEST_TURNS, round(share_ns / turn_ns)))
+        return cls(samples, calls, max(FEWEST_TURNS, round(share_ns / turn_ns)), slow=False)
 
 
 def spread_evenly(counts: dict[str, int]) -> list[str]:
@@ -194,7 +225,7 @@ def describe(problem: Problem) -> Result:
     return {
         "name": problem.name,
         "group": problem.group,
-        "shape": list(problem.shape),
+        "tensors": len(problem.shapes),
         "size": problem.size,
         "dtype": problem.dtype,
         "layout": problem.layout,

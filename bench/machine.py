@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,6 @@ from threadpoolctl import threadpool_info
 
 import adafactor_native
 from problems import usable_cores
-
-MEASURED_PACKAGES = ("numpy", "numba")
 
 
 def describe_machine() -> dict[str, Any]:
@@ -35,13 +34,19 @@ def describe_machine() -> dict[str, Any]:
 def describe_software() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
-        **{package: version(package) for package in MEASURED_PACKAGES},
+        **versions(["numpy", "numba"]),
+        "peers": versions(["torch", "transformers", "jax", "jaxlib", "optax", "keras"]),
         "adafactor_native": adafactor_native.show_config(mode="dicts"),
         "commit": output_of("git", "describe", "--always", "--dirty") or None,
         "thread pools": sorted(
             {f"{pool['prefix']} {pool['version'] or ''}".strip() for pool in threadpool_info()}
         ),
     }
+
+
+def versions(packages: list[str]) -> dict[str, str]:
+    """Of those that are installed."""
+    return {package: version(package) for package in packages if find_spec(package)}
 
 
 def output_of(*command: str) -> str:

@@ -8,20 +8,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
+from timeit import Timer
 from typing import Any
 
 from tqdm import tqdm
 
-from contenders.registry import CONTENDERS, Contender
-from harness import TIMED_LR
-from problems import Problem, usable_cores
+from contenders.contender import Contender
+from contenders.registry import CONTENDERS
+from harness import TIMED_LR, ready
+from problems import Problem, one_array, usable_cores
 
 # Large enough that the allocator takes every array from the system, and gives it back.
-PROBLEM = Problem("memory", (4096, 4096), usable_cores())
-WARM_UP = Problem("memory", (512, 512), usable_cores())
+PROBLEM = one_array("memory", (4096, 4096), usable_cores())
+WARM_UP = one_array("memory", (512, 512), usable_cores())
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
@@ -46,17 +46,17 @@ def peak_of_first_step(contender: Contender) -> int:
 
     What an optimizer allocates when it is made but first writes to in a step counts, too.
     """
-    first_step(contender, WARM_UP)()
+    first_step(contender, WARM_UP).timeit(1)
     step = first_step(contender, PROBLEM)
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     before = process_bytes("VmRSS")
-    step()
+    step.timeit(1)
     return process_bytes("VmHWM") - before
 
 
-def first_step(contender: Contender, problem: Problem) -> Callable[[], Any]:
-    param, grad, _ = problem.arrays()
-    return partial(contender.make(param, TIMED_LR), param, grad)
+def first_step(contender: Contender, problem: Problem) -> Timer:
+    params, grads, _ = problem.arrays()
+    return ready(contender, params, grads, TIMED_LR).timer()
 
 
 def process_bytes(field: str) -> int:

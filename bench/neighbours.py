@@ -15,9 +15,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from contenders.registry import Contender
-from harness import TIMED_LR, all_on, settle, stopwatch, summary
-from problems import Problem, usable_cores
+from contenders.contender import Contender
+from harness import TIMED_LR, all_on, ready, settle, summary
+from problems import Problem, one_array, usable_cores
 
 COUNTS = (0, 1, 2)
 # Every condition comes back this often, so that a slow moment of the machine is not all one's own.
@@ -38,17 +38,17 @@ def busy_processes(count: int) -> Iterator[None]:
 
 
 def stepped() -> Problem:
-    return Problem("neighbours", (1024, 1024), usable_cores())
+    return one_array("neighbours", (1024, 1024), usable_cores())
 
 
 def measure(contenders: list[Contender], seconds: float) -> list[dict[str, Any]]:
     """Time single calls, since an average over calls would hide the long ones."""
     problem = stepped()
-    param, grad, _ = problem.arrays()
+    params, grads, _ = problem.arrays()
     turn = seconds / (ROUNDS * len(COUNTS) * len(contenders))
     times: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
     with all_on(problem.threads):
-        timers = {c.name: stopwatch(c.make(param, TIMED_LR), param, grad) for c in contenders}
+        timers = {c.name: ready(c, params, grads, TIMED_LR).timer() for c in contenders}
         rounds = list(itertools.product(range(ROUNDS), COUNTS))
         for _, count in tqdm(rounds, desc="busy processes", leave=False, disable=None):
             with busy_processes(count):

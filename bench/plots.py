@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from names import FLOOR, IN_PLACE, NATIVE, NUMBA, READ, SEED, UNSCALED
+from names import (
+    FLOOR,
+    IN_PLACE,
+    KERAS,
+    NATIVE,
+    NUMBA,
+    OPTAX,
+    READ,
+    SEED,
+    TORCH,
+    TORCH_ADAMW,
+    TORCH_COMPILED,
+    TORCH_FOREACH,
+    TRANSFORMERS,
+    UNSCALED,
+)
 from recorded import Problem, Recorded
 
 LINES: dict[str, dict[str, Any]] = {
@@ -21,7 +37,17 @@ LINES: dict[str, dict[str, Any]] = {
     UNSCALED: {"color": "#1d4e89", "marker": "o", "linestyle": ":", "markerfacecolor": "white"},
     FLOOR: {"color": "#555555", "linestyle": "--"},
     READ: {"color": "#999999", "linestyle": "-."},
+    TORCH: {"color": "#d9622b", "marker": "v"},
+    TORCH_FOREACH: {"color": "#d9622b", "marker": "v", "linestyle": ":"},
+    TORCH_COMPILED: {"color": "#d9622b", "marker": "v", "linestyle": "--"},
+    TRANSFORMERS: {"color": "#c9a227", "marker": "P"},
+    OPTAX: {"color": "#7b5ea7", "marker": "X"},
+    KERAS: {"color": "#7b5ea7", "marker": "X", "linestyle": ":"},
+    TORCH_ADAMW: {"color": "#8a8a8a", "marker": "*"},
 }
+ROOF = (FLOOR, READ)
+# In the picture over sizes one line stands for a library, or it would hold fourteen.
+OVER_SIZES = [SEED, TORCH, TRANSFORMERS, OPTAX, NUMBA, NATIVE, TORCH_ADAMW, FLOOR]
 STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.grid": True,
@@ -41,7 +67,13 @@ STYLE: dict[Any, Any] = {
 
 def draw(recorded: Recorded) -> list[Path]:
     """Write each picture that the run has figures for beside its JSON; return their paths."""
-    pictures = {"size": time_against_size, "gain": gain_over_seed, "threads": gain_from_threads}
+    pictures = {
+        "size": time_against_size,
+        "gain": gain_over_seed,
+        "models": time_of_models,
+        "roofline": share_of_roof,
+        "threads": gain_from_threads,
+    }
     paths = []
     for name, picture in pictures.items():
         with matplotlib.rc_context(STYLE):
@@ -59,7 +91,7 @@ def time_against_size(recorded: Recorded) -> Figure | None:
         return None
     figure = Figure(figsize=(8.6, 5.4))
     axes = figure.subplots()
-    for contender in recorded.contenders:
+    for contender in recorded.among(OVER_SIZES):
         points = [
             (problem["size"], recorded.median_ns(problem, contender))
             for problem in problems
@@ -84,10 +116,10 @@ def time_against_size(recorded: Recorded) -> Figure | None:
     axes.legend(loc="upper left")
     caption(
         figure,
-        f"{where(recorded)} In blue: times faster than the seed.\n"
-        "Small steps are limited by the cost of a call from Python, large ones by the memory: the "
-        "dashed line only reads\nparam and grad and writes param, once, as a step in place must at "
-        "the least.",
+        f"{where(recorded)}\n"
+        "In blue: times faster than the seed. Small steps are limited by the cost of a call from Python, large "
+        "ones by the memory:\nthe dashed line only reads param and grad and writes param, once, as a "
+        "step in place must at the least.",
     )
     return figure
 
@@ -107,7 +139,7 @@ def mark_gain(axes: Axes, problem: Problem, recorded: Recorded) -> None:
 
 
 def gain_over_seed(recorded: Recorded) -> Figure | None:
-    problems = recorded.on_all_cores()
+    problems = recorded.arrays()
     compared = [c for c in (IN_PLACE, NUMBA, NATIVE) if c in recorded.contenders]
     if not problems or SEED not in recorded.contenders:
         return None
@@ -134,10 +166,88 @@ def gain_over_seed(recorded: Recorded) -> Figure | None:
     axes.legend(loc="best")
     caption(
         figure,
-        f"{where(recorded)} Float32 unless named.\n"
-        "The gain is largest where param and grad fit the caches and the seed's temporaries do not.",
+        f"{where(recorded)}\n"
+        "Float32 unless named. The gain is largest where param and grad fit the caches and the seed's temporaries do not.",
     )
     return figure
+
+
+def time_of_models(recorded: Recorded) -> Figure | None:
+    """One panel per model, from the smallest; a bar for each contender, from the slowest."""
+    problems = sorted(recorded.on_all_cores("model"), key=lambda problem: problem["size"])
+    if not problems:
+        return None
+    ran = [c for c in recorded.contenders if all(recorded.result(p, c) for p in problems)]
+    timed = [contender for contender in ran if contender != READ]
+    timed.sort(key=lambda c: -sum(math.log(recorded.median_ns(p, c) or 1) for p in problems))
+    width = max(8.6, 2.2 + 2.5 * len(problems))
+    figure = Figure(figsize=(width, 1.6 + 0.3 * len(timed)))
+    panels = figure.subplots(1, len(problems), sharey=True, squeeze=False)[0]
+    for axes, problem in zip(panels, problems):
+        medians = [recorded.median_ns(problem, contender) or 1 for contender in timed]
+        bars = axes.barh(timed, medians, 0.78, color=[bar_color(c) for c in timed])
+        axes.bar_label(bars, [duration_label(ns) for ns in medians], padding=3, fontsize=8)
+        axes.set_xscale("log")
+        axes.set_title(problem["name"], fontsize=11, fontweight="normal")
+        axes.set_xlabel(
+            f"{problem['size'] / 1e6:.1f} M parameters\nin {problem['tensors']} tensors"
+        )
+        axes.grid(axis="y", visible=False)
+        axes.minorticks_off()
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda ns, _: duration_tick(ns)))
+        axes.set_xlim(min(medians) / 2, 6 * max(medians))  # room for the labels
+    panels[0].invert_yaxis()
+    mark_ours(panels[0])
+    title(figure, "Time of one step of a whole model")
+    caption(
+        figure,
+        f"{where(recorded)}\nFloat32, medians, logarithmic scale. Grey: not an Adafactor.",
+    )
+    return figure
+
+
+def bar_color(contender: str) -> str:
+    color: str = LINES.get(contender, {}).get("color", "#bbbbbb")
+    return color
+
+
+def share_of_roof(recorded: Recorded) -> Figure | None:
+    """Bytes that the algorithm has to move over the time it took, for the largest square or so."""
+    problems = [p for p in recorded.on_all_cores("size") if recorded.result(p, FLOOR)]
+    if not problems:
+        return None
+    problem = max(problems, key=lambda problem: problem["size"])
+    speeds = {c: recorded.gigabytes_per_s(problem, c) or 0 for c in recorded.contenders}
+    timed = sorted((c for c in speeds if c not in ROOF and speeds[c]), key=speeds.__getitem__)
+    figure = Figure(figsize=(8.6, 1.8 + 0.32 * len(timed)))
+    axes = figure.subplots()
+    colors = [bar_color(contender) for contender in timed]
+    bars = axes.barh(timed, [speeds[c] for c in timed], 0.78, color=colors)
+    axes.bar_label(bars, [f"{speeds[c]:.1f}" for c in timed], padding=3, fontsize=8)
+    for contender in ROOF:
+        if speeds.get(contender):
+            line = {"color": "#555555", "linestyle": LINES[contender]["linestyle"], "zorder": 0}
+            axes.axvline(speeds[contender], label=contender, **line)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.margins(x=0.12)
+    axes.set_xlabel("GB/s: bytes that the algorithm has to move / median time")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(ROOF), borderaxespad=0)
+    title(figure, f"Who is limited by memory: a step of {problem['name']} float32")
+    mark_ours(axes)
+    caption(
+        figure,
+        f"{where(recorded)}\n"
+        "Grey lines: what the memory gives to loops that only read, or read and write. Near them a "
+        "step is as fast as its\nalgorithm allows; far from them it moves more than it has to, in "
+        "temporaries, or does not keep the memory busy.",
+    )
+    return figure
+
+
+def mark_ours(axes: Axes) -> None:
+    for label in axes.get_yticklabels():
+        label.set_fontweight("bold" if label.get_text() == NATIVE else "normal")
 
 
 def gain_from_threads(recorded: Recorded) -> Figure | None:
@@ -160,7 +270,7 @@ def gain_from_threads(recorded: Recorded) -> Figure | None:
     panels[0].set_ylabel("times faster than on 1")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper")
-    figure.suptitle("What more threads give", fontsize=13, fontweight="bold", x=0.01, ha="left")
+    title(figure, "What more threads give")
     caption(
         figure,
         f"{where(recorded)}\nOut of cache, threads share the memory's bandwidth; the dashed line, "
@@ -171,10 +281,19 @@ def gain_from_threads(recorded: Recorded) -> Figure | None:
 
 def where(recorded: Recorded) -> str:
     machine, software = recorded.run["machine"], recorded.run["software"]
-    return (
-        f"{machine['processor']}, {machine['cores']} cores; "
-        f"NumPy {software['numpy']}, numba {software['numba']}."
-    )
+    shown = {"torch", "transformers", "optax", "keras"}
+    peers = {name: v for name, v in recorded.peer_versions.items() if name in shown}
+    packages = {"NumPy": software["numpy"], "numba": software["numba"], **peers}
+    versions = ", ".join(f"{name} {v.partition('+')[0]}" for name, v in packages.items())
+    return f"{machine['processor']}, {machine['cores']} cores; {versions}."
+
+
+def duration_label(ns: float) -> str:
+    return f"{ns / 1e9:.2g} s" if ns >= 1e9 else f"{ns / 1e6:.3g} ms"
+
+
+def title(figure: Figure, text: str) -> None:
+    figure.suptitle(text, fontsize=13, fontweight="bold", x=0.01, ha="left")
 
 
 def caption(figure: Figure, text: str) -> None:

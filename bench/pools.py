@@ -21,9 +21,10 @@ from threadpoolctl import threadpool_info
 from tqdm import tqdm
 
 from adafactor_native import AdaFactor
-from harness import SETTLE_NS, TIMED_LR, stopwatch, summary
+from harness import SETTLE_NS, TIMED_LR, summary
 from neighbours import ROUNDS, busy_processes, calls_within, stepped
 from problems import Array, usable_cores
+from stopwatch import stopwatch
 
 ORDERS = ("adafactor_native, torch", "torch, adafactor_native")
 COUNTS = (0, 1)
@@ -67,8 +68,9 @@ def time_beside(torch: Any, seconds: float) -> list[dict[str, Any]]:
 
     One takes caches and sleeping threads from the steps as all do, but leaves no team behind.
     """
-    param, grad, _ = stepped().arrays()
-    timer = stopwatch(AdaFactor(param.shape, TIMED_LR).update, param, grad)
+    (param,), (grad,), _ = stepped().arrays()
+    update = AdaFactor(param.shape, TIMED_LR).update
+    timer = stopwatch("update(param, grad)", update=update, param=param, grad=grad)
     work = training_work(torch, param, grad)
     teams = sorted({0, 1, usable_cores()})
     turn = seconds / (ROUNDS * len(COUNTS) * len(teams))

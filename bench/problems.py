@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -9,20 +10,29 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from models import MODELS, Shape
+
 Array = npt.NDArray[Any]
+
+
+def elements(shape: Shape) -> int:
+    return math.prod(shape)
 
 
 @dataclass(frozen=True)
 class Problem:
+    """The parameters that one step changes: a single array, or all those of a model."""
+
     group: str  # the table or the plot that it belongs to
-    shape: tuple[int, ...]
+    shapes: tuple[Shape, ...]
     threads: int
     dtype: str = "float32"
     layout: str = "C"  # of param and grad: "C", "Fortran", or "slice" of a matrix twice as wide
+    model: str | None = None
 
     @property
     def name(self) -> str:
-        name = "x".join(map(str, self.shape))
+        name = self.model or "x".join(map(str, self.shapes[0]))
         if self.dtype != "float32":
             name += f" {self.dtype}"
         if self.layout != "C":
@@ -31,40 +41,50 @@ class Problem:
 
     @property
     def size(self) -> int:
-        return int(np.prod(self.shape))
+        return sum(map(elements, self.shapes))
 
     @property
     def itemsize(self) -> int:
         return np.dtype(self.dtype).itemsize
 
-    @property
-    def factored(self) -> bool:
-        return len(self.shape) == 2
-
-    def arrays(self) -> tuple[Array, Array, Array]:
-        """A parameter and two gradients, whose rows and columns differ a thousandfold in scale."""
+    def arrays(self) -> tuple[list[Array], list[Array], list[Array]]:
+        """Parameters, and two lists of gradients for them."""
         rng = np.random.default_rng(0)
-        param = self._laid_out(rng.standard_normal(self.shape, np.float32))
-        grads = []
-        for _ in range(2):
-            grad = rng.standard_normal(self.shape, np.float32)
-            for axis, n in enumerate(self.shape):
-                scale = 10 ** rng.uniform(-1.5, 1.5, n).astype(np.float32)
-                grad *= scale.reshape([-1 if i == axis else 1 for i in range(grad.ndim)])
-            grads.append(self._laid_out(grad))
-        return param, grads[0], grads[1]
+        params = [self._laid_out(rng.standard_normal(s, np.float32)) for s in self.shapes]
+        grads = [[self._laid_out(uneven(s, rng)) for s in self.shapes] for _ in range(2)]
+        return params, grads[0], grads[1]
 
     def _laid_out(self, values: Array) -> Array:
         if self.layout == "slice":
-            rows, cols = self.shape
+            rows, cols = values.shape
             wide = np.zeros((rows, 2 * cols), self.dtype)
             laid_out = wide[:, cols // 2 : cols // 2 + cols]
         elif self.layout == "Fortran":
-            laid_out = np.empty(self.shape, self.dtype, order="F")
+            laid_out = np.empty(values.shape, self.dtype, order="F")
         else:
-            laid_out = np.empty(self.shape, self.dtype)
+            laid_out = np.empty(values.shape, self.dtype)
         laid_out[...] = values
         return laid_out
+
+
+def uneven(shape: Shape, rng: np.random.Generator) -> Array:
+    """Rows and columns differ a thousandfold in scale; more axes, a millionfold between them."""
+    values = rng.standard_normal(shape, np.float32)
+    spread = min(1.5, 3 / len(shape))
+    for axis, n in enumerate(shape):
+        scale = 10 ** rng.uniform(-spread, spread, n).astype(np.float32)
+        values *= scale.reshape([-1 if i == axis else 1 for i in range(values.ndim)])
+    return values
+
+
+def one_array(
+    group: str, shape: Shape, threads: int, dtype: str = "float32", layout: str = "C"
+) -> Problem:
+    return Problem(group, (shape,), threads, dtype, layout)
+
+
+def model(name: str, threads: int) -> Problem:
+    return Problem("model", tuple(MODELS[name]().values()), threads, model=name)
 
 
 def usable_cores() -> int:
@@ -74,29 +94,36 @@ def usable_cores() -> int:
 def all_problems() -> list[Problem]:
     cores = usable_cores()
     return [
-        *(Problem("size", (n, n), cores) for n in (16, 64, 256, 1024, 2048, 4096)),
-        Problem("size", (8192, 4096), cores),
-        *(Problem("float64", (n, n), cores, dtype="float64") for n in (1024, 4096)),
-        Problem("shape", (65536, 64), cores),
-        Problem("shape", (64, 65536), cores),
-        *(Problem("vector", (n,), cores) for n in (10**4, 10**6, 10**7)),
-        *(Problem("layout", (4096, 4096), cores, layout=layout) for layout in ("Fortran", "slice")),
+        *(one_array("size", (n, n), cores) for n in (16, 64, 256, 1024, 2048, 4096)),
+        one_array("size", (8192, 4096), cores),
+        *(one_array("float64", (n, n), cores, dtype="float64") for n in (1024, 4096)),
+        one_array("shape", (65536, 64), cores),
+        one_array("shape", (64, 65536), cores),
+        one_array("shape", (8192, 2048), cores),
+        one_array("shape", (2048, 8192), cores),
+        *(one_array("vector", (n,), cores) for n in (10**4, 10**6, 10**7)),
         *(
-            Problem("threads", (n, n), threads)
+            one_array("layout", (4096, 4096), cores, layout=layout)
+            for layout in ("Fortran", "slice")
+        ),
+        *(
+            one_array("threads", (n, n), threads)
             for n in (1024, 2048, 4096)
             for threads in thread_counts(cores)
         ),
+        *(model(name, cores) for name in MODELS),
     ]
 
 
 def quick_problems() -> list[Problem]:
-    """One of each kind that numba can compile, and the seed step, within a minute."""
+    """One of each kind that numba can compile, the smallest model, and the seed step, in a minute."""
     cores = usable_cores()
     return [
-        *(Problem("size", (n, n), cores) for n in (16, 64, 256, 1024, 2048)),
-        Problem("vector", (10**6,), cores),
-        Problem("layout", (1024, 1024), cores, layout="slice"),
-        *(Problem("threads", (1024, 1024), threads) for threads in thread_counts(cores)),
+        *(one_array("size", (n, n), cores) for n in (16, 64, 256, 1024, 2048)),
+        one_array("vector", (10**6,), cores),
+        one_array("layout", (1024, 1024), cores, layout="slice"),
+        *(one_array("threads", (1024, 1024), threads) for threads in thread_counts(cores)),
+        model("ResNet-50", cores),
     ]
 
 

@@ -16,6 +16,7 @@ class Recorded:
         self.run: dict[str, Any] = json.loads(path.read_text())
         self.cores = int(self.run["machine"]["cores"])
         self.contenders = list(dict.fromkeys(r["contender"] for r in self.run["results"]))
+        self.peer_versions: dict[str, str] = self.run["software"].get("peers", {})
         self._problems: dict[tuple[str, int], Problem] = {}
         self._results: dict[tuple[str, int, str], Result] = {}
         for result in self.run["results"]:
@@ -30,6 +31,12 @@ class Recorded:
             for problem in self._problems.values()
             if problem["threads"] == self.cores and group in (None, problem["group"])
         ]
+
+    def arrays(self) -> list[Problem]:
+        return [problem for problem in self.on_all_cores() if problem["group"] != "model"]
+
+    def among(self, contenders: list[str]) -> list[str]:
+        return [contender for contender in contenders if contender in self.contenders]
 
     def by_threads(self) -> list[list[Problem]]:
         """The problems that were run on several numbers of threads, each from fewest to most."""
@@ -54,3 +61,10 @@ class Recorded:
         """How many times the median of `to` goes into that of `contender`."""
         time, unit = self.median_ns(problem, contender), self.median_ns(problem, to)
         return None if time is None or unit is None else time / unit
+
+    def gigabytes_per_s(self, problem: Problem, contender: str) -> float | None:
+        """Of the bytes that the algorithm has to move, whatever the contender moves."""
+        result = self.result(problem, contender)
+        if result is None:
+            return None
+        return float(result["bytes per parameter"] * problem["size"] / result["ns"]["median"])

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import plots
-from names import FLOOR, IN_PLACE, NATIVE, NUMBA, SEED, UNSCALED
-from recorded import Recorded
+from names import FLOOR, IN_PLACE, NATIVE, NUMBA, PEERS, SEED, UNSCALED
+from recorded import Problem, Recorded
 
 RESULTS = Path(__file__).parent / "results"
 QUANTILES = ["median", "p10", "p90", "p99"]
@@ -25,6 +25,8 @@ def write_report(path: Path) -> Path:
         heading(recorded),
         *(f"![{picture.stem}]({picture.name})" for picture in plots.draw(recorded)),
         speed(recorded),
+        *against_peers(recorded),
+        *models(recorded),
         threads(recorded),
         neighbours(recorded),
         pools(recorded),
@@ -49,10 +51,18 @@ def heading(recorded: Recorded) -> str:
         f"load average before the run {machine['load before the run']}.\n"
         f"adafactor_native {native['version']} at {software['commit']} ({compiler}, instruction "
         f"set {native['instruction sets']['running']}, {native['openmp']['runtime']}), "
-        f"Python {software['python']}, NumPy {software['numpy']}, numba {software['numba']}.\n\n"
-        "All contenders take turns in one process, on the same arrays and the same number of "
-        "threads, each checked against the seed in float64 first. Times are medians of a step."
+        f"Python {software['python']}, NumPy {software['numpy']}, numba {software['numba']}.\n"
+        f"{other_libraries(recorded)}\n\n"
+        "All contenders take turns in one process, on the same numbers and the same number of "
+        "threads, each checked first against what it is to compute, in float64. Times are medians "
+        "of a step."
     )
+
+
+def other_libraries(recorded: Recorded) -> str:
+    taking_part = ", ".join(f"{name} {version}" for name, version in recorded.peer_versions.items())
+    absent = ", ".join(recorded.run.get("absent", []))
+    return f"Other libraries: {taking_part or 'none'}; not installed: {absent or 'none'}."
 
 
 def speed(recorded: Recorded) -> str:
@@ -66,7 +76,7 @@ def speed(recorded: Recorded) -> str:
             times(recorded.ratio(problem, NATIVE, to=FLOOR)),
             times(recorded.ratio(problem, UNSCALED, to=FLOOR)),
         ]
-        for problem in recorded.on_all_cores()
+        for problem in recorded.arrays()
     ]
     header = [
         "param",
@@ -80,6 +90,64 @@ def speed(recorded: Recorded) -> str:
         "The floor is `param -= k*grad`, which moves every byte once. A slice is of a matrix twice "
         "as wide, and has no floor here."
     )
+
+
+def against_peers(recorded: Recorded) -> list[str]:
+    peers = recorded.among(PEERS)
+    rows = [
+        [
+            problem["name"],
+            duration(recorded.median_ns(problem, NATIVE)),
+            *(with_ratio(recorded, problem, peer) for peer in peers),
+        ]
+        for problem in recorded.on_all_cores()
+        if any(recorded.result(problem, peer) for peer in peers)
+    ]
+    if not rows:
+        return []
+    return [
+        (
+            f"## Against other libraries on {count(recorded.cores, 'thread')}\n\n"
+            f"{table(['param', NATIVE, *peers], rows)}\n\n"
+            "In brackets: how many of our steps fit in one of theirs. AdamW is another algorithm: it "
+            "moves 28 bytes for each float32 parameter in one sweep, and keeps twice the parameters' "
+            "memory as state. JAX (optax, keras) copies nothing here either: a step is given the "
+            "buffers of the one before."
+        )
+    ]
+
+
+def models(recorded: Recorded) -> list[str]:
+    problems = recorded.on_all_cores("model")
+    rows = [
+        [
+            contender,
+            *(with_ratio(recorded, problem, contender) for problem in problems),
+        ]
+        for contender in recorded.contenders
+        if any(recorded.result(problem, contender) for problem in problems)
+    ]
+    if not rows:
+        return []
+    header = [
+        "contender",
+        *(f"{p['name']}, {p['size'] / 1e6:.1f} M in {p['tensors']}" for p in problems),
+    ]
+    return [
+        (
+            f"## Models on {count(recorded.cores, 'thread')}\n\n{table(header, rows)}\n\n"
+            "One step of all parameters (millions in so many tensors), in float32. Optimizers of single "
+            "arrays run one after the other; the libraries are given all tensors at once. In brackets: "
+            f"the ratio to {NATIVE}. Tensors of more than two dimensions are factored by the libraries "
+            "but not by the seed, nor by us."
+        )
+    ]
+
+
+def with_ratio(recorded: Recorded, problem: Problem, contender: str) -> str:
+    ratio = recorded.ratio(problem, contender, to=NATIVE)
+    time = duration(recorded.median_ns(problem, contender))
+    return time if ratio is None or contender == NATIVE else f"{time} ({times(ratio)})"
 
 
 def threads(recorded: Recorded) -> str:
@@ -170,7 +238,6 @@ def every_figure(recorded: Recorded) -> str:
     rows = []
     for result in recorded.run["results"]:
         problem, median_ns = result["problem"], result["ns"]["median"]
-        bytes_moved = result["bytes per parameter"] * problem["size"]
         rows.append(
             [
                 problem["name"],
@@ -178,8 +245,8 @@ def every_figure(recorded: Recorded) -> str:
                 result["contender"],
                 *(duration(result["ns"][quantile]) for quantile in QUANTILES),
                 three_digits(median_ns / problem["size"]),
-                str(result["bytes per parameter"]),
-                three_digits(bytes_moved / median_ns),
+                f"{result['bytes per parameter']:g}",
+                three_digits(recorded.gigabytes_per_s(problem, result["contender"]) or 0),
                 f"{result['error']:.0e}",
             ]
         )
@@ -246,7 +313,7 @@ def summary(recorded: Recorded) -> str:
             times(recorded.ratio(problem, NATIVE, to=FLOOR)),
             times(recorded.ratio(problem, UNSCALED, to=FLOOR)),
         ]
-        for problem in recorded.on_all_cores()
+        for problem in recorded.arrays()
     ]
     header = ["param", *timed, *(f"{contender} / ours" for contender in slower)]
     header += ["ours / floor", "ours without RMS(param) / floor"]

@@ -1,0 +1,43 @@
+"""Bytes per parameter that an algorithm has to move, for a shape and the size of its items.
+
+What two sweeps read and write is the least known for Adafactor. It is the same for all who compute
+the same, so that those who move more bytes show fewer GB/s.
+"""
+
+from __future__ import annotations
+
+from models import Shape
+
+FLOAT64 = 8
+
+
+def unscaled_seed(shape: Shape, itemsize: int) -> int:
+    """grad twice, param read and written; without factors, the float64 v twice and written."""
+    return 4 * itemsize + (0 if len(shape) == 2 else 3 * FLOAT64)
+
+
+def seed(shape: Shape, itemsize: int) -> int:
+    return unscaled_seed(shape, itemsize) + itemsize  # RMS(param): one more read
+
+
+def adafactor(shape: Shape, itemsize: int) -> int:
+    """As the other libraries define it: v is of the parameter's type, and only vectors have one."""
+    return 5 * itemsize if len(shape) >= 2 else 8 * itemsize
+
+
+def keras_adafactor(shape: Shape, itemsize: int) -> int:
+    """The second moment is part of the state, and written, even where it is factored."""
+    return 6 * itemsize if len(shape) >= 2 else 8 * itemsize
+
+
+def adamw(shape: Shape, itemsize: int) -> int:
+    """One sweep: grad read; param and both moments read and written."""
+    return 7 * itemsize
+
+
+def floor(shape: Shape, itemsize: int) -> int:
+    return 3 * itemsize
+
+
+def read(shape: Shape, itemsize: int) -> int:
+    return itemsize
