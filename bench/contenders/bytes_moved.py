@@ -20,6 +20,11 @@ def seed(shape: Shape, itemsize: int) -> int:
     return unscaled_seed(shape, itemsize) + itemsize  # RMS(param): one more read
 
 
+def carried_seed(shape: Shape, itemsize: int) -> float:
+    """RMS(param) is carried over from the step before, and a sixteenth of it checked."""
+    return unscaled_seed(shape, itemsize) + itemsize / 16
+
+
 def adafactor(shape: Shape, itemsize: int) -> int:
     """As the other libraries define it: v is of the parameter's type, and only vectors have one."""
     return 5 * itemsize if len(shape) >= 2 else 8 * itemsize

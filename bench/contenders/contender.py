@@ -44,7 +44,7 @@ class Contender:
     name: str
     start: Start
     reference: Make  # the same for one parameter, in plain NumPy, called with float64
-    bytes_of: Callable[[Shape, int], int]  # per parameter of this shape and item size
+    bytes_of: Callable[[Shape, int], float]  # per parameter of this shape and item size
     takes: Callable[[Problem], bool] = lambda problem: True
     allowed_error: Callable[[Problem], float] = allowed_error
     roof: bool = False  # not an optimizer

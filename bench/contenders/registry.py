@@ -56,6 +56,12 @@ CONTENDERS = [
         bytes_moved.unscaled_seed,
     ),
     Contender(
+        names.CARRIED,
+        array_by_array(lambda param, lr: AdaFactor(param.shape, lr, carry_param_rms=True).update),
+        seed,
+        bytes_moved.carried_seed,
+    ),
+    Contender(
         names.FLOOR,
         array_by_array(lambda param, lr: roof.Floor(lr).update),
         lambda param, lr: roof.NumpyFloor(lr).update,
