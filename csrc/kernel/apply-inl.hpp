@@ -13,12 +13,13 @@ ADAFACTOR_INLINE Lanes<Acc> form_u(const Lanes<Acc>& g, const Lanes<Acc>& row,
     return g / (row * col + eps);
 }
 
-template <bool separable, class Acc, std::size_t R, class P, class G>
+// With `sums`, sum_sq[r] becomes the sum of squares of what was written to row r, added up as in
+// sum_squares_of_runs: the same bits.
+template <bool separable, bool sums, class Acc, std::size_t R, class P, class G>
 ADAFACTOR_INLINE void apply_some_rows(const Block<P>& param, const Block<const G>& grad,
-                                      const Update& update, std::size_t i) {
+                                      const Update& update, std::size_t i, double* sum_sq) {
     const Acc* row_factor = static_cast<const Acc*>(update.row) + i;
     const Acc* col_factor = static_cast<const Acc*>(update.col);
-    const std::size_t cols = param.cols;
     P* p[R];
     const G* g[R];
     rows_of(param, i, p);
@@ -30,49 +31,65 @@ ADAFACTOR_INLINE void apply_some_rows(const Block<P>& param, const Block<const G
         if constexpr (separable) return old - u;
         return old - step * u;
     };
-    std::size_t j = 0;
-    for (; j + kLanes<Acc> <= cols; j += kLanes<Acc>) {
-        const Lanes<Acc> col = load<Acc>(col_factor + j);
-        for (std::size_t r = 0; r < R; ++r) {
-            const Lanes<Acc> u = form_u<separable>(load<Acc>(g[r] + j), row[r], col, eps);
-            __builtin_prefetch(reinterpret_cast<const char*>(p[r] + j) + kWriteAhead, 1);
-            store(p[r] + j, moved(load<Acc>(p[r] + j), u));
+    constexpr std::size_t chunk = sums ? kChunkOf<Acc> : ~std::size_t(0);
+    if constexpr (sums)
+        for (std::size_t r = 0; r < R; ++r) sum_sq[r] = 0;
+    for (std::size_t j = 0; j < param.cols;) {
+        const std::size_t end = param.cols - j < chunk ? param.cols : j + chunk;
+        Lanes<Acc> sum[R];
+        for (std::size_t r = 0; r < R; ++r) sum[r] = broadcast(Acc(0));
+        for (; j + kLanes<Acc> <= end; j += kLanes<Acc>) {
+            const Lanes<Acc> col = load<Acc>(col_factor + j);
+            for (std::size_t r = 0; r < R; ++r) {
+                const Lanes<Acc> u = form_u<separable>(load<Acc>(g[r] + j), row[r], col, eps);
+                __builtin_prefetch(reinterpret_cast<const char*>(p[r] + j) + kWriteAhead, 1);
+                const Lanes<Acc> now = moved(load<Acc>(p[r] + j), u);
+                store(p[r] + j, now);
+                if constexpr (sums) sum[r] = sum[r] + now * now;
+            }
         }
-    }
-    if (const std::size_t n = cols - j; n > 0) {
-        const Lanes<Acc> col = load_first<Acc>(col_factor + j, n);
-        for (std::size_t r = 0; r < R; ++r) {
-            const Lanes<Acc> u = form_u<separable>(load_first<Acc>(g[r] + j, n), row[r], col, eps);
-            store_first(p[r] + j, moved(load_first<Acc>(p[r] + j, n), u), n);
+        if (const std::size_t n = end - j; n > 0) {
+            const Lanes<Acc> col = load_first<Acc>(col_factor + j, n);
+            for (std::size_t r = 0; r < R; ++r) {
+                const Lanes<Acc> u =
+                    form_u<separable>(load_first<Acc>(g[r] + j, n), row[r], col, eps);
+                store_first(p[r] + j, moved(load_first<Acc>(p[r] + j, n), u), n);
+                const Lanes<Acc> now = load_first<Acc>(p[r] + j, n);
+                if constexpr (sums) sum[r] = sum[r] + now * now;
+            }
+            j = end;
         }
+        if constexpr (sums) add_sums_of_lanes(sum, sum_sq);
     }
 }
 
-template <bool separable, class Acc, std::size_t R, class P, class G>
-ADAFACTOR_INLINE void apply_and_sum(const Block<P>& param, const Block<const G>& grad,
-                                    const Update& update, std::size_t i, double* sum_sq) {
-    apply_some_rows<separable, Acc, R>(param, grad, update, i);
-    const Block<const P> written{param.data, param.stride, param.rows, param.cols};
-    if (update.sums_param) sum_squares_of_some_rows<P, R>(written, i, sum_sq);
-}
-
-template <bool separable, class Acc, class P, class G>
+template <bool separable, bool sums, class Acc, class P, class G>
 ADAFACTOR_INLINE double apply_in(const Block<P>& param, const Block<const G>& grad,
                                  const Update& update) {
-    const Block<const P> written{param.data, param.stride, param.rows, param.cols};
     double total = 0, sum_sq[kPanelRows];
     for (std::size_t begin = 0; begin < param.rows; begin += kPanelRows) {
         const std::size_t end = begin + kPanelRows < param.rows ? begin + kPanelRows : param.rows;
         std::size_t i = begin;
         for (; i + 4 <= end; i += 4)
-            apply_and_sum<separable, Acc, 4>(param, grad, update, i, sum_sq + (i - begin));
+            apply_some_rows<separable, sums, Acc, 4>(param, grad, update, i, sum_sq + (i - begin));
         for (; i < end; ++i)
-            apply_and_sum<separable, Acc, 1>(param, grad, update, i, sum_sq + (i - begin));
-        if (!update.sums_param) continue;
-        correct_untrusted<P>(written, begin, end, sum_sq);
-        total += sum_by_fours(sum_sq, end - begin);
+            apply_some_rows<separable, sums, Acc, 1>(param, grad, update, i, sum_sq + (i - begin));
+        if constexpr (sums) {
+            correct_untrusted<P>(read_only(param), begin, end, sum_sq);
+            total += sum_by_fours(sum_sq, end - begin);
+        }
     }
     return total;
+}
+
+template <bool separable, class Acc, class P, class G>
+ADAFACTOR_INLINE double apply_and_sum(const Block<P>& param, const Block<const G>& grad,
+                                      const Update& update) {
+    constexpr bool sums_as_measure = std::is_same_v<Acc, P>;
+    if (update.sums_param && sums_as_measure)
+        return apply_in<separable, sums_as_measure, Acc>(param, grad, update);
+    apply_in<separable, false, Acc>(param, grad, update);
+    return update.sums_param ? sum_squares(read_only(param)) : 0;
 }
 
 // Arithmetic in double as soon as one of the two is, or where float's range would not do.
@@ -80,11 +97,11 @@ template <class P, class G>
 double apply(const Block<P>& param, const Block<const G>& grad, const Update& update) {
     if constexpr (sizeof(P) == sizeof(float) && sizeof(G) == sizeof(float)) {
         if (!update.wide)
-            return update.separable ? apply_in<true, float>(param, grad, update)
-                                    : apply_in<false, float>(param, grad, update);
+            return update.separable ? apply_and_sum<true, float>(param, grad, update)
+                                    : apply_and_sum<false, float>(param, grad, update);
     }
-    return update.separable ? apply_in<true, double>(param, grad, update)
-                            : apply_in<false, double>(param, grad, update);
+    return update.separable ? apply_and_sum<true, double>(param, grad, update)
+                            : apply_and_sum<false, double>(param, grad, update);
 }
 
 // The direct form's RMS(u) needs a sweep of its own: sum_ij u[i,j]^2.

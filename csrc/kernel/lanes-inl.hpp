@@ -174,6 +174,11 @@ ADAFACTOR_INLINE T* row_of(const Block<T>& block, std::size_t i) {
                                 std::intptr_t(i) * block.stride);
 }
 
+template <class T>
+ADAFACTOR_INLINE Block<const T> read_only(const Block<T>& block) {
+    return {block.data, block.stride, block.rows, block.cols};
+}
+
 template <class T, std::size_t R>
 ADAFACTOR_INLINE void rows_of(const Block<T>& block, std::size_t i, T* (&row)[R]) {
     // One by one: GCC would multiply four row numbers in a vector, which takes longer than the row.

@@ -25,13 +25,26 @@ ADAFACTOR_INLINE bool all_trusted(const double* sum_sq, std::size_t n_sums, std:
     return sum_lanes(count) == 0;
 }
 
+// Elements whose sum is widened together: 64 a lane.
+template <class Acc>
+constexpr std::size_t kChunkOf = kChunk / (sizeof(Acc) / sizeof(float));
+
+template <class Acc, std::size_t R>
+ADAFACTOR_INLINE void add_sums_of_lanes(Lanes<Acc> (&x)[R], double* sum) {
+    double lanes_sum[R];
+    if constexpr (R == 4)
+        sum_lanes(x, lanes_sum);
+    else
+        for (std::size_t r = 0; r < R; ++r) lanes_sum[r] = double(sum_lanes(x[r]));
+    for (std::size_t r = 0; r < R; ++r) sum[r] += lanes_sum[r];
+}
+
 // Sums the squares of R runs of n elements at once: R independent chains of additions.
 template <class Acc, std::size_t R, class T>
 ADAFACTOR_INLINE void sum_squares_of_runs(const T* (&run)[R], std::size_t n, double (&sum_sq)[R]) {
     for (std::size_t r = 0; r < R; ++r) sum_sq[r] = 0;
-    constexpr std::size_t chunk = kChunk / (sizeof(Acc) / sizeof(float));
-    for (std::size_t begin = 0; begin < n; begin += chunk) {
-        const std::size_t end = begin + chunk < n ? begin + chunk : n;
+    for (std::size_t begin = 0; begin < n; begin += kChunkOf<Acc>) {
+        const std::size_t end = begin + kChunkOf<Acc> < n ? begin + kChunkOf<Acc> : n;
         Lanes<Acc> sum[R];
         for (std::size_t r = 0; r < R; ++r) sum[r] = broadcast(Acc(0));
         std::size_t j = begin;
@@ -47,12 +60,7 @@ ADAFACTOR_INLINE void sum_squares_of_runs(const T* (&run)[R], std::size_t n, dou
                 sum[r] = sum[r] + x * x;
             }
         }
-        double chunk_sum[R];
-        if constexpr (R == 4)
-            sum_lanes(sum, chunk_sum);
-        else
-            for (std::size_t r = 0; r < R; ++r) chunk_sum[r] = double(sum_lanes(sum[r]));
-        for (std::size_t r = 0; r < R; ++r) sum_sq[r] += chunk_sum[r];
+        add_sums_of_lanes(sum, sum_sq);
     }
 }
 
