@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from names import (
+    CARRIED,
     FLOOR,
     IN_PLACE,
     KERAS,
@@ -35,6 +36,7 @@ LINES: dict[str, dict[str, Any]] = {
     NUMBA: {"color": "#4a8c5f", "marker": "^"},
     NATIVE: {"color": "#1d4e89", "marker": "o", "linewidth": 2.6, "zorder": 5},
     UNSCALED: {"color": "#1d4e89", "marker": "o", "linestyle": ":", "markerfacecolor": "white"},
+    CARRIED: {"color": "#1d4e89", "marker": "o", "linestyle": "--"},
     FLOOR: {"color": "#555555", "linestyle": "--"},
     READ: {"color": "#999999", "linestyle": "-."},
     TORCH: {"color": "#d9622b", "marker": "v"},

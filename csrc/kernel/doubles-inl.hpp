@@ -4,10 +4,10 @@ using Doubles = Lanes<double>;
 
 constexpr double kLaneNumbers[kLanes<double>] = {0, 1, 2, 3, 4, 5, 6, 7};
 
-// n numbers, fewer than a group, and `pad` behind them.
-ADAFACTOR_INLINE Doubles load_padded(const double* from, std::size_t n, double pad) {
-    const Doubles x = load_first<double>(from, n), lane = load<double>(kLaneNumbers);
-    const Doubles end = broadcast(double(n)), otherwise = broadcast(pad);
+// x in its first n lanes, `pad` behind them.
+ADAFACTOR_INLINE Doubles padded_with(const Doubles& x, std::size_t n, double pad) {
+    const Doubles lane = load<double>(kLaneNumbers), end = broadcast(double(n));
+    const Doubles otherwise = broadcast(pad);
     Doubles out;
     ADAFACTOR_PARTS out.part[part] =
         lane.part[part] < end.part[part] ? x.part[part] : otherwise.part[part];
@@ -28,8 +28,9 @@ ADAFACTOR_INLINE void for_groups(std::size_t n, const Group& group) {
     if (const std::size_t rest = n - k; rest > 0)
         group(
             k,
-            [k, rest](const double* x, double pad)
-                __attribute__((always_inline)) { return load_padded(x + k, rest, pad); },
+            [k, rest](const double* x, double pad) __attribute__((always_inline)) {
+                return padded_with(load_first<double>(x + k, rest), rest, pad);
+            },
             [k, rest](auto* to, const Doubles& x)
                 __attribute__((always_inline)) { store_first(to + k, x, rest); });
 }

@@ -12,6 +12,8 @@ constexpr std::size_t kGroup = kLanes<double>;
 // v between these has a root, and u as a rule, that float holds.
 constexpr double kSmallestNarrowV = 1e-36, kLargestNarrowV = 1e36;
 constexpr double kSmallestNarrowUSq = 1e-30, kLargestNarrowEps = 1e30;
+// Above this, there is no hope that eps is lost beside every root of v.
+constexpr double kLargestLostEps = 1e-20;
 
 ADAFACTOR_INLINE Doubles new_v(const Doubles& g, const Doubles& v, const Unfactored& moment) {
     return broadcast(moment.beta2) * v +
@@ -25,19 +27,33 @@ ADAFACTOR_INLINE Group<Acc> u_of(const Group<Acc>& g, const Doubles& v, double e
     return g / (root + broadcast<Acc, kGroup>(Acc(eps)));
 }
 
-template <class Acc, class G>
-ADAFACTOR_INLINE UnfactoredSums measure_unfactored_in(const G* grad, const double* v, std::size_t n,
-                                                      const Unfactored& moment) {
-    Doubles grad_sq = broadcast(0.0);
-    Doubles smallest = broadcast(kLargestNarrowV), largest = broadcast(kSmallestNarrowV);
+// u^2, without the root where eps is lost beside it.
+template <class Acc, bool eps_lost>
+ADAFACTOR_INLINE Group<Acc> u_squared(const Group<Acc>& g, const Doubles& v, double eps) {
+    if constexpr (eps_lost) return g / converted<Acc>(v) * g;
+    const Group<Acc> u = u_of<Acc>(g, v, eps);
+    return u * u;
+}
+
+struct RunSums {
+    double grad_sq, u_sq, v;
+    double smallest_live;  // v where there is a gradient
+};
+
+template <class Acc, bool eps_lost, class G>
+ADAFACTOR_INLINE RunSums sum_run(const G* grad, const double* v, std::size_t n,
+                                 const Unfactored& moment) {
+    Doubles grad_sq = broadcast(0.0), v_sum = broadcast(0.0);
+    const Doubles infinity = broadcast(double(__builtin_inf()));
+    Doubles smallest_live = infinity;
     // Two chains of sums, each of at most 64 floats a lane.
     Group<Acc> u_sq[2] = {broadcast<Acc, kGroup>(0), broadcast<Acc, kGroup>(0)};
     const auto add = [&](const Group<Acc>& g, const Doubles& now, Group<Acc>& sum) {
-        const Group<Acc> u = u_of<Acc>(g, now, moment.eps);
-        grad_sq = grad_sq + converted<double>(g) * converted<double>(g);
-        sum = sum + u * u;
-        smallest = smaller(now, smallest);
-        largest = larger(now, largest);
+        const Doubles g_sq = converted<double>(g) * converted<double>(g);
+        grad_sq = grad_sq + g_sq;
+        sum = sum + u_squared<Acc, eps_lost>(g, now, moment.eps);
+        v_sum = v_sum + now;
+        smallest_live = smaller(where_zero(g_sq, infinity, now), smallest_live);
     };
     std::size_t k = 0;
     for (; k + 2 * kGroup <= n; k += 2 * kGroup) {
@@ -51,29 +67,38 @@ ADAFACTOR_INLINE UnfactoredSums measure_unfactored_in(const G* grad, const doubl
         // Past the end v is 1, so that u is 0 there for every eps.
         const std::size_t rest = n - k < kGroup ? n - k : kGroup;
         const Doubles g = load_first<double>(grad + k, rest);
-        alignas(64) double padded[kGroup];
-        store(padded, new_v(g, load_first<double>(v + k, rest), moment));
-        for (std::size_t l = rest; l < kGroup; ++l) padded[l] = 1;
-        add(converted<Acc>(g), load<double>(padded), u_sq[0]);
+        const Doubles now = new_v(g, load_first<double>(v + k, rest), moment);
+        add(converted<Acc>(g), padded_with(now, rest, 1), u_sq[0]);
     }
-    const double u_sq_sum = double(sum_lanes(u_sq[0])) + double(sum_lanes(u_sq[1]));
-    const bool fits_float = moment.eps <= kLargestNarrowEps &&
-                            smallest_lane(smallest) >= kSmallestNarrowV &&
-                            largest_lane(largest) <= kLargestNarrowV &&
-                            u_sq_sum >= kSmallestNarrowUSq && u_sq_sum <= kLargestNarrowV;
-    return {sum_lanes(grad_sq), u_sq_sum, !fits_float};
+    return {sum_lanes(grad_sq), double(sum_lanes(u_sq[0])) + double(sum_lanes(u_sq[1])),
+            sum_lanes(v_sum), smallest_lane(smallest_live)};
+}
+
+template <class Acc, class G>
+ADAFACTOR_INLINE RunSums sum_run_exactly(const G* grad, const double* v, std::size_t n,
+                                         const Unfactored& moment) {
+    if (moment.eps <= kLargestLostEps) {
+        const RunSums sums = sum_run<Acc, true>(grad, v, n, moment);
+        const double least = moment.eps * (sizeof(Acc) == 4 ? 0x1p27 : 0x1p54);
+        const bool lost = sums.smallest_live > 0 && sums.smallest_live >= least * least;
+        if (lost && __builtin_isfinite(sums.u_sq)) return sums;
+    }
+    return sum_run<Acc, false>(grad, v, n, moment);
 }
 
 template <class P, class G>
 UnfactoredSums measure_unfactored(const G* grad, const double* v, std::size_t n,
                                   const Unfactored& moment) {
     if constexpr (sizeof(P) == sizeof(float) && sizeof(G) == sizeof(float)) {
-        const UnfactoredSums sums = measure_unfactored_in<float>(grad, v, n, moment);
-        if (!sums.wide) return sums;
+        const RunSums sums = sum_run_exactly<float>(grad, v, n, moment);
+        const bool fits_float = moment.eps <= kLargestNarrowEps &&
+                                sums.smallest_live >= kSmallestNarrowV &&
+                                sums.v <= kLargestNarrowV && sums.u_sq >= kSmallestNarrowUSq &&
+                                sums.u_sq <= kLargestNarrowV;
+        if (fits_float) return {sums.grad_sq, sums.u_sq, false};
     }
-    UnfactoredSums sums = measure_unfactored_in<double>(grad, v, n, moment);
-    sums.wide = true;
-    return sums;
+    const RunSums sums = sum_run_exactly<double>(grad, v, n, moment);
+    return {sums.grad_sq, sums.u_sq, true};
 }
 
 template <class Acc, class P, class G>
