@@ -47,9 +47,10 @@ ADAFACTOR_INLINE Doubles outside(const Doubles& x, double low, double high) {
     const Doubles zero = broadcast(0.0), one = broadcast(1.0);
     const Doubles least = broadcast(low), most = broadcast(high);
     Doubles out;
-    ADAFACTOR_PARTS out.part[part] =
-        (x.part[part] >= least.part[part]) & (x.part[part] <= most.part[part]) ? zero.part[part]
-                                                                               : one.part[part];
+    ADAFACTOR_PARTS {
+        const auto inside = (x.part[part] >= least.part[part]) & (x.part[part] <= most.part[part]);
+        out.part[part] = inside ? zero.part[part] : one.part[part];
+    }
     return out;
 }
 

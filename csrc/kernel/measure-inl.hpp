@@ -180,8 +180,8 @@ ADAFACTOR_INLINE void accumulate_rows(const Block<const G>& grad, std::size_t i,
                      __attribute__((always_inline)) { return load_first<Acc>(g, n); });
 }
 
-// Elements whose first pass is made, and means finished, before their second: they stay in the
-// innermost cache meanwhile, and the divisions of as many rows as possible are made at once.
+// Bytes of grad whose first pass is made, and means finished, before their second pass: they stay
+// in the innermost cache meanwhile, and as many rows as possible are divided at once.
 constexpr std::size_t kBatchBytes = 16384;
 
 template <class Acc>

@@ -3,7 +3,7 @@
 // header here defines a function that another set could share: the linker might keep the copy with
 // the widest instructions for everyone.
 #if defined(__AVX2__)
-#include <immintrin.h>
+#include <immintrin.h>  // functions that are always inlined
 #endif
 #if defined(__AVX512F__) && !defined(__clang__)
 // GCC's own header leaves a vector undefined on purpose, and GCC then warns of it.
