@@ -78,8 +78,11 @@ ElementOrder::ElementOrder(std::initializer_list<const Array*> arrays) {
         size_ *= std::size_t(first.shape[d]);
         if (first.shape[d] != 1) axis[n_axes++] = d;
     }
-    std::stable_sort(axis, axis + n_axes, [&](int a, int b) {
-        return std::abs(first.strides[a]) > std::abs(first.strides[b]);
+    // Not stable_sort, which allocates.
+    std::sort(axis, axis + n_axes, [&](int a, int b) {
+        const std::ptrdiff_t step_a = std::abs(first.strides[a]),
+                             step_b = std::abs(first.strides[b]);
+        return step_a != step_b ? step_a > step_b : a < b;
     });
 
     int a = 0;

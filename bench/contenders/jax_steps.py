@@ -39,9 +39,8 @@ class JaxSteps:
 
 
 def on_device(arrays: list[Array]) -> list[Any]:
-    return [
-        jnp.array(array) for array in arrays
-    ]  # copies: what JAX is given to keep, it overwrites
+    """Copies: what JAX is given to keep, it overwrites."""
+    return [jnp.array(array) for array in arrays]
 
 
 def takes(problem: Problem) -> bool:
