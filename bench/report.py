@@ -348,6 +348,7 @@ def noise(recorded: Recorded) -> str:
         "between steps of 1024x1024",
         "busy processes beside",
         "p50",
+        "p90",
         "p99",
         "p50 / quiet p50",
     ]
