@@ -168,8 +168,7 @@ def gain_over_seed(recorded: Recorded) -> Figure | None:
     axes.legend(loc="best")
     caption(
         figure,
-        f"{where(recorded)}\n"
-        "Float32 unless named. The gain is largest where param and grad fit the caches and the seed's temporaries do not.",
+        f"{where(recorded)} Float32 unless named.",
     )
     return figure
 
