@@ -62,7 +62,8 @@ class AdaFactor:
         checkpoint), unless you then call `param_changed`. Every step sums a sixteenth of `param`
         again, in rotation, and all of it where a sum differs; so a change of everything is found
         at once, a change of a few elements within 16 steps. Another `param` object, address,
-        dtype or strides is noticed at once.
+        dtype or strides is noticed at once. (``param.resize`` in place is refused by NumPy: a weak
+        reference is kept.)
 
     Attributes
     ----------

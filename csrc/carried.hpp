@@ -36,18 +36,20 @@ public:
         return !known_ || (tile + n - first_checked_) % n < n_checked();
     }
 
-    // Completes the sums of this step's unknown tiles by what was carried. False, and all unknown,
-    // if a tile that was carried and summed again differs.
+    // Completes this step's own sums, those of unknown tiles, by the carried ones. False, with all
+    // tiles unknown, if a tile that was carried was summed again and differs.
     bool complete(double* sums) {
         if (!known_) return true;
         for (std::size_t tile = 0; tile < sums_.size(); ++tile) {
-            if (!is_unknown(tile))
-                sums[tile] = sums_[tile];
-            else if (std::memcmp(&sums[tile], &sums_[tile], sizeof(double)) != 0)
+            if (is_unknown(tile) && std::memcmp(&sums[tile], &sums_[tile], sizeof(double)) != 0) {
                 known_ = false;
+                return false;
+            }
         }
-        if (known_) first_checked_ = (first_checked_ + n_checked()) % sums_.size();
-        return known_;
+        for (std::size_t tile = 0; tile < sums_.size(); ++tile)
+            if (!is_unknown(tile)) sums[tile] = sums_[tile];
+        first_checked_ = (first_checked_ + n_checked()) % sums_.size();
+        return true;
     }
 
     // What apply fills, each tile once, and then declares known.

@@ -28,6 +28,11 @@ int max_threads() { return limit_for_all; }
 
 void set_max_threads(int threads) { limit_for_all = threads; }
 
+Share* shares_of_this_thread() {
+    static thread_local Share shares[kMaxThreads];
+    return shares;
+}
+
 int team_size(std::size_t elements, int limit) {
     if (!has_openmp() || in_forked_child) return 1;
     const int most = std::min(limit, kMaxThreads);

@@ -65,6 +65,9 @@ enum class Order { forwards, backwards };
 
 inline constexpr int kMaxThreads = 256;  // of a team
 
+// One for each thread of the calling thread's teams, made once.
+Share* shares_of_this_thread();
+
 // Calls body(task, thread) for every task in [0, n_tasks), thread in [0, threads).
 //
 // Each thread has a share of neighbouring tasks, the same for the same numbers of tasks and
@@ -79,7 +82,7 @@ void parallel_for(std::size_t n_tasks, int threads, Order order, const Body& bod
         return;
     }
 #ifdef _OPENMP
-    Share share[kMaxThreads];
+    Share* const share = shares_of_this_thread();
     for (std::size_t k = 0, n = std::size_t(threads); k < n; ++k)
         share[k].hold(k * n_tasks / n, (k + 1) * n_tasks / n);
 #pragma omp parallel num_threads(threads)

@@ -118,11 +118,6 @@ struct Progress {
         }
         return &carried;
     }
-
-    CarriedSquares* not_carried() {
-        carried.forget();
-        return nullptr;
-    }
 };
 
 class Turn {
@@ -142,7 +137,7 @@ private:
 // Below this a step takes less time than another thread needs to take the GIL and give it back.
 constexpr std::size_t kElementsUnderGil = 4096;
 
-Outcome step_without_gil(const Tensor& tensor, const Setup& setup) {
+Outcome take_step(const Tensor& tensor, const Setup& setup) {
     std::optional<py::gil_scoped_release> no_python_below;
     if (size_of(tensor.param) > kElementsUnderGil) no_python_below.emplace();
     return step(tensor, setup.hyper, setup.nonfinite == NonFinite::propagate,
@@ -154,8 +149,11 @@ void update(Progress& progress, const Setup& setup, py::handle param, py::handle
     const Turn turn(progress);
     const py::object grad = array_from(grad_or_scalar);
     Tensor tensor = setup.tensor(param, grad);
-    tensor.carried = setup.carries ? progress.carried_for(param) : progress.not_carried();
-    const Outcome outcome = step_without_gil(tensor, setup);
+    if (setup.carries)
+        tensor.carried = progress.carried_for(param);
+    else
+        progress.carried.forget();
+    const Outcome outcome = take_step(tensor, setup);
     if (outcome.fault == Fault::none) {
         ++progress.t;
     } else if (setup.nonfinite == NonFinite::skip) {

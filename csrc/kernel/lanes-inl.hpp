@@ -138,25 +138,27 @@ ADAFACTOR_INLINE auto sum_vector(const Vector& x) {
     }
 }
 
-// Lane k is added to lane k + n/2, and so on by halves.
+// Adds the upper half of the parts to the lower, and so on until one is left.
 template <class T, std::size_t n>
-ADAFACTOR_INLINE T sum_lanes(Lanes<T, n> x) {
+ADAFACTOR_INLINE typename Lanes<T, n>::Vector sum_parts(Lanes<T, n> x) {
     for (std::size_t half = kParts / 2; half > 0; half /= 2)
         for (std::size_t part = 0; part < half; ++part) x.part[part] += x.part[part + half];
-    return sum_vector<n / kParts / 2>(x.part[0]);
+    return x.part[0];
+}
+
+// Lane k is added to lane k + n/2, and so on by halves.
+template <class T, std::size_t n>
+ADAFACTOR_INLINE T sum_lanes(const Lanes<T, n>& x) {
+    return sum_vector<n / kParts / 2>(sum_parts(x));
 }
 
 // The sums of four groups of lanes at once, each in the order of sum_lanes.
 template <class T, std::size_t n>
-ADAFACTOR_INLINE void sum_lanes(Lanes<T, n> (&x)[4], double (&sum)[4]) {
-    for (auto& lanes : x)
-        for (std::size_t half = kParts / 2; half > 0; half /= 2)
-            for (std::size_t part = 0; part < half; ++part)
-                lanes.part[part] += lanes.part[part + half];
+ADAFACTOR_INLINE void sum_lanes(const Lanes<T, n> (&x)[4], double (&sum)[4]) {
     constexpr std::size_t width = n / kParts;
     constexpr std::make_index_sequence<width> all{};
-    const auto first = folded<width>(x[0].part[0], x[1].part[0], all);
-    const auto second = folded<width>(x[2].part[0], x[3].part[0], all);
+    const auto first = folded<width>(sum_parts(x[0]), sum_parts(x[1]), all);
+    const auto second = folded<width>(sum_parts(x[2]), sum_parts(x[3]), all);
     if constexpr (width == 2) {
         for (std::size_t r = 0; r < 4; ++r) sum[r] = double(r < 2 ? first[r] : second[r - 2]);
     } else {
