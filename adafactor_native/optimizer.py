@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adafactor_native import hyperparameters as hyper
+from adafactor_native import state_dict
 from adafactor_native._runtime import _core
 from adafactor_native.conventions import Convention, convention_of
 from adafactor_native.hyperparameters import HyperParameter
@@ -128,6 +129,8 @@ class Optimizer:
         Steps taken.
     skipped : int
         Steps left out with ``nonfinite="skip"``.
+    counts : ndarray of int64, shape (n,)
+        Steps that each tensor has taken: t, without those for which it had no gradient.
     memory : StateMemory
         Bytes of state, by kind, tensor and element.
 
@@ -229,6 +232,10 @@ class Optimizer:
         return self._model.skipped
 
     @property
+    def counts(self) -> npt.NDArray[np.int64]:
+        return self._model.counts()
+
+    @property
     def memory(self) -> StateMemory:
         by_tensor = {
             name: {kind: array.nbytes for kind, array in state.items()}
@@ -304,11 +311,74 @@ class Optimizer:
             raise TypeError(f"group is a {type(group).__name__}, must be a mapping with 'params'")
         self._set_groups((*self._groups, *self._new_groups([("group[{!r}]", group)])))
 
+    def state_dict(self, params: bool = False) -> dict[str, Array]:
+        """Return copies of all that is remembered, as a flat dict of arrays.
+
+        It goes as it is into ``numpy.savez(path, **state)`` and
+        ``safetensors.numpy.save_file(state, path)``, and comes back by ``dict(numpy.load(path))``
+        and ``safetensors.numpy.load_file(path)``.
+
+        Parameters
+        ----------
+        params : bool
+            Whether the parameters are part of it, so that one file is the whole checkpoint.
+
+        Returns
+        -------
+        dict of str to ndarray
+            "exp_row/name", "exp_col/name", "v/name", "m/name" and "param/name", those that there
+            are, C-contiguous; "t", the steps of each tensor, int64; and "header", uint8: JSON with
+            version, convention, hyper-parameters, counts and what each tensor is.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from adafactor_native import Optimizer
+        >>> opt = Optimizer({"w": np.ones((2, 3)), "b": np.ones(3)}, lr=0.1)
+        >>> report = opt.step({"w": np.ones((2, 3)), "b": np.ones(3)})
+        >>> state = opt.state_dict()
+        >>> sorted(state)
+        ['exp_col/w', 'exp_row/w', 'header', 't', 'v/b']
+        >>> other = Optimizer({"w": np.ones((2, 3)), "b": np.ones(3)})
+        >>> other.load_state_dict(state)
+        >>> other.t, other.param_groups[0]["lr"]
+        (1, 0.1)
+        """
+        return state_dict.state_dict(self, hyper.boolean("params", params))
+
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+        """Continue where `state_dict` was called, with the same bits.
+
+        Hyper-parameters are taken over, `max_grad_norm` among them; a callable stays this
+        optimizer's own, and must have been one. `nonfinite`, `atomic`, `num_threads` and
+        `carry_param_rms` stay as they are. So do params, unless the state has them.
+
+        Parameters
+        ----------
+        state : mapping of str to ndarray
+            What `state_dict` returned, from anywhere; its values are copied. Tensors are found by
+            name, in any order.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an array is missing, unknown, of the wrong dtype or shape, or the state is of another
+            format version, convention, or model: other names, shapes, dtypes, groups, factored axes,
+            masks, or another choice of callables. The message names it, and nothing is changed.
+        RuntimeError
+            If another thread is in a step of this object.
+        """
+        state_dict.load_state_dict(self, state)
+
     def params_changed(self) -> None:
         """Say that somebody else has written to params: the next step reads all of them.
 
         Needed with `carry_param_rms` only.
         """
+        self._model.forget_params()
+
+    def _set_counts(self, t: int, skipped: int, counts: Sequence[int]) -> None:
+        self._model.set_counts(t, skipped, np.array(counts, np.int64))
         self._model.forget_params()
 
     def _tensors(self) -> Iterable[Tensor]:

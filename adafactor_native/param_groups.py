@@ -158,15 +158,16 @@ class ParamGroup(MutableMapping[str, Any]):
             if key not in SWITCHES:
                 raise KeyError(f"{key} is no switch, must be one of {', '.join(SWITCHES)}")
         if _RATES.issuperset(values):
-            checked = {key: SWITCHES[key].check(key, value) for key, value in values.items()}
+            self.switches.update({k: SWITCHES[k].check(k, value) for k, value in values.items()})
+            self._cell.plan = None
         else:
-            checked = check_switches({**self.switches, **values}, {})
-            self._require_settled(checked)
-            self._rule = None
-        self.switches.update(checked)
-        self._cell.plan = None
+            self.take(self.checked(values))
 
-    def _require_settled(self, switches: Switches) -> None:
+    def checked(self, values: Mapping[str, Any], shown: str = "{}") -> Switches:
+        """Return all switches with these values, known to be right; `shown` as messages show them."""
+        switches = check_switches(
+            {**self.switches, **values}, {name: shown.format(name) for name in values}
+        )
         for name in SETTLED:
             if switches[name] != self.switches[name]:
                 raise ValueError(
@@ -175,9 +176,16 @@ class ParamGroup(MutableMapping[str, Any]):
         if (switches["beta1"] is None) != (self.switches["beta1"] is None):
             must = "stay None" if self.switches["beta1"] is None else "be a number in [0, 1)"
             raise ValueError(
-                f"beta1 is {switches['beta1']}, must {must}: whether there is a first moment is "
-                "settled when a group is added"
+                f"{shown.format('beta1')} is {switches['beta1']}, must {must}: whether there is a "
+                "first moment is settled when a group is added"
             )
+        return switches
+
+    def take(self, switches: Switches) -> None:
+        """Set all switches to what `checked` returned."""
+        self.switches = switches
+        self._rule = None
+        self._cell.plan = None
 
     def __delitem__(self, key: str) -> None:
         raise TypeError(f"{key} cannot be deleted, must be set")

@@ -32,7 +32,7 @@ def gradients(seed=1, dtype=np.float32):
 def bits(opt):
     """Everything an optimizer changes, as bytes."""
     arrays = [*opt.params.values(), *(x for kinds in opt.state.values() for x in kinds.values())]
-    return [x.tobytes() for x in arrays], opt.t, opt.skipped, opt._model.counts().tolist()
+    return [x.tobytes() for x in arrays], opt.t, opt.skipped, opt.counts.tolist()
 
 
 def assert_refused(opt, error, text, *args, **kwargs):
@@ -148,7 +148,7 @@ def test_none_leaves_a_tensor_out():
     before = [params["k"].tobytes(), *(x.tobytes() for x in opt.state["k"].values())]
     report = opt.step({**gradients(2), "k": None})
     assert [params["k"].tobytes(), *(x.tobytes() for x in opt.state["k"].values())] == before
-    assert (opt.t, opt._model.counts().tolist()) == (2, [2, 2, 1, 2])
+    assert (opt.t, opt.counts.tolist()) == (2, [2, 2, 1, 2])
     assert report.stepped.tolist() == [True, True, False, True]
     assert np.isnan([report["k"][name] for name in ("rms_grad", "rms_u", "step_size")]).all()
     assert not report["k"]["stepped"] and report["w"]["stepped"]
@@ -351,9 +351,9 @@ def test_add_param_group():
     opt.add_param_group({"params": [params["k"]]})
     assert opt.names == ("w", "b", "2") and opt.state["w"]["exp_row"] is state
     assert [group["lr"] for group in opt.param_groups] == [0.5, 0.25, 0.5]
-    assert (opt.t, opt._model.counts().tolist()) == (1, [1, 0, 0])
+    assert (opt.t, opt.counts.tolist()) == (1, [1, 0, 0])
     opt.step([np.ones((4, 5)), np.ones(5), np.ones((2, 3, 4))])
-    assert (opt.t, opt._model.counts().tolist()) == (2, [2, 1, 1])
+    assert (opt.t, opt.counts.tolist()) == (2, [2, 1, 1])
 
     before, groups = bits(opt), opt.param_groups
     for group, error, text in [
@@ -432,7 +432,7 @@ def test_hyper_parameters_set_between_steps_hold_from_the_next_on():
         for name, kinds in next_one.state.items():
             for kind, array in kinds.items():
                 array[...] = other.state[name][kind]
-        next_one._model.set_counts(other.t, 0, other._model.counts())
+        next_one._model.set_counts(other.t, 0, other.counts)
         next_one.step(gradients(t))
         other = next_one
     assert bits(one) == bits(other)
