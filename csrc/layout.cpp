@@ -37,24 +37,38 @@ bool walks_rows_inside(const MatrixView& view) {
 
 }  // namespace
 
-MatrixView matrix_view(const Array& array, bool swapped) {
-    const int outer = swapped ? 1 : 0, inner = 1 - outer;
-    return {array.data,
-            item_size(array.dtype),
-            std::size_t(array.shape[outer]),
-            std::size_t(array.shape[inner]),
-            array.strides[outer],
-            array.strides[inner],
-            swapped};
+MatrixBatch::MatrixBatch(const Array& array, int row_axis, int col_axis, bool swapped)
+    : array_(array), row_axis_(row_axis), col_axis_(col_axis), size_(1) {
+    const int outer = swapped ? col_axis : row_axis, inner = swapped ? row_axis : col_axis;
+    first_ = {array.data,
+              item_size(array.dtype),
+              std::size_t(array.shape[outer]),
+              std::size_t(array.shape[inner]),
+              array.strides[outer],
+              array.strides[inner],
+              swapped};
+    for (int d = 0; d < array.ndim; ++d)
+        if (d != row_axis && d != col_axis) size_ *= std::size_t(array.shape[d]);
 }
 
-MatrixView along_memory(const Array& array) {
-    const MatrixView rows = matrix_view(array, false);
-    if (rows.outer == 1) return rows;
+MatrixBatch MatrixBatch::along_memory(const Array& array, int row_axis, int col_axis) {
+    const auto rows = array.shape[row_axis], cols = array.shape[col_axis];
+    const auto row_stride = std::abs(array.strides[row_axis]);
+    const auto col_stride = std::abs(array.strides[col_axis]);
     // The stride of an axis of length one says nothing: runs of one element are the slowest.
-    if (rows.inner == 1 || std::abs(rows.outer_stride) < std::abs(rows.inner_stride))
-        return matrix_view(array, true);
-    return rows;
+    const bool swapped = rows != 1 && (cols == 1 || row_stride < col_stride);
+    return {array, row_axis, col_axis, swapped};
+}
+
+std::ptrdiff_t MatrixBatch::offset_of(std::size_t m) const {
+    std::ptrdiff_t offset = 0;
+    for (int d = array_.ndim - 1; d >= 0; --d) {
+        if (d == row_axis_ || d == col_axis_) continue;
+        const auto length = std::size_t(array_.shape[d]);
+        offset += std::ptrdiff_t(m % length) * array_.strides[d];
+        m /= length;
+    }
+    return offset;
 }
 
 void gather(const MatrixView& from, const Rect& part, void* to) {
