@@ -92,7 +92,12 @@ def to_optax(
 
     def rebuilt(node: Any) -> Any:
         parts = _children(node)
-        is_state = isinstance(node, tuple) or parts.keys() >= _FACTORED or parts.keys() >= _EMA
+        is_state = (
+            hasattr(node, "_fields")
+            or parts.keys() == {"count"}  # of a schedule
+            or _FACTORED <= parts.keys()
+            or _EMA <= parts.keys()
+        )
         for key, part in parts.items():
             if is_state and key == "count":
                 parts[key] = make(np.array(opt.t, getattr(part, "dtype", np.int32)))
