@@ -37,13 +37,17 @@ public:
           carried_(hyper_.scale_parameter ? tensor.carried : nullptr),
           owns_rows_(partition_.owns_outer != grad_.swapped()),
           needs_param_(hyper_.scale_parameter) {
-        if (n_matrices_ > 1)
-            matrices_per_task_ = std::clamp<std::size_t>(kTile / (rows_ * cols_), 1, n_matrices_);
-        n_chunks_ = (n_matrices_ + matrices_per_task_ - 1) / matrices_per_task_;
-        if (matrices_per_task_ == 1) {
+        interleaved_ = std::max(param_.interleaved(), grad_.interleaved());
+        const std::size_t fitting =
+            std::clamp<std::size_t>(kTile / (rows_ * cols_), 1, n_matrices_);
+        if (fitting > interleaved_) {
+            matrices_per_task_ = fitting / interleaved_ * interleaved_;
+        } else {
+            matrices_per_task_ = interleaved_;
             measure_turns_ = std::max(partition_.n_groups, needs_param_ ? tiling_.n_tiles : 0);
             apply_turns_ = tiling_.n_tiles;
         }
+        n_chunks_ = (n_matrices_ + matrices_per_task_ - 1) / matrices_per_task_;
 
         sums_room_ =
             padded(2 * padded(std::max(partition_.n_cross, partition_.block)) * sizeof(double));
@@ -90,15 +94,13 @@ public:
         const auto first = [&](std::size_t k, std::size_t n) {
             return (k * n + measure_turns_ - 1) / measure_turns_;
         };
+        const std::size_t chunk = task / measure_turns_;
         const std::size_t n_groups = partition_.n_groups, n_tiles = tiling_.n_tiles;
-        for_matrices(task / measure_turns_, [&](std::size_t m) {
-            for (auto k = first(turn, n_groups); k < first(turn + 1, n_groups); ++k)
-                measure_group(m, k, room);
-            if (!needs_param_) return;
-            for (auto k = first(turn, n_tiles); k < first(turn + 1, n_tiles); ++k)
-                if (carried_ == nullptr || carried_->is_unknown(m * n_tiles + k))
-                    measure_param(m, k, room);
-        });
+        for (auto k = first(turn, n_groups); k < first(turn + 1, n_groups); ++k)
+            measure_group(chunk, k, room);
+        if (!needs_param_) return;
+        for (auto k = first(turn, n_tiles); k < first(turn + 1, n_tiles); ++k)
+            measure_param(chunk, k, room);
     }
 
     Fault resolve(const Team& team, bool propagate) override {
@@ -123,10 +125,9 @@ public:
     }
 
     void apply(std::size_t task, char* room) override {
-        for_matrices(task / apply_turns_, [&](std::size_t m) {
-            if (matrices_per_task_ == 1) return apply_tile(m, task % apply_turns_, room);
-            for (std::size_t tile = 0; tile < tiling_.n_tiles; ++tile) apply_tile(m, tile, room);
-        });
+        const std::size_t chunk = task / apply_turns_, n_tiles = tiling_.n_tiles;
+        if (apply_turns_ == n_tiles) return apply_tile(chunk, task % apply_turns_, room);
+        for (std::size_t tile = 0; tile < n_tiles; ++tile) apply_tile(chunk, tile, room);
     }
 
     void end_apply() override {
@@ -167,7 +168,7 @@ private:
     }
 
     std::size_t packed_panel_rows() const {
-        return std::clamp<std::size_t>(kTile / grad_[0].inner, 4, kPanelRows);
+        return std::clamp<std::size_t>(kTile / (grad_[0].inner * interleaved_), 4, kPanelRows);
     }
 
     // Beside a float64 param, fp32 sums would be the larger error. Where so little is added to V,
@@ -180,49 +181,65 @@ private:
 
     double grad_sq_scale() const { return hyper_.grad_scale * hyper_.grad_scale; }
 
-    void measure_group(std::size_t m, std::size_t index, char* room) {
+    void measure_group(std::size_t chunk, std::size_t index, char* room) {
+        for_matrices(chunk, [&](std::size_t m) {
+            std::fill_n(group_of(group_sum_sq_, m, index), partition_.n_cross, 0.0);
+            std::fill_n(group_of(group_weighted_, m, index), partition_.n_cross, 0.0);
+        });
+        const bool packs = !grad_.has_unit_runs();
+        const std::size_t block =
+            packs && partition_.owns_outer ? packed_panel_rows() : partition_.block;
+        const std::size_t begin = index * partition_.group;
+        const std::size_t end = std::min(begin + partition_.group, partition_.n_own);
+        for (std::size_t k = begin; k < end; k += block)
+            for_matrices(chunk, [&](std::size_t m) {
+                measure_block(m, index, k, std::min(block, end - k), room);
+            });
+    }
+
+    // Lines [k, k + n) of the owned axis.
+    void measure_block(std::size_t m, std::size_t group, std::size_t k, std::size_t n, char* room) {
         Statistics out{};
         out.beta2 = hyper_.beta2;
         out.eps = hyper_.eps_squares;
         out.eps_means = hyper_.eps_means;
         out.scale = grad_sq_scale();
         out.wide = sums_need_double();
-        out.cross_sum_sq = group_of(group_sum_sq_, m, index);
-        out.cross_weighted = group_of(group_weighted_, m, index);
-        std::fill_n(out.cross_sum_sq, partition_.n_cross, 0.0);
-        std::fill_n(out.cross_weighted, partition_.n_cross, 0.0);
-
+        out.cross_sum_sq = group_of(group_sum_sq_, m, group);
+        out.cross_weighted = group_of(group_weighted_, m, group);
+        out.own_old = own_old(m) + k;
+        out.own_new = own(m).running_mean + k;
+        out.own_sum_sq = own(m).sum_sq + k;
         const MatrixView matrix = grad_[m];
-        const bool packs = !grad_.has_unit_runs();
-        const std::size_t block =
-            packs && partition_.owns_outer ? packed_panel_rows() : partition_.block;
-        const std::size_t begin = index * partition_.group;
-        const std::size_t end = std::min(begin + partition_.group, partition_.n_own);
-        for (std::size_t k = begin; k < end; k += block) {
-            const std::size_t n = std::min(block, end - k);
-            const Rect part =
-                partition_.owns_outer ? Rect{k, 0, n, matrix.inner} : Rect{0, k, matrix.outer, n};
-            out.own_old = own_old(m) + k;
-            out.own_new = own(m).running_mean + k;
-            out.own_sum_sq = own(m).sum_sq + k;
-            const auto grad = packs ? packed_block<const G>(matrix, part, room + sums_room_)
-                                    : block_of<const G>(matrix, part);
-            (partition_.owns_outer ? kernels_.measure_rows : kernels_.measure_cols)(grad, out,
-                                                                                    room);
-        }
+        const Rect part =
+            partition_.owns_outer ? Rect{k, 0, n, matrix.inner} : Rect{0, k, matrix.outer, n};
+        const auto grad = grad_.has_unit_runs()
+                              ? block_of<const G>(matrix, part)
+                              : packed_block<const G>(matrix, part, room + sums_room_);
+        (partition_.owns_outer ? kernels_.measure_rows : kernels_.measure_cols)(grad, out, room);
     }
 
-    void measure_param(std::size_t m, std::size_t tile, char* room) {
-        const MatrixView matrix = param_[m];
-        double& sum = tile_sum_[m * tiling_.n_tiles + tile];
-        if (param_.has_unit_runs()) {
-            sum = kernels_.sum_squares(block_of<const P>(matrix, tiling_[tile]));
-            return;
-        }
-        sum = 0;
-        for_packed_parts(tiling_[tile], [&](const Rect& part) {
-            sum += kernels_.sum_squares(packed_block<const P>(matrix, part, room + sums_room_));
-        });
+    // Sums what is not carried.
+    void measure_param(std::size_t chunk, std::size_t tile, char* room) {
+        const auto sums = [&](std::size_t m, const auto& add) {
+            const std::size_t index = m * tiling_.n_tiles + tile;
+            if (carried_ == nullptr || carried_->is_unknown(index)) add(tile_sum_[index]);
+        };
+        const auto add_part = [&](const Rect& part) {
+            for_matrices(chunk, [&](std::size_t m) {
+                sums(m, [&](double& sum) {
+                    sum += kernels_.sum_squares(
+                        param_.has_unit_runs()
+                            ? block_of<const P>(param_[m], part)
+                            : packed_block<const P>(param_[m], part, room + sums_room_));
+                });
+            });
+        };
+        for_matrices(chunk, [&](std::size_t m) { sums(m, [](double& sum) { sum = 0; }); });
+        if (param_.has_unit_runs())
+            add_part(tiling_[tile]);
+        else
+            for_packed_parts(tiling_[tile], add_part);
     }
 
     // Calls body(matrix, the team for it).
@@ -250,9 +267,10 @@ private:
 
     void resolve_param(const Team& team) {
         if (carried_ != nullptr && !carried_->complete(tile_sum_))
-            team.for_tasks(n_tiles(), Order::forwards, [&](std::size_t tile, int, char* room) {
-                measure_param(tile / tiling_.n_tiles, tile % tiling_.n_tiles, room);
-            });
+            team.for_tasks(n_chunks_ * tiling_.n_tiles, Order::forwards,
+                           [&](std::size_t task, int, char* room) {
+                               measure_param(task / tiling_.n_tiles, task % tiling_.n_tiles, room);
+                           });
         mean_of_tiles(mean_param_sq_);
     }
 
@@ -441,39 +459,49 @@ private:
                 written_ != nullptr};
     }
 
-    void apply_tile(std::size_t m, std::size_t index, char* room) {
-        const Rect tile = tiling_[index];
-        const MatrixView param_matrix = param_[m], grad_matrix = grad_like_param_[m];
-        const MatrixView m_matrix = m_[m];
+    // A part of a matrix's tile; returns the sum of squares of what it wrote, if that is carried.
+    double apply_part(std::size_t m, const Rect& part, char* room) const {
         const bool packs_param = !param_.has_unit_runs();
-        const bool packs_grad = !grad_like_param_.has_unit_runs();
         const bool packs_m = has_momentum() && !m_.has_unit_runs();
         char* const param_place = room + sums_room_;
         char* const m_place = param_place + kPackedRows * kPackedCols * sizeof(P);
         char* const grad_place = m_place + kPackedRows * kPackedCols * sizeof(P);
-        const auto apply_part = [&](const Rect& part) {
-            const auto param = packs_param ? packed_block<P>(param_matrix, part, param_place)
-                                           : block_of<P>(param_matrix, part);
-            const auto grad = packs_grad ? packed_block<const G>(grad_matrix, part, grad_place)
-                                         : block_of<const G>(grad_matrix, part);
-            const auto first_moment = packs_m          ? packed_block<P>(m_matrix, part, m_place)
-                                      : has_momentum() ? block_of<P>(m_matrix, part)
-                                                       : Block<P>{};
-            const double sum_sq = kernels_.apply(param, first_moment, grad, update_of(m, part));
-            if (packs_param) scatter(param_place, param_matrix, part);
-            if (packs_m) scatter(m_place, m_matrix, part);
-            return sum_sq;
+        const auto param = packs_param ? packed_block<P>(param_[m], part, param_place)
+                                       : block_of<P>(param_[m], part);
+        const auto grad = grad_like_param_.has_unit_runs()
+                              ? block_of<const G>(grad_like_param_[m], part)
+                              : packed_block<const G>(grad_like_param_[m], part, grad_place);
+        const auto first_moment = packs_m          ? packed_block<P>(m_[m], part, m_place)
+                                  : has_momentum() ? block_of<P>(m_[m], part)
+                                                   : Block<P>{};
+        const double sum_sq = kernels_.apply(param, first_moment, grad, update_of(m, part));
+        if (packs_param) scatter(param_place, param_[m], part);
+        if (packs_m) scatter(m_place, m_[m], part);
+        return sum_sq;
+    }
+
+    void apply_tile(std::size_t chunk, std::size_t index, char* room) {
+        const Rect tile = tiling_[index];
+        const bool carries = written_ != nullptr;
+        const auto written = [&](std::size_t m) -> double& {
+            return written_[m * tiling_.n_tiles + index];
         };
-        double sum_sq = 0;
-        if (packs_param || packs_grad || packs_m)
-            for_packed_parts(tile, [&](const Rect& part) { sum_sq += apply_part(part); });
+        if (carries) for_matrices(chunk, [&](std::size_t m) { written(m) = 0; });
+        const auto apply_to_all = [&](const Rect& part) {
+            for_matrices(chunk, [&](std::size_t m) {
+                const double sum_sq = apply_part(m, part, room);
+                if (carries) written(m) += sum_sq;
+            });
+        };
+        if (packs())
+            for_packed_parts(tile, apply_to_all);
         else
-            sum_sq = apply_part(tile);
-        if (written_ == nullptr) return;
+            apply_to_all(tile);
         // Of a tile that was written in parts but is read as a whole, the parts do not tell.
-        const bool as_measured = packs_param || !(packs_grad || packs_m);
-        written_[m * tiling_.n_tiles + index] =
-            as_measured ? sum_sq : kernels_.sum_squares(block_of<const P>(param_matrix, tile));
+        if (carries && packs() && param_.has_unit_runs())
+            for_matrices(chunk, [&](std::size_t m) {
+                written(m) = kernels_.sum_squares(block_of<const P>(param_[m], tile));
+            });
     }
 
     const KernelTable& table_;
@@ -487,8 +515,9 @@ private:
     bool owns_rows_;
     bool needs_param_;
 
-    // Tasks of about kTile elements: chunks of small matrices, or turns within a large one.
-    std::size_t matrices_per_task_ = 1, n_chunks_ = 1;
+    // Tasks of about kTile elements: chunks of small matrices, or turns within a large one and
+    // those that are interleaved with it.
+    std::size_t interleaved_, matrices_per_task_, n_chunks_;
     std::size_t measure_turns_ = 1, apply_turns_ = 1;
     std::size_t sums_room_ = 0, packed_room_ = 0;  // bytes
 

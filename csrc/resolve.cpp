@@ -20,7 +20,8 @@ bool is_usable(const SecondMoment& moment, const HyperParameters& hyper) {
     const double smallest = std::min(moment.row_range.smallest, moment.col_range.smallest);
     const bool zero_is_fine = hyper.eps_root > 0 || hyper.root_floor > 0;
     return std::isfinite(moment.row_range.sum) && std::isfinite(moment.col_range.sum) &&
-           moment.mean > 0 && (smallest > 0 || (smallest == 0 && zero_is_fine));
+           (moment.mean > 0 || hyper.eps_means > 0) &&
+           (smallest > 0 || (smallest == 0 && zero_is_fine));
 }
 
 bool eps_is_lost(const SecondMoment& moment, const HyperParameters& hyper, int digits) {

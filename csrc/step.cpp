@@ -18,8 +18,9 @@ constexpr std::size_t kAloneElements = std::size_t(1) << 17;
 template <class P, class G>
 TensorStep* make_step_with(const Tensor& tensor, TensorReport& report, Scratch& kept,
                            const KernelTable& table, const Kernels<P, G>& kernels) {
-    return tensor.v == nullptr ? make_factored_step(tensor, report, kept, table, kernels)
-                               : make_unfactored_step(tensor, report, kept, kernels);
+    if (tensor.v != nullptr) return make_unfactored_step(tensor, report, kept, kernels);
+    if (is_small(tensor)) return make_small_step(tensor, report, kept, kernels);
+    return make_factored_step(tensor, report, kept, table, kernels);
 }
 
 TensorStep* make_step(const Tensor& tensor, TensorReport& report, Scratch& kept,

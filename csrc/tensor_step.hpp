@@ -73,6 +73,13 @@ template <class P, class G>
 TensorStep* make_unfactored_step(const Tensor& tensor, TensorReport& report, Scratch& kept,
                                  const Kernels<P, G>& kernels);
 
+// For factored tensors of many small matrices.
+template <class P, class G>
+TensorStep* make_small_step(const Tensor& tensor, TensorReport& report, Scratch& kept,
+                            const Kernels<P, G>& kernels);
+
+bool is_small(const Tensor& tensor);
+
 // Calls define(P, G) for each pair of element types.
 #define ADAFACTOR_FOR_EACH_PAIR(define) \
     define(float, float) define(float, double) define(double, float) define(double, double)

@@ -10,6 +10,15 @@ import pytest
 
 import adafactor_native as an
 
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--require-peers",
+        action="store_true",
+        help="fail, rather than skip, where a library to compare with is not installed",
+    )
+
+
 INSTRUCTION_SETS = an.show_config(mode="dicts")["instruction sets"]
 
 

@@ -70,6 +70,24 @@ struct Unfactored {
     double beta2, eps, scale, eps_means, eps_root, root_floor;
 };
 
+// A factored one: as HyperParameters in adafactor.hpp say, with `scale` of squares.
+struct Factored {
+    double beta2, eps, scale, eps_means, eps_root, root_floor, mean_floor;
+};
+
+inline constexpr std::size_t kLanesOfSmall = 8;     // small matrices that are taken at once
+inline constexpr std::size_t kSmallElements = 256;  // of each, at most
+
+// The running means of small matrices, (rows, kLanesOfSmall) and (cols, kLanesOfSmall).
+struct SmallState {
+    double *exp_row, *exp_col;
+    std::size_t rows, cols;
+};
+
+struct SmallSums {
+    double grad_sq[kLanesOfSmall], u_sq[kLanesOfSmall], param_sq[kLanesOfSmall];
+};
+
 struct UnfactoredSums {
     double grad_sq, u_sq;
     bool wide;  // u needs double throughout
@@ -88,6 +106,11 @@ struct Kernels {
                                          const Unfactored& moment);
     void (*apply_unfactored)(P* param, P* m, const G* grad, double* v, std::size_t n,
                              const Unfactored& moment, const Move& move, bool wide);
+    // Elements of small matrices are (rows, cols, kLanesOfSmall). param may be null, m too.
+    void (*measure_small)(const P* param, const G* grad, const SmallState& state,
+                          const Factored& moment, SmallSums& sums);
+    void (*apply_small)(P* param, P* m, const G* grad, const SmallState& state,
+                        const Factored& moment, const Move& move);
 };
 
 // The running means of one axis of a matrix after this step. A line whose squares sum to zero has
