@@ -95,8 +95,8 @@ def to_optax(
         is_state = (
             hasattr(node, "_fields")
             or parts.keys() == {"count"}  # of a schedule
-            or _FACTORED <= parts.keys()
-            or _EMA <= parts.keys()
+            or parts.keys() >= _FACTORED
+            or parts.keys() >= _EMA
         )
         for key, part in parts.items():
             if is_state and key == "count":

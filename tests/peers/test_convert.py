@@ -3,6 +3,8 @@
 Ten steps there and twenty here are the thirty there, to the rounding of the wider of the two.
 """
 
+import importlib
+
 import numpy as np
 import pytest
 
@@ -47,7 +49,7 @@ class OfTorch:
     """A run of a torch optimizer, torch's own or transformers'."""
 
     def __init__(self, cls, arguments, start=None):
-        self.torch = pytest.importorskip("torch")
+        self.torch = importlib.import_module("torch")
         start = params() if start is None else start
         self.tensors = {
             name: self.torch.nn.Parameter(self.torch.tensor(x)) for name, x in start.items()
@@ -66,17 +68,24 @@ class OfTorch:
 
 
 @pytest.fixture
-def float64_in_jax():
-    with pytest.importorskip("jax").enable_x64(True):
-        yield
+def optax(require_installed):
+    """The package, while arrays of JAX may be of float64."""
+    require_installed("jax", "optax")
+    with importlib.import_module("jax").enable_x64(True):
+        yield importlib.import_module("optax")
+
+
+@pytest.fixture
+def torch(require_installed):
+    require_installed("torch", "transformers")
+    return importlib.import_module("torch")
 
 
 class OfOptax:
     """A run of optax, in float64; `build` nests the parameters as a tree."""
 
     def __init__(self, arguments, start=None, build=dict, read=dict):
-        jax = pytest.importorskip("jax")
-        self.optax = pytest.importorskip("optax")
+        jax, self.optax = (importlib.import_module(name) for name in ("jax", "optax"))
         self.jit, self.jnp, self.build, self.read = jax.jit, jax.numpy, build, read
         start = params() if start is None else start
         self.tree = build({name: self.jnp.asarray(x) for name, x in start.items()})
@@ -129,10 +138,11 @@ TORCH_RUNS = [("torch", x) for x in TORCH] + [("huggingface", x) for x in HUGGIN
 
 def class_of(convention):
     if convention == "torch":
-        return pytest.importorskip("torch").optim.Adafactor
-    return pytest.importorskip("transformers").Adafactor
+        return importlib.import_module("torch").optim.Adafactor
+    return importlib.import_module("transformers").Adafactor
 
 
+@pytest.mark.usefixtures("torch")
 @pytest.mark.parametrize("left_out", [None, "wide"])
 @pytest.mark.parametrize("convention, arguments", TORCH_RUNS)
 def test_from_torch_and_transformers(convention, arguments, left_out):
@@ -148,8 +158,7 @@ def test_from_torch_and_transformers(convention, arguments, left_out):
 
 @pytest.mark.parametrize("left_out", [None, "wide"])
 @pytest.mark.parametrize("convention, arguments", TORCH_RUNS)
-def test_to_torch_and_transformers(convention, arguments, left_out):
-    torch = pytest.importorskip("torch")
+def test_to_torch_and_transformers(convention, arguments, left_out, torch):
     never_moved = OfTorch(class_of(convention), arguments)
     run(never_moved, 0, STEPS, left_out)
     ours = Ours(convention, arguments)
@@ -161,9 +170,8 @@ def test_to_torch_and_transformers(convention, arguments, left_out):
     assert_same(theirs, never_moved, 1e-12)
 
 
-def test_groups_and_another_order_of_torch():
+def test_groups_and_another_order_of_torch(torch):
     """Two groups there, of hyper-parameters of their own, in another order than here."""
-    torch = pytest.importorskip("torch")
     there = OfTorch(torch.optim.Adafactor, {})
     names = ["wide", "scalar", "deep", "vector", "kernel", "tall", "square"]
 
@@ -200,9 +208,8 @@ def test_groups_and_another_order_of_torch():
     assert_same(back, there, 1e-12)
 
 
-def test_float32_of_torch():
+def test_float32_of_torch(torch):
     """Statistics there are float32; here they go on in float64."""
-    torch = pytest.importorskip("torch")
     start = params(np.float32)
     theirs = OfTorch(torch.optim.Adafactor, {}, start)
     for t in range(START):
@@ -250,7 +257,7 @@ OPTAX = [
 ]
 
 
-@pytest.mark.usefixtures("float64_in_jax")
+@pytest.mark.usefixtures("optax")
 @pytest.mark.parametrize("arguments", OPTAX)
 def test_from_optax(arguments):
     theirs = OfOptax(arguments)
@@ -263,7 +270,7 @@ def test_from_optax(arguments):
     assert_same(ours, theirs, 3e-7)
 
 
-@pytest.mark.usefixtures("float64_in_jax")
+@pytest.mark.usefixtures("optax")
 @pytest.mark.parametrize("arguments", OPTAX)
 def test_to_optax(arguments):
     never_moved = OfOptax(arguments)
@@ -276,7 +283,7 @@ def test_to_optax(arguments):
     assert_same(theirs, never_moved, 3e-7)
 
 
-@pytest.mark.usefixtures("float64_in_jax")
+@pytest.mark.usefixtures("optax")
 def test_a_nested_tree_of_optax_and_back():
     arguments = {"learning_rate": 0.1, "min_dim_size_to_factor": 2, "momentum": 0.9}
     theirs = OfOptax(arguments, build=nested, read=flat)
@@ -296,9 +303,7 @@ def test_a_nested_tree_of_optax_and_back():
     assert_same(back, theirs, 3e-7)
 
 
-@pytest.mark.usefixtures("float64_in_jax")
-def test_the_parts_of_optax_as_big_vision_chains_them():
-    optax = pytest.importorskip("optax")
+def test_the_parts_of_optax_as_big_vision_chains_them(optax):
     theirs = OfOptax({})
     jnp = theirs.jnp
     chain = optax.chain(
