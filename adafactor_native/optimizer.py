@@ -216,12 +216,16 @@ class Optimizer:
         return self._names
 
     @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return tuple(tensor for group in self._groups for tensor in group.tensors)
+
+    @property
     def params(self) -> dict[str, Array]:
-        return {tensor.name: tensor.param for tensor in self._tensors()}
+        return {tensor.name: tensor.param for tensor in self.tensors}
 
     @property
     def state(self) -> dict[str, dict[str, Array]]:
-        return {tensor.name: tensor.state for tensor in self._tensors()}
+        return {tensor.name: tensor.state for tensor in self.tensors}
 
     @property
     def t(self) -> int:
@@ -380,9 +384,6 @@ class Optimizer:
     def _set_counts(self, t: int, skipped: int, counts: Sequence[int]) -> None:
         self._model.set_counts(t, skipped, np.array(counts, np.int64))
         self._model.forget_params()
-
-    def _tensors(self) -> Iterable[Tensor]:
-        return (tensor for group in self._groups for tensor in group.tensors)
 
     def _start(self) -> None:
         """Begin as a model without tensors."""

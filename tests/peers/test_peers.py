@@ -6,7 +6,6 @@ Of each case, the reference and Optimizer are compared with the library itself, 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from functools import cache
 
 import numpy as np
@@ -23,13 +22,8 @@ IN_FLOAT32 = 3e-6  # in units of the largest parameter, after 20 steps of both
 
 
 @pytest.fixture(autouse=True)
-def installed(request, case):
-    """Skip where a library is missing; with --require-peers, fail."""
-    packages = PEERS[CASES[case].peer].packages
-    missing = [package for package in packages if importlib.util.find_spec(package) is None]
-    if missing:
-        report = pytest.fail if request.config.getoption("--require-peers") else pytest.skip
-        report(f"not installed: {', '.join(missing)}")
+def installed(require_installed, case):
+    require_installed(*PEERS[CASES[case].peer].packages)
 
 
 @pytest.mark.parametrize("case", CASES)
