@@ -1,6 +1,7 @@
 """The examples in README.md run as they stand."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ EXAMPLES = re.findall(
 @pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
 def test_example(example, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    exec(compile(example, str(README), "exec"), {})
+    script = tmp_path / "example.py"
+    script.write_text(example, encoding="utf-8")
+    runpy.run_path(str(script))
     assert capsys.readouterr().out
 
 
