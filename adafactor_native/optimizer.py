@@ -255,10 +255,11 @@ class Optimizer:
 
         Parameters
         ----------
-        grads : mapping, sequence, or list of one for each group
+        grads : mapping, list or tuple, or list of one for each group
             The gradients, each an ndarray of float32 or float64 of its parameter's shape, only read;
-            dtype and strides need not be the parameter's. None leaves a tensor out. Either as
-            `params` was, or of all tensors in one mapping by name or one sequence.
+            dtype and strides need not be the parameter's, and for a parameter of no axes a NumPy
+            scalar will do. None leaves a tensor out. Either as `params` was, or of all tensors in
+            one mapping by name or one list or tuple.
         grad_scale : float
             What the gradients were multiplied by, with the loss; finite, above 0. They are divided
             by it before anything else.

@@ -161,6 +161,13 @@ def test_a_whole_group_left_out():
     assert report.stepped.tolist() == [False, True, False, True]
 
 
+def test_a_numpy_scalar_is_a_gradient_of_no_axes():
+    one, other = (Optimizer(model()) for _ in range(2))
+    one.step(gradients())
+    other.step({**gradients(), "s": np.float32(gradients()["s"])})
+    assert bits(one) == bits(other)
+
+
 def test_lr_is_called_with_t():
     asked = []
 
