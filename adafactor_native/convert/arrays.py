@@ -31,7 +31,7 @@ def add_incoming(incoming: Incoming, own: Array, value: Any, shown: str) -> None
     """Add to `incoming` an array of ours, as theirs has its axes, and what it is to hold; checked."""
     try:
         theirs = np.asarray(value)
-    except TypeError as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # torch: bfloat16, other devices
         raise TypeError(f"{shown} is no array for numpy.asarray: {error}") from None
     if theirs.shape != own.shape:
         raise ValueError(f"{shown} has shape {theirs.shape}, must be {own.shape}")

@@ -187,7 +187,8 @@ def _load(opt: Optimizer, state_dict: Any, names: Sequence[str] | None, library:
         counts[name] = count_of(f"{shown}['step']", theirs["step"])
         for key, values in arrays.items():
             add_incoming(incoming, values, theirs[key], f"{shown}[{key!r}]")
-    take_over(opt, incoming, max(counts.values()), [counts[name] for name in opt.names])
+    t = max(counts.values(), default=0)
+    take_over(opt, incoming, t, [counts[name] for name in opt.names])
 
 
 def _written(
