@@ -1,0 +1,108 @@
+"""The picture of a training: its losses, and what the optimizer reports of its steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from plots import LINES, STYLE, caption, title
+from transformer import Array
+
+# A tensor of heads, two matrices, and two that step by lr itself.
+TOLD = {
+    "block0.attention.query": "#1d4e89",
+    "block1.mlp.down": "#4a8c5f",
+    "output": "#e09f3e",
+    "characters": "#b0413e",
+    "block0.mlp.norm.gain": "#7b5ea7",
+}
+LIMIT: dict[str, Any] = {"color": "#555555", "linestyle": "--", "linewidth": 1}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What the picture is made of; all sequences are over steps."""
+
+    losses: dict[str, Sequence[float]]  # of the optimizers by name
+    resumed_at: int
+    rates: dict[str, Sequence[float]]  # lr of the groups by name
+    reports: Sequence[Any]
+    max_grad_norm: float
+
+
+def draw(drawn: Drawn, path: Path) -> None:
+    with matplotlib.rc_context({**STYLE, "axes.titlesize": 11, "lines.linewidth": 1}):
+        figure = Figure(figsize=(14.5, 7.4))
+        panels = figure.subplots(2, 4, sharex=True).ravel()
+        draw_losses(panels[0], drawn)
+        draw_rates(panels[1], drawn)
+        draw_grad_norm(panels[2], drawn)
+        draw_column(panels[3], drawn, "rms_grad", "RMS(grad), clipped", "log")
+        draw_column(panels[4], drawn, "rms_u", "RMS(u), before its clip", "log")
+        panels[4].axhline(1, **LIMIT)
+        draw_column(panels[5], drawn, "clip_divisor", "The clip's divisor of u", "log")
+        draw_column(panels[6], drawn, "rms_param", "RMS(param)", "linear")
+        draw_column(panels[7], drawn, "step_size", "Step size", "log")
+        for axes in panels[4:]:
+            axes.set_xlabel("step")
+        handles, labels = panels[7].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper right", ncols=len(labels))
+        title(figure, "A transformer in training, and what each step says of itself")
+        caption(
+            figure,
+            "RMS(param) is computed only where the step is in proportion to it, which it is not for "
+            f"{' and '.join(name for name in TOLD if not scaled(drawn, name))}.",
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+
+
+def draw_losses(axes: Axes, drawn: Drawn) -> None:
+    styles: list[dict[str, Any]] = [{"linewidth": 4, "alpha": 0.45}, {}]
+    for (name, losses), style in zip(drawn.losses.items(), styles):
+        axes.plot(steps(losses), losses, label=name, color=LINES[name]["color"], **style)
+    axes.axvline(drawn.resumed_at, label="resumed from here: same bits", **LIMIT)
+    axes.set(title="Training loss", ylabel="nats per character", ylim=(0, None))
+    axes.legend()
+
+
+def draw_rates(axes: Axes, drawn: Drawn) -> None:
+    for (name, rates), color in zip(drawn.rates.items(), ("#222222", "#888888")):
+        axes.plot(steps(rates), rates, label=name, color=color)
+    axes.set(
+        title="Learning rate", yscale="log", ylim=(max(map(max, drawn.rates.values())) / 1e3, None)
+    )
+    axes.legend()
+
+
+def draw_grad_norm(axes: Axes, drawn: Drawn) -> None:
+    norms = [report.grad_norm for report in drawn.reports]
+    axes.plot(steps(norms), norms, color="#222222", linewidth=0.7)
+    axes.axhline(drawn.max_grad_norm, label="longer ones are clipped", **LIMIT)
+    axes.set(title="Global gradient norm", yscale="log")
+    axes.legend()
+
+
+def draw_column(axes: Axes, drawn: Drawn, column: str, heading: str, scale: Any) -> None:
+    names = drawn.reports[0].names
+    values = np.array([getattr(report, column) for report in drawn.reports])
+    for name, color in TOLD.items():
+        told = values[:, names.index(name)]
+        axes.plot(steps(told), told, label=name, color=color, linewidth=0.8)
+    axes.set(title=heading, yscale=scale)
+
+
+def scaled(drawn: Drawn, name: str) -> bool:
+    return not math.isnan(drawn.reports[0][name]["rms_param"])
+
+
+def steps(values: Sequence[float] | Array) -> range:
+    return range(1, len(values) + 1)
