@@ -184,7 +184,7 @@ def schedule(t: int, steps: int) -> float:
 
 
 def batch(prose: Prose, t: int) -> tuple[Array, Array]:
-    """What the model reads at a step, and what follows; t alone decides, so a resumed run has it."""
+    """What the model reads at a step and what follows; t alone decides, so a resumed run has it."""
     rng = np.random.default_rng(t)
     starts = rng.integers(len(prose.training) - CONTEXT, size=(BATCH, 1))
     windows = prose.training[starts + np.arange(CONTEXT + 1)]

@@ -58,7 +58,7 @@ def draw(drawn: Drawn, path: Path) -> None:
         title(figure, "A transformer in training, and what each step says of itself")
         caption(
             figure,
-            "RMS(param) is computed only where the step is in proportion to it, which it is not for "
+            "RMS(param) is computed only where steps are in proportion to it, unlike those of "
             f"{' and '.join(name for name in TOLD if not scaled(drawn, name))}.",
         )
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""English prose that every Python brings along: the paragraphs of its manual that `help()` shows."""
+"""English prose that every Python brings along: the paragraphs of the manual behind `help()`."""
 
 from __future__ import annotations
 

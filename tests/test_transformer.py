@@ -12,7 +12,7 @@ BATCH, LENGTH = 3, 5  # shorter than the context
 
 @pytest.fixture
 def params():
-    """Return parameters in float64, none of them zero: a gain or a bias, too, has then an effect."""
+    """Return parameters in float64, none of them zero: then every gain and bias has an effect."""
     rng = np.random.default_rng(0)
     params = transformer.initial_params(SIZE, rng, np.float64)
     return {name: param + 0.3 * rng.standard_normal(param.shape) for name, param in params.items()}
