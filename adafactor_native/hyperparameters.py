@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, overload
 
@@ -56,12 +57,41 @@ def _number(must_be: str, accepts: Callable[[float], bool]) -> Callable[[str, An
 
 
 non_negative = _number("a finite number >= 0", lambda x: 0 <= x < math.inf)
+non_positive = _number("a finite number <= 0", lambda x: -math.inf < x <= 0)
+at_least_one = _number("a number >= 1", lambda x: x >= 1)
 fraction = _number("a number in [0, 1]", lambda x: 0 <= x <= 1)
-_positive = _number("a number > 0 or None", lambda x: x > 0)
+positive = _number("a finite number > 0", lambda x: 0 < x < math.inf)
 
 
-def positive_or_none(name: str, value: Any) -> float | None:
-    return None if value is None else _positive(name, value)
+def _number_or_none(
+    must_be: str, accepts: Callable[[float], bool]
+) -> Callable[[str, Any], float | None]:
+    check = _number(f"{must_be} or None", accepts)
+    return lambda name, value: None if value is None else check(name, value)
+
+
+positive_or_none = _number_or_none("a number > 0", lambda x: x > 0)
+non_positive_or_none = _number_or_none("a finite number <= 0", lambda x: -math.inf < x <= 0)
+non_negative_or_none = _number_or_none("a finite number >= 0", lambda x: 0 <= x < math.inf)
+finite_or_none = _number_or_none("a finite number", math.isfinite)
+below_one_or_none = _number_or_none("a number in [0, 1)", lambda x: 0 <= x < 1)
+
+_rate = _number("a finite number >= 0 or a callable of t", lambda x: 0 <= x < math.inf)
+
+
+def rate(name: str, value: Any) -> Any:
+    return value if callable(value) else _rate(name, value)
+
+
+def rate_at(name: str, value: Any, t: int) -> float:
+    """Return a number as it is, a callable's at step t; checked, for a callable may return anything."""
+    return non_negative(f"{name}({t})", value(t)) if callable(value) else float(value)
+
+
+def callable_or_none(name: str, value: Any) -> Any:
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} is a {type(value).__name__}, must be a callable of t or None")
+    return value
 
 
 def boolean(name: str, value: Any) -> bool:
@@ -70,14 +100,30 @@ def boolean(name: str, value: Any) -> bool:
     return bool(value)
 
 
+def count(name: str, value: Any) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is a {type(value).__name__}, must be an int >= 0") from None
+    if not 0 <= number < 2**63:
+        raise ValueError(f"{name} is {number}, must be an int >= 0")
+    return number
+
+
 def threads_or_none(name: str, value: Any) -> int | None:
     return None if value is None else check_num_threads(value, name, or_none=" or None")
 
 
+def one_of(*choices: str) -> Callable[[str, Any], str]:
+    must_be = " or ".join([", ".join(map(repr, choices[:-1])), repr(choices[-1])])
+
+    def check(name: str, value: Any) -> str:
+        if not isinstance(value, str) or value not in choices:
+            raise ValueError(f"{name} is {value!r}, must be {must_be}")
+        return str(value)
+
+    return check
+
+
 NONFINITE_POLICIES = ("raise", "skip", "propagate")
-
-
-def nonfinite_policy(name: str, value: Any) -> str:
-    if not isinstance(value, str) or value not in NONFINITE_POLICIES:
-        raise ValueError(f"{name} is {value!r}, must be 'raise', 'skip' or 'propagate'")
-    return str(value)
+nonfinite_policy = one_of(*NONFINITE_POLICIES)

@@ -1,8 +1,9 @@
-// The native interface: one Adafactor step on strided arrays. No Python, no SIMD type.
+// The native interface: one Adafactor step of a list of strided arrays. No Python, no SIMD type.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 namespace adafactor {
 
@@ -24,25 +25,51 @@ inline std::size_t size_of(const Array& array) {
     return size;
 }
 
+// Of one step of one tensor: what depends on t is a number by now. The seed's where nothing else is
+// said.
+//
+//   g       = grad_scale grad
+//   q       = g^2 + eps_squares            its running means are exp_row and exp_col, or v
+//   V       = (exp_row + eps_means) (exp_col + eps_means) / max(mean(exp_row), mean_floor)
+//             or v + eps_means
+//   u       = g / max(sqrt(V) + eps_root, root_floor)
+//   divisor = max(1, RMS(u) / clip_threshold)
+//   size    = lr max(eps_scale, RMS(param)), or lr
+//   param  <- (1 - decay - decay_by_step size) param - x,  where x is
+//             size u / divisor                                              without momentum
+//             m <- beta1 m + (1 - beta1) size u / divisor                   with it
+//             size m, m <- beta1 m + (1 - beta1) u / divisor                if momentum_of_u
 struct HyperParameters {
     double lr;
     double beta2;
-    double eps;
+    double eps_squares, eps_root;
+    double eps_means = 0, root_floor = 0, mean_floor = 0;
     double clip_threshold;  // infinity turns clipping off
     bool scale_parameter;
+    double eps_scale = 0;
+    bool scale_after_decay = false;  // RMS(param) is that of (1 - decay) param
+    bool per_matrix = false;         // RMS(u) and RMS(param) are each matrix's own
+    double beta1 = 0;                // matters to a tensor with m
+    bool momentum_of_u = false;
+    double decay = 0, decay_by_step = 0;
+    double grad_scale = 1;
 };
 
 class CarriedSquares;
 
-// One tensor with its state. A matrix is factored: exp_row (rows,) and exp_col (cols,), v is null.
-// Anything else keeps v, C-contiguous and of the tensor's shape, and exp_row, exp_col are null.
+// One tensor with its state. A factored one is a batch of matrices, over all axes but row_axis and
+// col_axis: exp_row (matrices, rows) and exp_col (matrices, cols), v is null. Any other keeps v,
+// C-contiguous and of the tensor's shape, and exp_row, exp_col are null.
 struct Tensor {
     Array param;
     Array grad;
+    int row_axis, col_axis;
     double* exp_row;
     double* exp_col;
     double* v;
+    Array m;                  // the first moment, of param's shape and dtype; data is null: none
     CarriedSquares* carried;  // null: RMS(param) is measured, if it is needed
+    HyperParameters hyper;
 };
 
 // Why a step cannot be taken: what would not be finite after it.
@@ -50,19 +77,46 @@ enum class Fault {
     none,
     grad,           // an element, or the sum of the squares (float64 only), is not finite
     param,          // the same, where it would spread through RMS(param)
-    second_moment,  // the state is not finite, or it is zero where eps is zero too
+    second_moment,  // the state is not finite, or it is zero where nothing is added to it
 };
 
+// What one tensor's step did, and the numbers that it went by; nan what was not needed.
+struct TensorReport {
+    Fault fault = Fault::none;
+    bool stepped = false;
+    double grad_sq = 0;  // sum of grad^2, before grad_scale
+    double rms_grad = std::numeric_limits<double>::quiet_NaN();
+    double rms_u = std::numeric_limits<double>::quiet_NaN();  // before the clip
+    double clip_divisor = std::numeric_limits<double>::quiet_NaN();
+    double rms_param = std::numeric_limits<double>::quiet_NaN();
+    double step_size = std::numeric_limits<double>::quiet_NaN();  // of u, before the clip
+};
+
+struct Options {
+    bool propagate;    // what is not finite goes where IEEE arithmetic takes it
+    bool all_or_none;  // with a fault nothing of the whole list is written
+    bool skips;        // a tensor with a fault is left out, if not all_or_none
+    int threads;       // at most
+    double max_grad_norm = std::numeric_limits<double>::infinity();
+};
+
+// The first tensor with a fault that kept the step from being taken, if there is one.
 struct Outcome {
     Fault fault = Fault::none;
+    std::size_t tensor = 0;
     // For grad and param the first bad element in C order; -1 if only their sum overflows.
     std::ptrdiff_t index = -1;
+    double grad_norm =
+        std::numeric_limits<double>::quiet_NaN();  // of all tensors, after grad_scale
 };
 
-// Takes one step, in place, on at most `threads` threads. With a fault nothing is written, unless
-// `propagate` asks for what IEEE arithmetic makes of it. A tensor without elements stays as it is.
-// The result is the same, bit for bit, for every number of threads and every instruction set. May
-// throw std::bad_alloc, before any write.
-Outcome step(const Tensor& tensor, const HyperParameters& hyper, bool propagate, int threads);
+// Takes one step of each tensor, in place, and fills one report for each. With a fault nothing of
+// the list is written if all_or_none; otherwise nothing of the tensor, and unless `skips` nothing
+// of those behind it. A tensor without elements stays as it is. Where the norm of all gradients
+// exceeds max_grad_norm they are scaled down to it first, as torch's clip_grad_norm_ does; that
+// makes every step all_or_none. The result is the same, bit for bit, for every number of threads
+// and every instruction set. May throw std::bad_alloc, before any write.
+Outcome step(const Tensor* tensors, std::size_t n_tensors, const Options& options,
+             TensorReport* reports);
 
 }  // namespace adafactor

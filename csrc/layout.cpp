@@ -4,6 +4,8 @@
 #include <cstring>
 #include <utility>
 
+#include "kernel/kernels.hpp"
+
 namespace adafactor {
 namespace {
 
@@ -37,24 +39,87 @@ bool walks_rows_inside(const MatrixView& view) {
 
 }  // namespace
 
-MatrixView matrix_view(const Array& array, bool swapped) {
-    const int outer = swapped ? 1 : 0, inner = 1 - outer;
-    return {array.data,
-            item_size(array.dtype),
-            std::size_t(array.shape[outer]),
-            std::size_t(array.shape[inner]),
-            array.strides[outer],
-            array.strides[inner],
-            swapped};
+MatrixBatch::MatrixBatch(const Array& array, int row_axis, int col_axis, bool swapped)
+    : array_(array), row_axis_(row_axis), col_axis_(col_axis) {
+    const int outer = swapped ? col_axis : row_axis, inner = swapped ? row_axis : col_axis;
+    first_ = {array.data,
+              item_size(array.dtype),
+              std::size_t(array.shape[outer]),
+              std::size_t(array.shape[inner]),
+              array.strides[outer],
+              array.strides[inner],
+              swapped};
+    bool is_uniform = true;
+    for (int d = array.ndim - 1; d >= 0; --d) {
+        if (d == row_axis || d == col_axis || array.shape[d] == 1) continue;
+        if (size_ == 1) stride_ = array.strides[d];
+        is_uniform = is_uniform && array.strides[d] == stride_ * std::ptrdiff_t(size_);
+        size_ *= std::size_t(array.shape[d]);
+    }
+    if (!is_uniform) stride_ = 0;
 }
 
-MatrixView along_memory(const Array& array) {
-    const MatrixView rows = matrix_view(array, false);
-    if (rows.outer == 1) return rows;
+// Calls copy(place in the array, number of the item in the lanes) for every element.
+template <class Copy>
+void MatrixBatch::for_lanes(std::size_t first, std::size_t n, const Copy& copy) const {
+    char* matrix[kLanesOfSmall];
+    for (std::size_t lane = 0; lane < n; ++lane) matrix[lane] = (*this)[first + lane].data;
+    for (std::size_t i = 0; i < first_.outer; ++i)
+        for (std::size_t j = 0; j < first_.inner; ++j) {
+            const std::ptrdiff_t offset =
+                std::ptrdiff_t(i) * first_.outer_stride + std::ptrdiff_t(j) * first_.inner_stride;
+            const std::size_t k = (i * first_.inner + j) * kLanesOfSmall;
+            for (std::size_t lane = 0; lane < n; ++lane) copy(matrix[lane] + offset, k + lane);
+        }
+}
+
+void MatrixBatch::gather(std::size_t first, std::size_t n, void* to) const {
+    auto* const t = static_cast<char*>(to);
+    if (n < kLanesOfSmall)
+        std::memset(t, 0, first_.outer * first_.inner * kLanesOfSmall * first_.item);
+    if (first_.item == 4)
+        for_lanes(first, n, [t](const char* p, std::size_t k) { std::memcpy(t + k * 4, p, 4); });
+    else
+        for_lanes(first, n, [t](const char* p, std::size_t k) { std::memcpy(t + k * 8, p, 8); });
+}
+
+void MatrixBatch::scatter(const void* from, std::size_t first, std::size_t n) const {
+    const auto* const f = static_cast<const char*>(from);
+    if (first_.item == 4)
+        for_lanes(first, n, [f](char* p, std::size_t k) { std::memcpy(p, f + k * 4, 4); });
+    else
+        for_lanes(first, n, [f](char* p, std::size_t k) { std::memcpy(p, f + k * 8, 8); });
+}
+
+std::size_t MatrixBatch::interleaved() const {
+    std::size_t n = 1;
+    if (first_.inner == 1) return n;
+    for (int d = array_.ndim - 1; d >= 0; --d) {
+        if (d == row_axis_ || d == col_axis_ || array_.shape[d] == 1) continue;
+        if (std::abs(array_.strides[d]) >= std::abs(first_.inner_stride)) break;
+        n *= std::size_t(array_.shape[d]);
+    }
+    return n;
+}
+
+MatrixBatch MatrixBatch::along_memory(const Array& array, int row_axis, int col_axis) {
+    const auto rows = array.shape[row_axis], cols = array.shape[col_axis];
+    const auto row_stride = std::abs(array.strides[row_axis]);
+    const auto col_stride = std::abs(array.strides[col_axis]);
     // The stride of an axis of length one says nothing: runs of one element are the slowest.
-    if (rows.inner == 1 || std::abs(rows.outer_stride) < std::abs(rows.inner_stride))
-        return matrix_view(array, true);
-    return rows;
+    const bool swapped = rows != 1 && (cols == 1 || row_stride < col_stride);
+    return {array, row_axis, col_axis, swapped};
+}
+
+std::ptrdiff_t MatrixBatch::offset_of(std::size_t m) const {
+    std::ptrdiff_t offset = 0;
+    for (int d = array_.ndim - 1; d >= 0; --d) {
+        if (d == row_axis_ || d == col_axis_) continue;
+        const auto length = std::size_t(array_.shape[d]);
+        offset += std::ptrdiff_t(m % length) * array_.strides[d];
+        m /= length;
+    }
+    return offset;
 }
 
 void gather(const MatrixView& from, const Rect& part, void* to) {

@@ -31,10 +31,46 @@ struct MatrixView {
     }
 };
 
-MatrixView matrix_view(const Array& array, bool swapped);
+// The matrices of an array over two of its axes, one for each index of the others.
+class MatrixBatch {
+public:
+    // Of views that are all `swapped`, or not.
+    MatrixBatch(const Array& array, int row_axis, int col_axis, bool swapped);
 
-// Runs along the axis with the smaller stride.
-MatrixView along_memory(const Array& array);
+    // With runs along the axis with the smaller stride.
+    static MatrixBatch along_memory(const Array& array, int row_axis, int col_axis);
+
+    std::size_t size() const { return size_; }
+    bool swapped() const { return first_.swapped; }
+    bool has_unit_runs() const { return first_.has_unit_runs(); }
+
+    // Copies the elements of n <= kLanesOfSmall matrices to (rows, cols, kLanesOfSmall), with zeros
+    // in the lanes left over; and back.
+    void gather(std::size_t first, std::size_t n, void* to) const;
+    void scatter(const void* from, std::size_t first, std::size_t n) const;
+
+    // How many consecutive matrices lie between the neighbouring elements of one: a cache line
+    // has parts of them all.
+    std::size_t interleaved() const;
+
+    // Matrices are counted in C order of the other axes.
+    MatrixView operator[](std::size_t m) const {
+        MatrixView view = first_;
+        if (m > 0) view.data += stride_ != 0 ? std::ptrdiff_t(m) * stride_ : offset_of(m);
+        return view;
+    }
+
+private:
+    template <class Copy>
+    void for_lanes(std::size_t first, std::size_t n, const Copy& copy) const;
+    std::ptrdiff_t offset_of(std::size_t m) const;
+
+    const Array& array_;
+    int row_axis_, col_axis_;
+    std::size_t size_ = 1;
+    std::ptrdiff_t stride_ = 0;  // from each matrix to the next, if it is the same for all
+    MatrixView first_;
+};
 
 // Copies a part of a matrix into consecutive memory, and back.
 void gather(const MatrixView& from, const Rect& part, void* to);
@@ -44,7 +80,7 @@ void scatter(const void* from, const MatrixView& to, const Rect& part);
 // shape: axes sorted by the first array's strides, neighbours merged where all arrays allow it.
 class ElementOrder {
 public:
-    static constexpr int kMaxArrays = 3;
+    static constexpr int kMaxArrays = 4;
     static constexpr int kMaxAxes = 64;  // NumPy's own limit
 
     ElementOrder(std::initializer_list<const Array*> arrays);

@@ -10,25 +10,34 @@ namespace adafactor {
 struct SecondMoment {
     Axis rows, cols;
     Range row_range, col_range;
-    double mean;  // of the rows' running means
+    double mean;  // of the rows' running means, or its floor
 };
 
 // Whether u is finite for every finite gradient: no running mean is negative, infinite or nan, not
-// all are zero, and none is while eps is.
-bool is_usable(const SecondMoment& moment, double eps);
+// all are zero, and none is while nothing is added to the root.
+bool is_usable(const SecondMoment& moment, const HyperParameters& hyper);
 
-// Whether sqrt(V) + eps is sqrt(V), to `digits` binary digits, wherever the gradient is not zero.
-bool eps_is_lost(const SecondMoment& moment, double eps, int digits);
+// Whether max(sqrt(V) + eps_root, root_floor) is sqrt(V), to `digits` binary digits, wherever the
+// gradient is not zero.
+bool eps_is_lost(const SecondMoment& moment, const HyperParameters& hyper, int digits);
 
-double step_size(const HyperParameters& hyper, double mean_u_squared, double mean_param_squared);
+struct StepSize {
+    double divisor;    // of u, by the clip
+    double step_size;  // of u, before the clip
+    Move move;
+};
+
+StepSize step_size(const HyperParameters& hyper, bool has_momentum, double mean_u_squared,
+                   double mean_param_squared);
 
 // The two forms of struct Update.
 enum class Form { separable, direct };
 
 // Whether floats hold eps, the factors of all live lines, and the products that apply forms.
-bool factors_fit_float(const SecondMoment& moment, Form form, double step, double eps);
+bool factors_fit_float(const SecondMoment& moment, Form form, const Move& move,
+                       const HyperParameters& hyper);
 
 FactorRule row_rule(const SecondMoment& moment, Form form, bool literal);
-FactorRule col_rule(Form form, bool literal, double step);
+FactorRule col_rule(Form form, bool literal, double weight);
 
 }  // namespace adafactor

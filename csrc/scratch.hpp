@@ -11,8 +11,12 @@ namespace adafactor {
 
 class Scratch {
 public:
-    // The calling thread's own.
-    static Scratch& of_this_thread() {
+    // The calling thread's own: what a step keeps to its end, and what it passes on before.
+    static Scratch& kept_by_this_thread() {
+        static thread_local Scratch scratch;
+        return scratch;
+    }
+    static Scratch& passing_in_this_thread() {
         static thread_local Scratch scratch;
         return scratch;
     }
@@ -48,7 +52,7 @@ public:
 
 private:
     static constexpr std::size_t kLine = 64;
-    static constexpr std::size_t kKept = std::size_t(8) << 20;
+    static constexpr std::size_t kKept = std::size_t(32) << 20;
 
     struct Free {
         void operator()(char* memory) const { std::free(memory); }

@@ -1,54 +1,113 @@
-// Anything that is not a matrix: measure, resolve, apply with the full second moment.
+// A tensor with its full second moment: measure, resolve, apply.
 #include <algorithm>
 #include <cmath>
+#include <new>
 
 #include "blocks.hpp"
 #include "carried.hpp"
 #include "resolve.hpp"
-#include "scratch.hpp"
-#include "step.hpp"
-#include "threads.hpp"
+#include "tensor_step.hpp"
 
 namespace adafactor {
 namespace {
 
-enum { kParam, kGrad, kV };
+enum { kParam, kGrad, kV, kM };
+
+// Of param, grad, v and m; of param once more where there is no m.
+ElementOrder order_of(const Tensor& tensor) {
+    const Array& param = tensor.param;
+    std::ptrdiff_t strides[ElementOrder::kMaxAxes], stride = sizeof(double);
+    for (int d = param.ndim - 1; d >= 0; --d) {
+        strides[d] = stride;
+        stride *= param.shape[d];
+    }
+    const Array v{reinterpret_cast<char*>(tensor.v), DType::float64, param.ndim, param.shape,
+                  strides};
+    return {&param, &tensor.grad, &v, tensor.m.data != nullptr ? &tensor.m : &param};
+}
 
 // Threads take tiles of kTile elements, kernels runs of kChunk. Elements that are no neighbours in
 // memory are copied, so that kernels see the same runs, and add in the same order, for any strides.
 template <class P, class G>
-class UnfactoredStep {
+class UnfactoredStep final : public TensorStep {
 public:
-    UnfactoredStep(const Tensor& tensor, const Array& v, const HyperParameters& hyper, int threads,
-                   const Kernels<P, G>& kernels)
-        : param_(tensor.param),
-          hyper_(hyper),
+    UnfactoredStep(const Tensor& tensor, TensorReport& report, const Kernels<P, G>& kernels)
+        : TensorStep(tensor, report),
           kernels_(kernels),
-          carried_(tensor.carried),
-          order_({&tensor.param, &tensor.grad, &v}),
-          threads_(team_size(order_.size(), threads)),
+          carried_(hyper_.scale_parameter ? tensor.carried : nullptr),
+          needs_param_(hyper_.scale_parameter),
+          order_(order_of(tensor)),
           n_tiles_((order_.size() + kTile - 1) / kTile) {}
 
-    Outcome take(bool propagate) {
-        Scratch& scratch = Scratch::of_this_thread();
-        scratch.reset();
-        sums_ = scratch.take<Sums>(n_tiles_);
-        param_sq_ = scratch.take<double>(n_tiles_);
-        if (carried_ != nullptr) carried_->expect(param_, n_tiles_);
-        measure();
-        Sums total{};
-        double param_sq = 0;
-        for (std::size_t t = 0; t < n_tiles_; ++t) {
-            total.add(sums_[t]);
-            param_sq += param_sq_[t];
-        }
-        const Fault fault = fault_of(total, param_sq);
-        if (fault != Fault::none && !propagate) return {fault};
+    std::size_t room_size() const override { return 0; }
 
+    void allocate(Scratch& kept, Scratch& passing) override {
+        sums_ = kept.take<Sums>(n_tiles_);
+        param_sq_ = passing.take<double>(n_tiles_);
+        if (carried_ != nullptr && needs_param_) carried_->expect(tensor_.param, n_tiles_);
+    }
+
+    std::size_t n_measure_tasks() const override { return n_tiles_; }
+
+    void measure(std::size_t tile, char*) override {
+        measure_moment(tile);
+        if (needs_param_ && (carried_ == nullptr || carried_->is_unknown(tile)))
+            param_sq_[tile] = sum_param_squares(tile);
+    }
+
+    Fault resolve(const Team& team, bool propagate) override {
         const auto n = double(order_.size());
-        const double step = step_size(hyper_, total.u_sq / n, param_sq / n);
-        apply(step);
-        return {};
+        if (needs_param_) {
+            if (carried_ != nullptr && !carried_->complete(param_sq_))
+                team.for_tasks(n_tiles_, Order::forwards, [&](std::size_t tile, int, char*) {
+                    param_sq_[tile] = sum_param_squares(tile);
+                });
+            mean_param_sq_ = 0;
+            for (std::size_t t = 0; t < n_tiles_; ++t) mean_param_sq_ += param_sq_[t];
+            mean_param_sq_ /= n;
+            needs_param_ = false;
+        }
+        Sums total{};
+        for (std::size_t t = 0; t < n_tiles_; ++t) total.add(sums_[t]);
+        report_.grad_sq = total.grad_sq;
+        const Fault fault = fault_of(total);
+        if (fault != Fault::none && !propagate) return fault;
+
+        const double mean_u_sq = total.u_sq / n * grad_sq_scale();
+        const StepSize size = step_size(hyper_, has_momentum(), mean_u_sq, mean_param_sq_);
+        move_ = size.move;
+        report_.rms_u = std::sqrt(mean_u_sq);
+        report_.clip_divisor = size.divisor;
+        report_.step_size = size.step_size;
+        if (hyper_.scale_parameter) report_.rms_param = std::sqrt(mean_param_sq_);
+        return fault;
+    }
+
+    std::size_t n_apply_tasks() const override { return n_tiles_; }
+
+    void begin_apply() override { written_ = carried_ != nullptr ? carried_->written() : nullptr; }
+
+    void apply(std::size_t tile, char*) override {
+        double param_sq = 0;
+        for_runs(tile, [&](std::size_t k, std::size_t n) {
+            P param_place[kChunk], m_place[kChunk];
+            G grad_place[kChunk];
+            double v_place[kChunk];
+            P* const param = run_of(kParam, k, n, param_place);
+            P* const m = has_momentum() ? run_of(kM, k, n, m_place) : nullptr;
+            double* const v = run_of(kV, k, n, v_place);
+            kernels_.apply_unfactored(param, m, run_of(kGrad, k, n, grad_place), v, n, moment(),
+                                      move_, sums_[tile].wide);
+            if (written_ != nullptr) param_sq += kernels_.sum_squares({param, 0, 1, n});
+            if (param == param_place) order_.scatter(param, kParam, k, n);
+            if (m == m_place) order_.scatter(m, kM, k, n);
+            if (v == v_place) order_.scatter(v, kV, k, n);
+        });
+        if (written_ != nullptr) written_[tile] = param_sq;
+    }
+
+    void end_apply() override {
+        if (carried_ != nullptr) carried_->remember();
     }
 
 private:
@@ -62,14 +121,20 @@ private:
         }
     };
 
-    static Fault fault_of(const Sums& total, double param_sq) {
+    bool has_momentum() const { return tensor_.m.data != nullptr; }
+    double grad_sq_scale() const { return hyper_.grad_scale * hyper_.grad_scale; }
+
+    Fault fault_of(const Sums& total) const {
         if (!std::isfinite(total.grad_sq)) return Fault::grad;
-        if (!std::isfinite(param_sq)) return Fault::param;
+        if (hyper_.scale_parameter && !std::isfinite(mean_param_sq_)) return Fault::param;
         if (!std::isfinite(total.u_sq)) return Fault::second_moment;
         return Fault::none;
     }
 
-    Unfactored moment() const { return {hyper_.beta2, hyper_.eps}; }
+    Unfactored moment() const {
+        return {hyper_.beta2,     hyper_.eps_squares, grad_sq_scale(),
+                hyper_.eps_means, hyper_.eps_root,    hyper_.root_floor};
+    }
 
     template <class Body>  // body(first element, number)
     void for_runs(std::size_t tile, const Body& body) const {
@@ -84,18 +149,6 @@ private:
         if (order_.is_run(array, k, n, start)) return reinterpret_cast<T*>(start);
         order_.gather(array, k, n, place);
         return place;
-    }
-
-    void measure() {
-        parallel_for(n_tiles_, threads_, [&](std::size_t tile, int) {
-            measure_moment(tile);
-            const bool needed =
-                carried_ == nullptr ? hyper_.scale_parameter : carried_->is_unknown(tile);
-            param_sq_[tile] = needed ? sum_param_squares(tile) : 0;
-        });
-        if (carried_ != nullptr && !carried_->complete(param_sq_))
-            parallel_for(n_tiles_, threads_,
-                         [&](std::size_t tile, int) { param_sq_[tile] = sum_param_squares(tile); });
     }
 
     double sum_param_squares(std::size_t tile) const {
@@ -119,65 +172,29 @@ private:
         sums_[tile] = sums;
     }
 
-    void apply(double step) {
-        double* const written = carried_ != nullptr ? carried_->written() : nullptr;
-        // Backwards: what measure read last is still in the outer cache.
-        parallel_for(n_tiles_, threads_, Order::backwards, [&](std::size_t tile, int) {
-            const double param_sq = apply(tile, step);
-            if (carried_ != nullptr) written[tile] = param_sq;
-        });
-        if (carried_ != nullptr) carried_->remember();
-    }
-
-    // Returns the sum of squares of what it wrote, if that is carried.
-    double apply(std::size_t tile, double step) const {
-        double param_sq = 0;
-        for_runs(tile, [&](std::size_t k, std::size_t n) {
-            P param_place[kChunk];
-            G grad_place[kChunk];
-            double v_place[kChunk];
-            P* param = run_of(kParam, k, n, param_place);
-            double* v = run_of(kV, k, n, v_place);
-            kernels_.apply_unfactored(param, run_of(kGrad, k, n, grad_place), v, n, moment(), step,
-                                      sums_[tile].wide);
-            if (carried_ != nullptr) param_sq += kernels_.sum_squares({param, 0, 1, n});
-            if (param == param_place) order_.scatter(param, kParam, k, n);
-            if (v == v_place) order_.scatter(v, kV, k, n);
-        });
-        return param_sq;
-    }
-
-    const Array& param_;
-    HyperParameters hyper_;
     const Kernels<P, G>& kernels_;
     CarriedSquares* carried_;  // null if RMS(param) is measured, or not needed
+    bool needs_param_;
     ElementOrder order_;
-    int threads_;
     std::size_t n_tiles_;
     Sums* sums_ = nullptr;        // (n_tiles,)
-    double* param_sq_ = nullptr;  // (n_tiles,)
+    double* param_sq_ = nullptr;  // (n_tiles,), until resolve is done
+    double mean_param_sq_ = 1;
+    Move move_{};
+    double* written_ = nullptr;  // (n_tiles,) sums that are carried to the next step
 };
 
 }  // namespace
 
 template <class P, class G>
-Outcome step_unfactored(const Tensor& tensor, const HyperParameters& hyper, bool propagate,
-                        int threads, const KernelTable&, const Kernels<P, G>& kernels) {
-    const int ndim = tensor.param.ndim;
-    std::ptrdiff_t v_strides[ElementOrder::kMaxAxes];
-    std::ptrdiff_t stride = sizeof(double);
-    for (int d = ndim - 1; d >= 0; --d) {
-        v_strides[d] = stride;
-        stride *= tensor.param.shape[d];
-    }
-    const Array v{reinterpret_cast<char*>(tensor.v), DType::float64, ndim, tensor.param.shape,
-                  v_strides};
-    return UnfactoredStep<P, G>(tensor, v, hyper, threads, kernels).take(propagate);
+TensorStep* make_unfactored_step(const Tensor& tensor, TensorReport& report, Scratch& kept,
+                                 const Kernels<P, G>& kernels) {
+    return new (kept.take<UnfactoredStep<P, G>>(1)) UnfactoredStep<P, G>(tensor, report, kernels);
 }
 
-#define ADAFACTOR_INSTANTIATE(P, G)                                                    \
-    template Outcome step_unfactored(const Tensor&, const HyperParameters&, bool, int, \
-                                     const KernelTable&, const Kernels<P, G>&);
+#define ADAFACTOR_INSTANTIATE(P, G)                                                   \
+    template TensorStep* make_unfactored_step(const Tensor&, TensorReport&, Scratch&, \
+                                              const Kernels<P, G>&);
 ADAFACTOR_FOR_EACH_PAIR(ADAFACTOR_INSTANTIATE)
 
 }  // namespace adafactor

@@ -10,6 +10,15 @@ import pytest
 
 import adafactor_native as an
 
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--require-peers",
+        action="store_true",
+        help="fail, rather than skip, where a library to compare with is not installed",
+    )
+
+
 INSTRUCTION_SETS = an.show_config(mode="dicts")["instruction sets"]
 
 
@@ -39,10 +48,11 @@ def python(tmp_path):
     """Return run(script, **environment): a new process's output, in a folder of its own.
 
     The script may import this folder's helpers. Its variables are ours, without those that
-    choose threads or instruction sets. A process that fails or hangs fails the test.
+    choose threads or instruction sets. A process that hangs, or ends with another return code than
+    is expected, fails the test.
     """
 
-    def run(script, **environment):
+    def run(script, returncode=0, **environment):
         ours = {
             name: value
             for name, value in os.environ.items()
@@ -60,7 +70,7 @@ def python(tmp_path):
             text=True,
             timeout=120,
         )
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.returncode == returncode, done.stdout + done.stderr
         return done.stdout
 
     return run

@@ -41,6 +41,15 @@ def digest(opt, param):
     return sha.hexdigest()
 
 
+def digest_of_model(opt):
+    """SHA-256 of all that steps of an Optimizer change: params, state and counts."""
+    sha = hashlib.sha256(repr((opt.t, opt.skipped, opt.counts.tolist())).encode())
+    for name, param in opt.params.items():
+        for array in (param, *opt.state[name].values()):
+            sha.update(array.tobytes())
+    return sha.hexdigest()
+
+
 def digest_of_run(threads=None, shape=(1031, 517), steps=2):
     """Take steps in float32, on as many threads, and return the digest at the end."""
     opt = an.AdaFactor(shape, num_threads=threads)

@@ -8,6 +8,7 @@ namespace adafactor {
 namespace py = pybind11;
 
 void bind_update(py::module_& m);
+void bind_model(py::module_& m);
 void bind_config(py::module_& m);
 
 }  // namespace adafactor

@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 
 #include <string>
+#include <utility>
 
 #include "adafactor.hpp"
 
@@ -14,6 +15,18 @@ namespace py = pybind11;
 
 enum class Access { read, write };
 
+// What an error calls an array: "param", or params['w'] where there are several tensors.
+struct Name {
+    const char* word;
+    const std::string* tensor = nullptr;
+
+    Name(const char* word) : word(word) {}
+    Name(const char* word, const std::string& tensor) : word(word), tensor(&tensor) {}
+
+    std::string text() const;
+    std::string of_tensor() const;  // " of 'w'", or nothing
+};
+
 // An array of no axes for a NumPy scalar, which is what NumPy's operators make of such arrays;
 // anything else as it is. For what is only read.
 py::object array_from(py::handle object);
@@ -21,16 +34,23 @@ py::object array_from(py::handle object);
 // A float32 or float64 array of any strides, `name` in every error. The Array borrows from
 // `object`. Throws TypeError for what is not such an array, ValueError for a byte order other than
 // the machine's and, to be written, for a read-only array or one whose elements overlap each other.
-Array array_of(py::handle object, const char* name, Access access);
+Array array_of(py::handle object, const Name& name, Access access);
 
 // The same for an array of the state: float64, C-contiguous, to be written.
-Array state_of(py::handle object, const char* name);
+Array state_of(py::handle object, const Name& name);
 
-void require_shape(const Array& array, const char* name, int ndim, const std::ptrdiff_t* shape);
+void require_shape(const Array& array, const Name& name, int ndim, const std::ptrdiff_t* shape);
+
+// First and one past the last byte.
+std::pair<const char*, const char*> extent(const Array& array);
 
 // Throws ValueError if any byte belongs to both. `a`, `b` are the arrays that were made from them.
-void require_disjoint(py::handle a_object, const Array& a, const char* a_name, py::handle b_object,
-                      const Array& b, const char* b_name);
+void require_disjoint(py::handle a_object, const Array& a, const Name& a_name, py::handle b_object,
+                      const Array& b, const Name& b_name);
+
+// The same for arrays whose extents cross.
+void require_no_shared_byte(py::handle a_object, const Name& a_name, py::handle b_object,
+                            const Name& b_name);
 
 std::string shape_text(int ndim, const std::ptrdiff_t* shape);
 

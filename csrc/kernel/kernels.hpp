@@ -25,12 +25,13 @@ struct Block {
 // (`cross`). measure_rows owns the rows, measure_cols the columns.
 //
 //   own_sum_sq[i]      = sum_j grad[i,j]^2
-//   own_new[i]         = beta2 own_old[i] + (1 - beta2) (own_sum_sq[i] / cross length + eps)
+//   own_new[i]         = beta2 own_old[i] + (1 - beta2) (scale own_sum_sq[i] / cross length + eps)
 //   cross_sum_sq[j]   += sum_i grad[i,j]^2
-//   cross_weighted[j] += sum_i grad[i,j]^2 / own_new[i]
+//   cross_weighted[j] += sum_i grad[i,j]^2 / (own_new[i] + eps_means)
 struct Statistics {
-    double beta2, eps;
-    bool wide;  // sum fp32 data in fp64
+    double beta2, eps, eps_means;
+    double scale;  // of squares
+    bool wide;     // sum fp32 data in fp64
     const double* own_old;
     double* own_new;
     double* own_sum_sq;
@@ -38,23 +39,53 @@ struct Statistics {
     double* cross_weighted;
 };
 
+// What becomes of param by x = weight u:
+//
+//   param <- param - (x + decay param)              without momentum: rate is 0
+//   m <- beta1 m + x
+//   param <- param - (rate m + decay param)         with it
+struct Move {
+    double weight, decay, beta1, rate;
+};
+
 // How apply forms u from grad. Factors are float unless `wide`, then double.
 //
-//   separable:  step u = grad (row col)             eps does not matter
-//   direct:          u = grad / (row col + eps)
+//   separable:  weight u = grad (row col)           no eps matters
+//   direct:            u = grad / max(row col + eps_root, root_floor)
 struct Update {
     bool separable;
     bool wide;
     const void* row;
     const void* col;
-    double step, eps;
+    Move move;
+    double eps_root, root_floor;
     bool sums_param;  // return the sum of squares of what was written, as sum_squares would
 };
 
-// An unfactored second moment: v <- beta2 v + (1 - beta2) (grad^2 + eps), u = grad / (sqrt(v) +
-// eps)
+// An unfactored second moment:
+//
+//   v <- beta2 v + (1 - beta2) (scale grad^2 + eps)
+//   u  = grad / max(sqrt(v + eps_means) + eps_root, root_floor)
 struct Unfactored {
-    double beta2, eps;
+    double beta2, eps, scale, eps_means, eps_root, root_floor;
+};
+
+// A factored one: as HyperParameters in adafactor.hpp say, with `scale` of squares.
+struct Factored {
+    double beta2, eps, scale, eps_means, eps_root, root_floor, mean_floor;
+};
+
+inline constexpr std::size_t kLanesOfSmall = 8;     // small matrices that are taken at once
+inline constexpr std::size_t kSmallElements = 256;  // of each, at most
+
+// The running means of small matrices, (rows, kLanesOfSmall) and (cols, kLanesOfSmall).
+struct SmallState {
+    double *exp_row, *exp_col;
+    std::size_t rows, cols;
+};
+
+struct SmallSums {
+    double grad_sq[kLanesOfSmall], u_sq[kLanesOfSmall], param_sq[kLanesOfSmall];
 };
 
 struct UnfactoredSums {
@@ -68,11 +99,18 @@ struct Kernels {
     void (*measure_rows)(const Block<const G>& grad, const Statistics& out, void* scratch);
     void (*measure_cols)(const Block<const G>& grad, const Statistics& out, void* scratch);
     double (*sum_u_squares)(const Block<const G>& grad, const Update& update);
-    double (*apply)(const Block<P>& param, const Block<const G>& grad, const Update& update);
+    // m: of param's rows and cols, or without data.
+    double (*apply)(const Block<P>& param, const Block<P>& m, const Block<const G>& grad,
+                    const Update& update);
     UnfactoredSums (*measure_unfactored)(const G* grad, const double* v, std::size_t n,
                                          const Unfactored& moment);
-    void (*apply_unfactored)(P* param, const G* grad, double* v, std::size_t n,
-                             const Unfactored& moment, double step, bool wide);
+    void (*apply_unfactored)(P* param, P* m, const G* grad, double* v, std::size_t n,
+                             const Unfactored& moment, const Move& move, bool wide);
+    // Elements of small matrices are (rows, cols, kLanesOfSmall). param may be null, m too.
+    void (*measure_small)(const P* param, const G* grad, const SmallState& state,
+                          const Factored& moment, SmallSums& sums);
+    void (*apply_small)(P* param, P* m, const G* grad, const SmallState& state,
+                        const Factored& moment, const Move& move);
 };
 
 // The running means of one axis of a matrix after this step. A line whose squares sum to zero has
@@ -81,11 +119,13 @@ struct Axis {
     std::size_t size;
     double* running_mean;
     double* sum_sq;
+    double eps_means;  // added to running means where they are used
 };
 
-// Of the running means of an axis. A nan among them makes the sum nan.
+// Of an axis: the sums of its running means and of its sums of squares, in which a nan makes a nan,
+// and of running means with eps_means added the smallest and largest.
 struct Range {
-    double sum, smallest, smallest_live, largest_live;
+    double sum, sum_sq, smallest, smallest_live, largest_live;
 };
 
 // The groups' sums over the crossed axis, (n_groups, its size); the first group's become the total.
@@ -94,12 +134,13 @@ struct CrossSums {
     double* weighted;
     std::size_t n_groups;
     double beta2, eps;
+    double scale;   // of squares
     double length;  // of the axis that was summed over
     const double* old;
 };
 
-// A line's factor in struct Update: scale / sqrt(running mean) if `inverse`, or else
-// sqrt(running mean) / scale. `otherwise` where the line is not live, unless `literal`.
+// A line's factor in struct Update: scale / root if `inverse`, or else root / scale, where root is
+// sqrt(running mean + eps_means). `otherwise` where the line is not live, unless `literal`.
 struct FactorRule {
     bool inverse, literal;
     double scale, otherwise;

@@ -101,6 +101,15 @@ ADAFACTOR_INLINE Lanes<T, n> square_root(const Lanes<T, n>& x) {
     return y;
 }
 
+// Lanewise: the larger one; x where it is nan.
+template <class T, std::size_t n>
+ADAFACTOR_INLINE Lanes<T, n> at_least(const Lanes<T, n>& floor, const Lanes<T, n>& x) {
+    Lanes<T, n> y;
+    ADAFACTOR_PARTS y.part[part] =
+        x.part[part] < floor.part[part] ? floor.part[part] : x.part[part];
+    return y;
+}
+
 // The lanes of x and, counted on, of y that `lane` lists.
 template <std::size_t... lane, class Vector>
 ADAFACTOR_INLINE Vector lanes_of(const Vector& x, const Vector& y) {

@@ -128,15 +128,16 @@ template <class Acc>
 ADAFACTOR_INLINE bool finish_means(const Statistics& out, std::size_t first, std::size_t n,
                                    std::size_t length, Acc* weight) {
     const Doubles beta2 = broadcast(out.beta2), rest = broadcast(1 - out.beta2);
-    const Doubles eps = broadcast(out.eps), count = broadcast(double(length));
+    const Doubles eps = broadcast(out.eps), eps_means = broadcast(out.eps_means);
+    const Doubles scale = broadcast(out.scale), count = broadcast(double(length));
     const Doubles zero = broadcast(0.0), one = broadcast(1.0);
     Doubles wrong = zero;
     const auto finish = [&](std::size_t, auto load_group,
                             auto store_group) __attribute__((always_inline)) {
         const Doubles sum_sq = load_group(out.own_sum_sq + first, 0);
         const Doubles old = load_group(out.own_old + first, 1);
-        const Doubles now = beta2 * old + rest * (sum_sq / count + eps);
-        const Doubles w = where_zero(sum_sq, zero, one / now);
+        const Doubles now = beta2 * old + rest * (sum_sq * scale / count + eps);
+        const Doubles w = where_zero(sum_sq, zero, one / (now + eps_means));
         store_group(out.own_new + first, now);
         store_group(weight, w);
         if constexpr (sizeof(Acc) < sizeof(double))

@@ -2,7 +2,7 @@
 
 // Adds the groups' sums in order and finishes the means of the crossed axis, for [begin, end).
 void add_groups(const CrossSums& sums, std::size_t begin, std::size_t end, const Axis& crossed) {
-    const double beta2 = sums.beta2, eps = sums.eps, length = sums.length;
+    const double beta2 = sums.beta2, eps = sums.eps, length = sums.length, scale = sums.scale;
     double* const sum_sq = sums.sum_sq;
     double* const weighted = sums.weighted;
     for (std::size_t g = 1; g < sums.n_groups; ++g) {
@@ -15,31 +15,36 @@ void add_groups(const CrossSums& sums, std::size_t begin, std::size_t end, const
     }
     for (std::size_t k = begin; k < end; ++k) {
         crossed.sum_sq[k] = sum_sq[k];
-        crossed.running_mean[k] = beta2 * sums.old[k] + (1 - beta2) * (sum_sq[k] / length + eps);
+        crossed.running_mean[k] =
+            beta2 * sums.old[k] + (1 - beta2) * (sum_sq[k] * scale / length + eps);
     }
 }
 
 Range range_of(const Axis& axis) {
     const Doubles zero = broadcast(0.0), infinity = broadcast(double(__builtin_inf()));
-    Doubles sum = zero, smallest = infinity, smallest_live = infinity, largest_live = zero;
+    const Doubles eps_means = broadcast(axis.eps_means);
+    Doubles sum = zero, total_sq = zero;
+    Doubles smallest = infinity, smallest_live = infinity, largest_live = zero;
     for_groups(axis.size, [&](std::size_t, auto load_group, auto) __attribute__((always_inline)) {
-        const Doubles mean = load_group(axis.running_mean, axis.running_mean[0]);
+        const Doubles mean = load_group(axis.running_mean, axis.running_mean[0]) + eps_means;
         const Doubles sum_sq = load_group(axis.sum_sq, axis.sum_sq[0]);
         sum = sum + load_group(axis.running_mean, 0);
+        total_sq = total_sq + load_group(axis.sum_sq, 0);
         smallest = smaller(mean, smallest);
         smallest_live = smaller(where_zero(sum_sq, infinity, mean), smallest_live);
         largest_live = larger(where_zero(sum_sq, zero, mean), largest_live);
     });
-    return {sum_lanes(sum), smallest_lane(smallest), smallest_lane(smallest_live),
-            largest_lane(largest_live)};
+    return {sum_lanes(sum), sum_lanes(total_sq), smallest_lane(smallest),
+            smallest_lane(smallest_live), largest_lane(largest_live)};
 }
 
-// sum of weighted / running mean, over lines with a gradient.
+// sum of weighted / (running mean + eps_means), over lines with a gradient.
 double sum_over_means(const Axis& axis, const double* weighted) {
-    const Doubles zero = broadcast(0.0);
+    const Doubles zero = broadcast(0.0), eps_means = broadcast(axis.eps_means);
     Doubles sum = zero;
     for_groups(axis.size, [&](std::size_t, auto load_group, auto) __attribute__((always_inline)) {
-        const Doubles term = load_group(weighted, 0) / load_group(axis.running_mean, 1);
+        const Doubles mean = load_group(axis.running_mean, 1) + eps_means;
+        const Doubles term = load_group(weighted, 0) / mean;
         sum = sum + where_zero(load_group(axis.sum_sq, 0), zero, term);
     });
     return sum_lanes(sum);
@@ -49,9 +54,10 @@ template <class T>
 void fill_factors(const Axis& axis, const FactorRule& rule, std::size_t begin, std::size_t end,
                   T* out) {
     const Doubles scale = broadcast(rule.scale), otherwise = broadcast(rule.otherwise);
+    const Doubles eps_means = broadcast(axis.eps_means);
     const auto fill = [&](std::size_t, auto load_group,
                           auto store_group) __attribute__((always_inline)) {
-        const Doubles root = square_root(load_group(axis.running_mean + begin, 1));
+        const Doubles root = square_root(load_group(axis.running_mean + begin, 1) + eps_means);
         const Doubles factor = rule.inverse ? scale / root : root / scale;
         const Doubles sum_sq = load_group(axis.sum_sq + begin, 1);
         store_group(out + begin, rule.literal ? factor : where_zero(sum_sq, otherwise, factor));

@@ -30,11 +30,14 @@ namespace {
 #include "apply-inl.hpp"
 #include "resolve-inl.hpp"
 #include "unfactored-inl.hpp"
+//
+#include "small-inl.hpp"
 
 template <class P, class G>
 constexpr Kernels<P, G> kernels_of = {
-    sum_squares<P>, measure_rows<G>,          measure_cols<G>,        sum_u_squares<G>,
-    apply<P, G>,    measure_unfactored<P, G>, apply_unfactored<P, G>,
+    sum_squares<P>,         measure_rows<G>,     measure_cols<G>,
+    sum_u_squares<G>,       apply<P, G>,         measure_unfactored<P, G>,
+    apply_unfactored<P, G>, measure_small<P, G>, apply_small<P, G>,
 };
 
 }  // namespace

@@ -1,0 +1,524 @@
+"""The optimizer of a whole model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from math import inf
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from adafactor_native import hyperparameters as hyper
+from adafactor_native import state_dict
+from adafactor_native._runtime import _core
+from adafactor_native.conventions import Convention, convention_of
+from adafactor_native.hyperparameters import HyperParameter
+from adafactor_native.param_groups import (
+    Array,
+    ParamGroup,
+    Plan,
+    PlanCell,
+    Tensor,
+    new_groups,
+    read_groups,
+)
+from adafactor_native.report import StateMemory, StepReport
+from adafactor_native.switches import are_constant, rates_at
+
+Params = Any  # a mapping, a sequence or groups of arrays
+Grads = Any  # the same of arrays or None
+
+_ATOMIC = ("all", "tensor")
+
+
+class Optimizer:
+    r"""Adafactor for all parameters of a model, updated in place by one native call a step.
+
+    A tensor of two factored axes, and of others that are batched, keeps running means over each row
+    and each column instead of one of its own size; any other tensor keeps `v`. A step at t is ::
+
+        g       = grad, unscaled, clipped by the global norm, with maximize negated
+        exp_row = beta2_t * exp_row + (1 - beta2_t) * mean of g**2 + eps over each row
+        exp_col = beta2_t * exp_col + (1 - beta2_t) * mean of g**2 + eps over each column
+        V       = outer(exp_row, exp_col) / mean(exp_row)
+        v       = V = beta2_t * v + (1 - beta2_t) * (g**2 + eps)       without factored axes
+        u       = g / (sqrt(V) + eps)
+        u       = u / max(1, RMS(u) / clip_threshold)
+        step    = lr_t * max(eps_scale, RMS(param)) * u                lr_t * u without scale_parameter
+        m       = beta1 * m + (1 - beta1) * step                       with beta1, and m is the step
+        param   = (1 - decay) * param - step
+
+    Where the dialects of Adafactor differ, in more than numbers, a switch chooses.
+
+    Parameters
+    ----------
+    params : mapping of str to ndarray, sequence of ndarray, or list of groups
+        The parameters, each of float32 or float64, any strides; never converted, always overwritten
+        in place. They must not share memory. A sequence's names are positions in the model: "0",
+        "1". A group is a mapping with "params" (of any of these kinds, or one array) and whatever
+        hyper-parameters are its own.
+    convention : str
+        "seed", "paper", "huggingface", "torch", "optax", "keras", "t5x" or "big_vision": whose
+        arguments, defaults and formulas hold. See `adafactor_native.conventions`.
+    nonfinite : {"raise", "skip", "propagate"}
+        What becomes of a step that would not be finite: refused with a FloatingPointError that names
+        tensor and element, left out and counted in `skipped`, or taken as IEEE arithmetic has it.
+    atomic : {"all", "tensor"}
+        Whether a step that is refused or left out changes nothing in the whole model, or only
+        nothing in the tensor at fault. The latter finishes each tensor while it is in cache.
+    max_grad_norm : float or None
+        The most that the norm of all gradients together may be, above 0; they are scaled down to it
+        by ``min(1, max_grad_norm / (norm + 1e-6))``, as ``torch.nn.utils.clip_grad_norm_`` does.
+    num_threads : int or None
+        Most threads of a step; None: that of `set_num_threads`. Results do not depend on it.
+    carry_param_rms : bool
+        Whether RMS(param) is taken over from the step before. **Wrong if anything else writes to
+        params between steps**, unless you then call `params_changed`; see `AdaFactor`.
+    **hyper_parameters
+        The convention's own arguments, and any of the switches below, which count more. The defaults
+        below are those of ``convention="seed"``. Each can be a group's own.
+
+        ===================== ========= =======================================================
+        lr                    1e-2      number >= 0, or a callable of t (1 at the first step)
+        schedule              None      callable of t: multiplies lr
+        relative_step         False     lr_t = min(lr, 1/sqrt(t)) ...
+        warmup_init           False     ... or min(1e-6 * t, 1/sqrt(t)), with relative_step
+        scale_parameter       True      step proportional to max(eps_scale, RMS(param))
+        eps_scale             0.0       number >= 0
+        bias_correction       False     lr times sqrt(1 - beta2**t) / (1 - beta2**t)
+        maximize              False     step uphill
+        beta2                 0.999     in [0, 1]: beta2_t, or with decay_rate its upper limit
+        decay_rate            None      <= 0: beta2_t = 1 - max(1, t - decay_offset)**decay_rate
+        decay_offset          0         int >= 0
+        t_scope               "tensor"  of whose steps t is the count: or the "model"'s; a tensor
+                                        without a gradient takes none
+        eps                   1e-30     number >= 0, or None: the machine epsilon of param's dtype
+        eps_mode              "seed"    added to g**2 and to sqrt(V); "grad_squared": to g**2;
+                                        "clamp": V = R C / max(eps, mean R), u = g / max(eps,
+                                        sqrt(V)); "root": added to exp_row, exp_col, v when used
+        factored_axes         "matrix"  those of tensors of two; "last_two"; "two_largest"; "none";
+                                        or (row axis, column axis)
+        min_dim_size_to_factor 0        both axes must be as long
+        clip_threshold        1.0       number > 0, or None
+        rms_scope             "tensor"  RMS(u), RMS(param) over the tensor, or over each "matrix"
+        beta1                 None      in [0, 1): keep a first moment m ...
+        momentum_of           "step"    ... of the step, or of "u", clipped
+        dtype_momentum        None      m has param's dtype; another one is refused
+        weight_decay          0.0       number >= 0, or a callable of t; decay is it times ...
+        weight_decay_mode     "lr"      ... lr; "step": lr_t * max(eps_scale, RMS(param)); "alone":
+                                        1; "schedule": schedule(t)
+        weight_decay_mask     None      what decays: callable name -> bool, mapping, collection of
+                                        names; None: all
+        weight_decay_lr_exponent None   k: decay = weight_decay * lr**k, in mode "alone"
+        scale_after_decay     False     RMS(param) is that of the decayed param
+        ===================== ========= =======================================================
+
+    Attributes
+    ----------
+    convention : str
+    carry_param_rms : bool
+    param_groups : tuple of ParamGroup
+        Mappings: ``opt.param_groups[0]["lr"] = 0.1`` holds from the next step on.
+    names : tuple of str
+        The tensors, in the order of `params`; all arrays of a report are in it.
+    params, state : dicts by name
+        The arrays themselves, and those of the state by kind: "exp_row", "exp_col", "v", "m".
+    t : int
+        Steps taken.
+    skipped : int
+        Steps left out with ``nonfinite="skip"``.
+    counts : ndarray of int64, shape (n,)
+        Steps that each tensor has taken: t, without those for which it had no gradient.
+    memory : StateMemory
+        Bytes of state, by kind, tensor and element.
+
+    `nonfinite`, `atomic`, `max_grad_norm` and `num_threads` are attributes too, and can be set
+    between steps.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is of the wrong type, out of range, or unknown to the convention.
+
+    Notes
+    -----
+    One object serves one thread at a time. It can be pickled and copied, with its parameters: a copy
+    has its own, and continues with the same bits.
+
+    The formulas are Shazeer & Stern's [1]_ (Algorithms 4, 5 and 6); what the seed and the other
+    conventions change in them is in their docstrings.
+
+    References
+    ----------
+    .. [1] N. Shazeer, M. Stern, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost",
+       ICML 2018, https://arxiv.org/abs/1804.04235
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from adafactor_native import Optimizer
+    >>> model = {"w": np.ones((2, 3), np.float32), "b": np.ones(3, np.float32)}
+    >>> opt = Optimizer(
+    ...     [{"params": {"w": model["w"]}}, {"params": {"b": model["b"]}, "lr": 0.5}],
+    ...     convention="torch",
+    ...     lr=0.1,
+    ... )
+    >>> report = opt.step({"w": np.ones((2, 3)), "b": np.full(3, -2.0)})
+    >>> model["w"][0], model["b"]
+    (array([0.9, 0.9, 0.9], dtype=float32), array([1.5, 1.5, 1.5], dtype=float32))
+    >>> report["b"]["rms_grad"], report["b"]["step_size"], round(report.grad_norm, 6)
+    (2.0, 0.5, 4.242641)
+    """
+
+    nonfinite = HyperParameter(hyper.nonfinite_policy)
+    atomic = HyperParameter(hyper.one_of(*_ATOMIC))
+    max_grad_norm = HyperParameter(hyper.positive_or_none)
+    num_threads = HyperParameter(hyper.threads_or_none)
+
+    def __init__(
+        self,
+        params: Params,
+        convention: str = "seed",
+        *,
+        nonfinite: str = "raise",
+        atomic: str = "all",
+        max_grad_norm: float | None = None,
+        num_threads: int | None = None,
+        carry_param_rms: bool = False,
+        **hyper_parameters: Any,
+    ) -> None:
+        self._start()
+        self._convention: Convention = convention_of(convention)
+        self.nonfinite = nonfinite
+        self.atomic = atomic
+        self.max_grad_norm = max_grad_norm
+        self.num_threads = num_threads
+        self._carry_param_rms = hyper.boolean("carry_param_rms", carry_param_rms)
+        self._defaults = hyper_parameters
+        self._set_groups(self._new_groups(read_groups(params)))
+
+    @property
+    def convention(self) -> str:
+        return self._convention.name
+
+    @property
+    def carry_param_rms(self) -> bool:
+        return self._carry_param_rms
+
+    @property
+    def param_groups(self) -> tuple[ParamGroup, ...]:
+        return self._groups
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self._names
+
+    @property
+    def params(self) -> dict[str, Array]:
+        return {tensor.name: tensor.param for tensor in self._tensors()}
+
+    @property
+    def state(self) -> dict[str, dict[str, Array]]:
+        return {tensor.name: tensor.state for tensor in self._tensors()}
+
+    @property
+    def t(self) -> int:
+        return self._model.t
+
+    @property
+    def skipped(self) -> int:
+        return self._model.skipped
+
+    @property
+    def counts(self) -> npt.NDArray[np.int64]:
+        return self._model.counts()
+
+    @property
+    def memory(self) -> StateMemory:
+        by_tensor = {
+            name: {kind: array.nbytes for kind, array in state.items()}
+            for name, state in self.state.items()
+        }
+        return StateMemory(by_tensor, sum(param.size for param in self.params.values()))
+
+    def step(self, grads: Grads, grad_scale: float = 1.0) -> StepReport:
+        """Take one step: change params and the state in place.
+
+        Parameters
+        ----------
+        grads : mapping, sequence, or list of one for each group
+            The gradients, each an ndarray of float32 or float64 of its parameter's shape, only read;
+            dtype and strides need not be the parameter's. None leaves a tensor out. Either as
+            `params` was, or of all tensors in one mapping by name or one sequence.
+        grad_scale : float
+            What the gradients were multiplied by, with the loss; finite, above 0. They are divided
+            by it before anything else.
+
+        Returns
+        -------
+        StepReport
+            The numbers of this step, by tensor.
+
+        Raises
+        ------
+        TypeError
+            If a gradient is not an array of float32 or float64.
+        ValueError
+            If a name is missing or unknown, a shape is wrong, a parameter has become read-only, or a
+            gradient shares memory with a parameter or the state.
+        FloatingPointError
+            With ``nonfinite="raise"``: if a gradient holds a nan or an infinity, or the step would
+            not be finite for another reason. The message has tensor and index.
+        RuntimeError
+            If another thread is in a step of this object.
+
+        Whatever is raised, params, state and t are as before; except with ``atomic="tensor"``, where
+        a FloatingPointError leaves the tensors before the one at fault stepped.
+        """
+        model = self._model
+        plan = self._cell.plan or self._new_plan()
+        lr, decay = plan.rates or self._rates_at(model.t + 1)
+        skipped = model.skipped
+        numbers, grad_norm, stepped = model.step(
+            plan.rules,
+            lr,
+            decay,
+            self._in_order(grads),
+            hyper.positive("grad_scale", grad_scale),
+            *plan.options,
+        )
+        return StepReport(
+            self._names, numbers, grad_norm, stepped, model.skipped != skipped, model.t
+        )
+
+    def add_param_group(self, group: Mapping[str, Any]) -> None:
+        """Add tensors to the model, behind the others, with a state of zeros.
+
+        Parameters
+        ----------
+        group : mapping
+            "params" (a mapping, a sequence or an array) and hyper-parameters, which count more than
+            those given to the optimizer.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As by the constructor. Nothing is changed.
+        """
+        if not isinstance(group, Mapping):
+            raise TypeError(f"group is a {type(group).__name__}, must be a mapping with 'params'")
+        self._set_groups((*self._groups, *self._new_groups([("group[{!r}]", group)])))
+
+    def state_dict(self, params: bool = False) -> dict[str, Array]:
+        """Return copies of all that is remembered, as a flat dict of arrays.
+
+        It goes as it is into ``numpy.savez(path, **state)`` and
+        ``safetensors.numpy.save_file(state, path)``, and comes back by ``dict(numpy.load(path))``
+        and ``safetensors.numpy.load_file(path)``.
+
+        Parameters
+        ----------
+        params : bool
+            Whether the parameters are part of it, so that one file is the whole checkpoint.
+
+        Returns
+        -------
+        dict of str to ndarray
+            "exp_row/name", "exp_col/name", "v/name", "m/name" and "param/name", those that there
+            are, C-contiguous; "t", the steps of each tensor, int64; and "header", uint8: JSON with
+            version, convention, hyper-parameters, counts and what each tensor is.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from adafactor_native import Optimizer
+        >>> opt = Optimizer({"w": np.ones((2, 3)), "b": np.ones(3)}, lr=0.1)
+        >>> report = opt.step({"w": np.ones((2, 3)), "b": np.ones(3)})
+        >>> state = opt.state_dict()
+        >>> sorted(state)
+        ['exp_col/w', 'exp_row/w', 'header', 't', 'v/b']
+        >>> other = Optimizer({"w": np.ones((2, 3)), "b": np.ones(3)})
+        >>> other.load_state_dict(state)
+        >>> other.t, other.param_groups[0]["lr"]
+        (1, 0.1)
+        """
+        return state_dict.state_dict(self, hyper.boolean("params", params))
+
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+        """Continue where `state_dict` was called, with the same bits.
+
+        Hyper-parameters are taken over, `max_grad_norm` among them; a callable stays this
+        optimizer's own, and must have been one. `nonfinite`, `atomic`, `num_threads` and
+        `carry_param_rms` stay as they are. So do params, unless the state has them.
+
+        Parameters
+        ----------
+        state : mapping of str to ndarray
+            What `state_dict` returned, from anywhere; its values are copied. Tensors are found by
+            name, in any order.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an array is missing, unknown, of the wrong dtype or shape, or the state is of another
+            format version, convention, or model: other names, shapes, dtypes, groups, factored axes,
+            masks, or another choice of callables. The message names it, and nothing is changed.
+        RuntimeError
+            If another thread is in a step of this object.
+        """
+        state_dict.load_state_dict(self, state)
+
+    def params_changed(self) -> None:
+        """Say that somebody else has written to params: the next step reads all of them.
+
+        Needed with `carry_param_rms` only.
+        """
+        self._model.forget_params()
+
+    def _set_counts(self, t: int, skipped: int, counts: Sequence[int]) -> None:
+        self._model.set_counts(t, skipped, np.array(counts, np.int64))
+        self._model.forget_params()
+
+    def _tensors(self) -> Iterable[Tensor]:
+        return (tensor for group in self._groups for tensor in group.tensors)
+
+    def _start(self) -> None:
+        """Begin as a model without tensors."""
+        self._cell = PlanCell()
+        self._model = _core.Model()
+        self._groups: tuple[ParamGroup, ...] = ()
+        self._names: tuple[str, ...] = ()
+
+    def _new_groups(self, given: Sequence[tuple[str, Mapping[str, Any]]]) -> list[ParamGroup]:
+        return new_groups(given, self._convention, self._defaults, self._names, self._cell)
+
+    def _set_groups(self, groups: Iterable[ParamGroup]) -> None:
+        """Take these groups for the old ones, which they begin with; on an error change nothing."""
+        groups = tuple(groups)
+        model = _core.Model(self._carry_param_rms)
+        names: list[str] = []
+        for g, group in enumerate(groups):
+            for tensor in group.tensors:
+                names.append(tensor.name)
+                row_axis, col_axis = tensor.axes or (-1, -1)
+                model.add(
+                    tensor.name,
+                    tensor.param,
+                    tensor.exp_row,
+                    tensor.exp_col,
+                    tensor.v,
+                    tensor.m,
+                    row_axis,
+                    col_axis,
+                    g,
+                    tensor.decays,
+                )
+        counts = np.zeros(len(names), np.int64)
+        counts[: len(self._names)] = self._model.counts()
+        model.set_counts(self.t, self.skipped, counts)
+        self._model = model
+        self._groups = groups
+        self._names = tuple(names)
+        self._cell.plan = None
+
+    def _new_plan(self) -> Plan:
+        """Return all that a step takes but gradients, kept until a change."""
+        constant = all(are_constant(group.switches) for group in self._groups)
+        self._cell.plan = plan = Plan(
+            [group.rule for group in self._groups],
+            self._rates_at(self.t + 1) if constant else None,
+            (
+                inf if self.max_grad_norm is None else self.max_grad_norm,
+                hyper.NONFINITE_POLICIES.index(self.nonfinite),
+                self.atomic == "all",
+                self.num_threads or 0,
+            ),
+        )
+        return plan
+
+    def _rates_at(self, t: int) -> tuple[list[float], list[float]]:
+        rates = [rates_at(group.switches, t) for group in self._groups]
+        return [lr for lr, _ in rates], [decay for _, decay in rates]
+
+    def _hyper_parameter_changed(self) -> None:
+        self._cell.plan = None
+
+    def _in_order(self, grads: Grads) -> Sequence[Any]:
+        """Return the gradients in the order of names."""
+        if isinstance(grads, Mapping):
+            return _in_order_of(self._names, grads, "grads")
+        if not isinstance(grads, (list, tuple)):
+            raise TypeError(
+                f"grads is a {type(grads).__name__}, must be a mapping from names to arrays, a "
+                "list or a tuple"
+            )
+        if len(grads) == len(self._groups) and any(
+            isinstance(part, (Mapping, list, tuple)) for part in grads
+        ):
+            return [
+                grad
+                for g, (group, part) in enumerate(zip(self._groups, grads))
+                for grad in _of_group(group, part, f"grads[{g}]")
+            ]
+        return _of_length(len(self._names), grads, "grads")
+
+    def __repr__(self) -> str:
+        elements = sum(param.size for param in self.params.values())
+        return (
+            f"<Optimizer(convention={self.convention!r}), groups={len(self._groups)}, "
+            f"tensors={len(self._names)}, elements={elements}, t={self.t}>"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        made_anew = ("_model", "_cell", "_names", "_groups", "_convention")
+        own = {k: v for k, v in vars(self).items() if k not in made_anew}
+        groups = [(group.tensors, group.switches) for group in self._groups]
+        counts = (self.t, self.skipped, self._model.counts())
+        return {**own, "convention": self.convention, "groups": groups, "counts": counts}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        own = dict(state)
+        convention, groups, counts = (own.pop(k) for k in ("convention", "groups", "counts"))
+        self._start()
+        self._convention = convention_of(convention)
+        vars(self).update(own)
+        self._set_groups(ParamGroup(tensors, switches, self._cell) for tensors, switches in groups)
+        self._model.set_counts(*counts)
+
+    def __copy__(self) -> Optimizer:
+        """Return a copy with parameters and state of its own: two must not write to one array."""
+        return copy.deepcopy(self)
+
+
+def _of_group(group: ParamGroup, grads: Any, shown: str) -> Sequence[Any]:
+    if grads is None:
+        return [None] * len(group.tensors)
+    if isinstance(grads, Mapping):
+        return _in_order_of(group["names"], grads, shown)
+    if not isinstance(grads, (list, tuple)):
+        grads = [grads]
+    return _of_length(len(group.tensors), grads, shown)
+
+
+def _in_order_of(
+    names: Sequence[str], grads: Mapping[str, Any], shown: str
+) -> list[npt.NDArray[Any] | None]:
+    try:
+        ordered = [grads[name] for name in names]
+    except KeyError:
+        missing = next(name for name in names if name not in grads)
+        raise ValueError(
+            f"{shown} has no {missing!r}, must have every name; None leaves a tensor out"
+        ) from None
+    if len(grads) != len(names):
+        unknown = next(name for name in grads if name not in names)
+        raise ValueError(f"{shown} has {unknown!r}, must have names of params only")
+    return ordered
+
+
+def _of_length(n: int, grads: Sequence[Any], shown: str) -> Sequence[Any]:
+    if len(grads) != n:
+        raise ValueError(f"{shown} has {len(grads)} gradients, must have {n}")
+    return grads

@@ -1,0 +1,279 @@
+"""The tensors of a model, and the groups that step by the same switches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from adafactor_native._runtime import _core
+from adafactor_native.conventions import Convention
+from adafactor_native.factoring import Axes, axes_of
+from adafactor_native.switches import SETTLED, SWITCHES, Switches, check_switches, rule_of
+
+Array = npt.NDArray[Any]
+
+# Each is an array of the tensor's state, if it keeps one.
+KINDS = ("exp_row", "exp_col", "v", "m")
+
+# Switches that a Rule does not hold: they are told to every step.
+_RATES = frozenset(("lr", "schedule"))
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """A parameter and what is remembered of its gradients.
+
+    Attributes
+    ----------
+    name : str
+    param : ndarray
+        The user's own.
+    axes : Axes or None
+        The factored ones.
+    exp_row, exp_col : ndarrays of float64, or None if unfactored
+        Running means over each row and each column: param's other axes, then (rows,) or (cols,).
+    v : ndarray of float64, param's shape, or None if factored
+    m : ndarray, param's shape, dtype and order of axes, or None without beta1
+    decays : bool
+        Whether the group's weight decay holds for it.
+    """
+
+    name: str
+    param: Array
+    axes: Axes | None
+    exp_row: Array | None
+    exp_col: Array | None
+    v: Array | None
+    m: Array | None
+    decays: bool
+
+    @property
+    def state(self) -> dict[str, Array]:
+        """The arrays that there are, by kind."""
+        arrays = ((kind, getattr(self, kind)) for kind in KINDS)
+        return {kind: array for kind, array in arrays if array is not None}
+
+
+def new_tensor(name: str, param: Array, switches: Mapping[str, Any]) -> Tensor:
+    """Return a tensor with a state of zeros, and only the arrays that its switches use."""
+    axes = axes_of(name, param.shape, switches["factored_axes"], switches["min_dim_size_to_factor"])
+    exp_row = exp_col = v = m = None
+    if axes is None:
+        v = np.zeros(param.shape)
+    else:
+        exp_row, exp_col = (np.zeros(shape) for shape in axes.state_shapes(param.shape))
+    if switches["beta1"] is not None:
+        dtype = switches["dtype_momentum"]
+        if dtype not in (None, param.dtype):
+            raise TypeError(
+                f"dtype_momentum is {dtype}, must be None or the dtype of params[{name!r}], "
+                f"{param.dtype}"
+            )
+        m = np.zeros_like(param, subok=False)
+    decays = _is_in(switches["weight_decay_mask"], name)
+    return Tensor(name, param, axes, exp_row, exp_col, v, m, decays)
+
+
+def _is_in(mask: Any, name: str) -> bool:
+    if mask is None:
+        return True
+    if isinstance(mask, frozenset):
+        return name in mask
+    if isinstance(mask, Mapping) and name not in mask:
+        raise ValueError(f"weight_decay_mask has no {name!r}, must have every name of the group")
+    decays = mask[name] if isinstance(mask, Mapping) else mask(name)
+    if not isinstance(decays, (bool, np.bool_)):
+        raise TypeError(
+            f"weight_decay_mask of {name!r} is a {type(decays).__name__}, must be a bool"
+        )
+    return bool(decays)
+
+
+class Plan(NamedTuple):
+    """What a step needs of an optimizer, put together once for all steps until something changes."""
+
+    rules: list[_core.Rule]  # one for each group
+    rates: tuple[list[float], list[float]] | None  # lr and decay of each; None: they depend on t
+    options: tuple[float, int, bool, int]  # max_grad_norm, nonfinite, atomic, num_threads
+
+
+class PlanCell:
+    """Where an optimizer keeps its plan; its groups empty it when they change."""
+
+    def __init__(self) -> None:
+        self.plan: Plan | None = None
+
+
+class ParamGroup(MutableMapping[str, Any]):
+    """Tensors that step by the same switches, as a mapping: ``group["lr"] = 0.1``.
+
+    "params" is a tuple of the arrays, "names" of their names; all other keys are the switches, by
+    the names of `Optimizer`'s table whatever the convention, and can be set between steps. `update`
+    sets several at once, which matters where one requires another.
+
+    Raises
+    ------
+    KeyError
+        If there is no such key.
+    TypeError, ValueError
+        If a value is refused, or cannot be changed any more: which axes are factored, whether there
+        is a first moment and what decays are settled when a group is added. Nothing is changed.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], switches: Switches, cell: PlanCell) -> None:
+        self.tensors = tuple(tensors)
+        self.switches = switches
+        self._cell = cell
+        self._rule: _core.Rule | None = None
+
+    @property
+    def rule(self) -> _core.Rule:
+        if self._rule is None:
+            self._rule = rule_of(self.switches)
+        return self._rule
+
+    def __getitem__(self, key: str) -> Any:
+        if key == "params":
+            return tuple(tensor.param for tensor in self.tensors)
+        if key == "names":
+            return tuple(tensor.name for tensor in self.tensors)
+        return self.switches[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.replace({key: value})
+
+    def update(self, *others: Any, **values: Any) -> None:
+        self.replace(dict(*others, **values))
+
+    def replace(self, values: Mapping[str, Any]) -> None:
+        """Set all these switches, or on an error none."""
+        for key in values:
+            if key in ("params", "names"):
+                raise TypeError(f"{key} cannot be set, must be given when the group is added")
+            if key not in SWITCHES:
+                raise KeyError(f"{key} is no switch, must be one of {', '.join(SWITCHES)}")
+        if _RATES.issuperset(values):
+            self.switches.update({k: SWITCHES[k].check(k, value) for k, value in values.items()})
+            self._cell.plan = None
+        else:
+            self.take(self.checked(values))
+
+    def checked(self, values: Mapping[str, Any], shown: str = "{}") -> Switches:
+        """Return all switches with these values, known to be right; `shown` as messages show them."""
+        switches = check_switches(
+            {**self.switches, **values}, {name: shown.format(name) for name in values}
+        )
+        for name in SETTLED:
+            if switches[name] != self.switches[name]:
+                raise ValueError(
+                    f"{name} is settled when a group is added, must stay {self.switches[name]!r}"
+                )
+        if (switches["beta1"] is None) != (self.switches["beta1"] is None):
+            must = "stay None" if self.switches["beta1"] is None else "be a number in [0, 1)"
+            raise ValueError(
+                f"{shown.format('beta1')} is {switches['beta1']}, must {must}: whether there is a "
+                "first moment is settled when a group is added"
+            )
+        return switches
+
+    def take(self, switches: Switches) -> None:
+        """Set all switches to what `checked` returned."""
+        self.switches = switches
+        self._rule = None
+        self._cell.plan = None
+
+    def __delitem__(self, key: str) -> None:
+        raise TypeError(f"{key} cannot be deleted, must be set")
+
+    def __iter__(self) -> Iterator[str]:
+        yield from ("params", "names", *self.switches)
+
+    def __len__(self) -> int:
+        return 2 + len(self.switches)
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name}={value!r}" for name, value in self.switches.items())
+        elements = sum(prod(tensor.param.shape) for tensor in self.tensors)
+        return f"<ParamGroup({values}), tensors={len(self.tensors)}, elements={elements}>"
+
+
+def read_groups(params: Any) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return `params` as groups with their own hyper-parameters, and how messages show these."""
+    must_be = "must be a mapping from names to arrays, a sequence of arrays or a list of groups"
+    given: list[tuple[str, Mapping[str, Any]]]
+    if isinstance(params, Mapping):
+        given = [("{}", {"params": params})]
+    elif isinstance(params, Sequence) and not isinstance(params, (str, bytes)):
+        are_groups = [isinstance(group, Mapping) for group in params]
+        if all(are_groups):
+            given = [(f"params[{i}][{{!r}}]", group) for i, group in enumerate(params)]
+        elif any(are_groups):
+            at = are_groups.index(not are_groups[0])
+            raise TypeError(
+                f"params[{at}] is a {type(params[at]).__name__}, must be like params[0]: all "
+                "groups or all arrays"
+            )
+        else:
+            given = [("{}", {"params": params})]
+    else:
+        raise TypeError(f"params is a {type(params).__name__}, {must_be}")
+    if len(params) == 0:
+        raise ValueError(f"params is empty, {must_be}, at least one")
+    return given
+
+
+def new_groups(
+    given: Sequence[tuple[str, Mapping[str, Any]]],
+    convention: Convention,
+    defaults: Mapping[str, Any],
+    taken: Sequence[str],
+    cell: PlanCell,
+) -> list[ParamGroup]:
+    """Return groups as `read_groups` gave them, as new ones beside tensors of the names `taken`."""
+    groups = []
+    names = set(taken)
+    for where, group in given:
+        if "params" not in group:
+            raise ValueError(f"{where.format('params')} is missing, must be given")
+        own = {key: value for key, value in group.items() if key != "params"}
+        switches = convention.switches(("{}", defaults), (where, own))
+        arrays = _named_arrays(where.format("params"), group["params"], len(names))
+        for name in arrays:
+            if name in names:
+                raise ValueError(f"params[{name!r}] is given twice, names must be unique")
+            names.add(name)
+        tensors = [new_tensor(name, param, switches) for name, param in arrays.items()]
+        groups.append(ParamGroup(tensors, switches, cell))
+    for group in groups:
+        mask = group["weight_decay_mask"]
+        if isinstance(mask, frozenset) and not mask <= names:
+            unknown = ", ".join(sorted(map(repr, mask - names)))
+            raise ValueError(f"weight_decay_mask has {unknown}, must have names of params only")
+    return groups
+
+
+def _named_arrays(shown: str, params: Any, n_before: int) -> dict[str, Array]:
+    if isinstance(params, np.ndarray):
+        params = [params]
+    if isinstance(params, Mapping):
+        named = dict(params)
+    elif isinstance(params, Sequence) and not isinstance(params, (str, bytes)):
+        named = {str(n_before + i): param for i, param in enumerate(params)}
+    else:
+        raise TypeError(
+            f"{shown} is a {type(params).__name__}, must be a mapping from names to arrays, a "
+            "sequence of arrays or an array"
+        )
+    for name, param in named.items():
+        if not isinstance(name, str):
+            raise TypeError(f"params has the name {name!r}, must be a str")
+        if not isinstance(param, np.ndarray):
+            raise TypeError(
+                f"params[{name!r}] is a {type(param).__name__}, must be a numpy.ndarray"
+            )
+    return named

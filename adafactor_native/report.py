@@ -1,0 +1,172 @@
+"""What a step tells of itself, and what a model's state takes of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Float64Array = npt.NDArray[np.float64]
+
+COLUMNS = ("rms_grad", "rms_u", "clip_divisor", "rms_param", "step_size")
+_LINES = 12  # of a printed report
+
+
+class StepReport:
+    """The numbers of one step, which it computes anyway.
+
+    ``report["name"]`` has those of one tensor. Arrays are in the order of `names`, with nan for what
+    a step did not compute: all of a tensor without a gradient, and RMS(param) where no step size
+    depends on it.
+
+    Attributes
+    ----------
+    names : tuple of str
+    rms_grad : ndarray of float64, shape (n,)
+        RMS of the gradient, unscaled and after clipping by the global norm.
+    rms_u : ndarray of float64, shape (n,)
+        RMS(u) before it is clipped.
+    clip_divisor : ndarray of float64, shape (n,)
+        What u was divided by: 1, or RMS(u) / clip_threshold.
+    rms_param : ndarray of float64, shape (n,)
+        RMS(param), before the step and without its floor.
+    step_size : ndarray of float64, shape (n,)
+        What the clipped u was multiplied by: lr_t, times RMS(param) with `scale_parameter`.
+    grad_norm : float
+        Root of the sum of the squares of all gradients, unscaled, before any clipping.
+    stepped : ndarray of bool, shape (n,)
+        Whether the tensor was changed.
+    skipped : bool
+        Whether ``nonfinite="skip"`` left the step out, or with ``atomic="tensor"`` a tensor.
+    t : int
+        Steps that the model has taken, this one included.
+    """
+
+    __slots__ = ("_numbers", "grad_norm", "names", "skipped", "stepped", "t")
+
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        numbers: Float64Array,
+        grad_norm: float,
+        stepped: npt.NDArray[np.bool_],
+        skipped: bool,
+        t: int,
+    ) -> None:
+        self.names = names
+        self._numbers = numbers
+        self.grad_norm = grad_norm
+        self.stepped = stepped
+        self.skipped = skipped
+        self.t = t
+
+    @property
+    def rms_grad(self) -> Float64Array:
+        return self._numbers[:, 0]
+
+    @property
+    def rms_u(self) -> Float64Array:
+        return self._numbers[:, 1]
+
+    @property
+    def clip_divisor(self) -> Float64Array:
+        return self._numbers[:, 2]
+
+    @property
+    def rms_param(self) -> Float64Array:
+        return self._numbers[:, 3]
+
+    @property
+    def step_size(self) -> Float64Array:
+        return self._numbers[:, 4]
+
+    def __getitem__(self, name: str) -> dict[str, Any]:
+        """Return one tensor's five numbers and whether it stepped.
+
+        Raises
+        ------
+        KeyError
+            If there is no tensor of that name.
+        """
+        try:
+            i = self.names.index(name)
+        except ValueError:
+            raise KeyError(name) from None
+        return {**dict(zip(COLUMNS, self._numbers[i].tolist())), "stepped": bool(self.stepped[i])}
+
+    def as_dict(self) -> dict[str, float]:
+        """Return all as one flat dict of numbers, "rms_grad/name" and so on, ready to be logged."""
+        total = {"t": self.t, "grad_norm": self.grad_norm, "skipped": float(self.skipped)}
+        columns = self._numbers.T.tolist()
+        return total | {
+            f"{column}/{name}": value
+            for column, values in zip(COLUMNS, columns)
+            for name, value in zip(self.names, values)
+        }
+
+    def __repr__(self) -> str:
+        return (
+            f"<StepReport: t={self.t}, grad_norm={self.grad_norm:.4g}, "
+            f"stepped={np.count_nonzero(self.stepped)} of {len(self.names)}, "
+            f"skipped={self.skipped}>"
+        )
+
+    def __str__(self) -> str:
+        """Return a table, of the tensors that were clipped most if there are many."""
+        order = np.argsort(-np.nan_to_num(self.clip_divisor), kind="stable")[:_LINES]
+        rows = [
+            [self.names[i], *(f"{number:.4g}" for number in self._numbers[i])]
+            for i in sorted(order.tolist())
+        ]
+        lines = _table(["", *COLUMNS], rows)
+        left_out = len(self.names) - len(rows)
+        if left_out:
+            lines.append(f"and {left_out} that were clipped less")
+        return "\n".join([repr(self), *lines])
+
+
+class StateMemory:
+    """Bytes of an optimizer's state; of the parameters themselves none, nor what one step borrows.
+
+    Attributes
+    ----------
+    by_tensor : dict of str to dict of str to int
+        For each tensor the bytes of each kind that it keeps: "exp_row", "exp_col", "v", "m".
+    by_kind : dict of str to int
+        Those of all tensors.
+    total : int
+    elements : int
+        Numbers in all parameters.
+    per_element : float
+        Bytes of state for each of them; nan if there is none.
+    """
+
+    def __init__(self, by_tensor: Mapping[str, Mapping[str, int]], elements: int) -> None:
+        self.by_tensor = {name: dict(kinds) for name, kinds in by_tensor.items()}
+        self.by_kind: dict[str, int] = {}
+        for kinds in by_tensor.values():
+            for kind, n_bytes in kinds.items():
+                self.by_kind[kind] = self.by_kind.get(kind, 0) + n_bytes
+        self.total = sum(self.by_kind.values())
+        self.elements = elements
+        self.per_element = self.total / elements if elements else float("nan")
+
+    def __repr__(self) -> str:
+        kinds = ", ".join(f"{kind}={n_bytes}" for kind, n_bytes in self.by_kind.items())
+        return (
+            f"<StateMemory: {self.total} bytes ({kinds}), {self.per_element:.4g} for each of "
+            f"{self.elements} elements>"
+        )
+
+
+def _table(header: list[str], rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(header, *rows)]
+    return [
+        "  ".join(
+            cell.ljust(width) if k == 0 else cell.rjust(width)
+            for k, (cell, width) in enumerate(zip(row, widths))
+        ).rstrip()
+        for row in (header, *rows)
+    ]

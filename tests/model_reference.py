@@ -1,0 +1,219 @@
+"""The truth for whole models: one step with every switch, in float64, slow and obvious.
+
+`step` is one tensor's; `Run` takes a model through steps, with groups, counts and a global norm.
+The formulas are Shazeer & Stern's (arXiv:1804.04235, Algorithms 4 to 6) with a switch wherever an
+implementation departs from them. The defaults are the seed's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class State:
+    """What one tensor remembers; None before the first step.
+
+    exp_row and exp_col have as many axes as param, of length 1 where they are means: exp_row along
+    the column axis (it has one number for each row), exp_col along the row axis.
+    """
+
+    exp_row: np.ndarray | None = None
+    exp_col: np.ndarray | None = None
+    v: np.ndarray | None = None
+    m: np.ndarray | None = None
+
+
+@np.errstate(all="ignore")
+def step(
+    param,
+    grad,
+    state,
+    *,
+    t=1,
+    lr=1e-2,
+    schedule=1.0,
+    beta2=0.999,
+    decay_rate=None,
+    decay_offset=0,
+    bias_correction=False,
+    eps=1e-30,
+    eps_mode="seed",
+    factored_axes="matrix",
+    min_dim_size_to_factor=0,
+    clip_threshold=1.0,
+    rms_scope="tensor",
+    scale_parameter=True,
+    eps_scale=0.0,
+    relative_step=False,
+    warmup_init=False,
+    beta1=None,
+    momentum_of="step",
+    weight_decay=0.0,
+    weight_decay_mode="lr",
+    weight_decay_lr_exponent=None,
+    scale_after_decay=False,
+    maximize=False,
+    grad_scale=1.0,
+):
+    """Return (param, state) after step number t, in float64; nothing given is changed.
+
+    lr and schedule are their values at this step. Divisions 0/0 give NaN. A tensor without elements
+    is left as it is.
+    """
+    param = np.array(param, np.float64)
+    g = np.array(grad, np.float64) / grad_scale * (-1 if maximize else 1)
+    if param.size == 0:
+        return param, state
+    axes = axes_to_factor(param.shape, factored_axes, min_dim_size_to_factor)
+    matrices = axes if rms_scope == "matrix" else None
+
+    # Second moment
+    if decay_rate is not None:
+        beta2 = min(beta2, 1 - float(max(t - decay_offset, 1)) ** decay_rate)
+    q = g * g + (eps if eps_mode in ("seed", "grad_squared") else 0)
+    if axes:
+        row_axis, col_axis = axes
+        exp_row = average(state.exp_row, beta2, q.mean(col_axis, keepdims=True))
+        exp_col = average(state.exp_col, beta2, q.mean(row_axis, keepdims=True))
+        state = replace(state, exp_row=exp_row, exp_col=exp_col)
+        mean_row = exp_row.mean(row_axis, keepdims=True)
+        if eps_mode == "root":
+            root = np.sqrt((exp_row + eps) / mean_row) * np.sqrt(exp_col + eps)
+        elif eps_mode == "clamp":
+            root = np.sqrt(exp_row * exp_col / np.maximum(mean_row, eps))
+        else:
+            root = np.sqrt(exp_row / mean_row) * np.sqrt(exp_col)
+    else:
+        v = average(state.v, beta2, q)
+        state = replace(state, v=v)
+        root = np.sqrt(v + eps) if eps_mode == "root" else np.sqrt(v)
+
+    # Update, clipped
+    if eps_mode == "seed":
+        root = root + eps
+    if eps_mode == "clamp":
+        root = np.maximum(root, eps)
+    u = g / root
+    if clip_threshold is not None:
+        u = u / np.maximum(1, rms(u, matrices) / clip_threshold)
+
+    # Step size
+    lr = lr * schedule
+    rate = lr * np.sqrt(1 - beta2**t) / (1 - beta2**t) if bias_correction else lr
+    if relative_step:
+        rate = min(1e-6 * t if warmup_init else rate, 1 / np.sqrt(t))
+    scale = np.maximum(eps_scale, rms(param, matrices)) if scale_parameter else 1.0
+
+    # Weight decay
+    if weight_decay_lr_exponent is not None:
+        keep = 1 - weight_decay * lr**weight_decay_lr_exponent
+    else:
+        factor = {"lr": lr, "step": rate * scale, "alone": 1, "schedule": schedule}
+        keep = 1 - weight_decay * factor[weight_decay_mode]
+    if scale_after_decay and scale_parameter:
+        scale = np.maximum(eps_scale, rms(keep * param, matrices))
+
+    if beta1 is None:
+        return keep * param - rate * scale * u, state
+    if momentum_of == "step":
+        m = average(state.m, beta1, rate * scale * u)
+        return keep * param - m, replace(state, m=m)
+    m = average(state.m, beta1, u)
+    return keep * param - rate * scale * m, replace(state, m=m)
+
+
+def axes_to_factor(shape, factored_axes, min_dim_size_to_factor):
+    """Return (row axis, column axis), or None for a tensor that keeps a full v."""
+    if factored_axes == "none" or len(shape) < 2:
+        return None
+    if factored_axes == "matrix" and len(shape) > 2:
+        return None
+    if factored_axes in ("matrix", "last_two"):
+        axes = len(shape) - 2, len(shape) - 1
+    elif factored_axes == "two_largest":
+        by_size = sorted(range(len(shape)), key=lambda axis: shape[axis])  # ties: the later, larger
+        axes = by_size[-2], by_size[-1]
+    else:
+        axes = tuple(range(len(shape))[axis] for axis in factored_axes)
+    return axes if min(shape[axis] for axis in axes) >= min_dim_size_to_factor else None
+
+
+def average(old, beta, new):
+    """Running mean; the one before the first step is 0."""
+    return (1 - beta) * new + (0 if old is None else beta * old)
+
+
+def rms(x, axes=None):
+    """Root of the mean square over these axes, which remain with length 1; over all: a number."""
+    return np.sqrt(np.mean(x * x, axes, keepdims=axes is not None))
+
+
+class Run:
+    """A model on its way: what Optimizer keeps and does, in float64.
+
+    Parameters
+    ----------
+    groups : dict of name -> array, or list of {"params": such a dict, switch: value, ...}
+    max_grad_norm : float or None
+    **switches
+        Those of `step`, and t_scope, weight_decay_mask (a dict of name -> bool); lr and schedule
+        may be functions of the model's t. eps=None: the machine epsilon of each array's dtype.
+
+    Attributes
+    ----------
+    params : dict of name -> ndarray of float64
+    states : dict of name -> State
+    t : int
+    counts : dict of name -> int
+        Steps of the model and of each tensor.
+    """
+
+    def __init__(self, groups, *, max_grad_norm=None, **switches):
+        self.params, self.states, self.counts = {}, {}, {}
+        self.t = 0
+        self._max_grad_norm = max_grad_norm
+        self._switches = {}
+        for group in [{"params": groups}] if isinstance(groups, dict) else groups:
+            group = {**switches, **group}
+            for name, param in group.pop("params").items():
+                assert name not in self.params
+                self.params[name] = np.array(param, np.float64)
+                self.states[name], self.counts[name] = State(), 0
+                self._switches[name] = dict(group)
+                if group.get("eps", 0) is None:
+                    self._switches[name]["eps"] = float(np.finfo(param.dtype).eps)
+
+    def step(self, grads, grad_scale=1.0):
+        """Take one step with grads, a dict of name -> array or None."""
+        self.t += 1
+        given = {name: grad for name, grad in grads.items() if grad is not None}
+        if self._max_grad_norm is not None:
+            squares = (
+                np.sum(np.square(np.array(g, np.float64) / grad_scale)) for g in given.values()
+            )
+            norm = np.sqrt(sum(squares))
+            grad_scale = grad_scale / min(1, self._max_grad_norm / (norm + 1e-6))
+        for name, grad in given.items():
+            self.counts[name] += 1
+            self.params[name], self.states[name] = step(
+                self.params[name],
+                grad,
+                self.states[name],
+                grad_scale=grad_scale,
+                **self._at_this_step(name),
+            )
+
+    def _at_this_step(self, name):
+        switches = dict(self._switches[name])
+        t_scope = switches.pop("t_scope", "tensor")
+        switches["t"] = self.t if t_scope == "model" else self.counts[name]
+        for of_t in ("lr", "schedule"):
+            if callable(switches.get(of_t)):
+                switches[of_t] = switches[of_t](self.t)
+        mask = switches.pop("weight_decay_mask", None)
+        if mask is not None and not mask[name]:
+            switches["weight_decay"] = 0.0
+        return switches

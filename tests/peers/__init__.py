@@ -1,0 +1,1 @@
+"""The libraries whose conventions we keep, themselves: `pip install ".[peers]"`."""
