@@ -1,15 +1,16 @@
 """Train a transformer to write English, character by character, with `Optimizer` and with NumPy.
 
-`python bench/characters.py` trains twice, from the same start and on the same batches; goes on a
-third time from the checkpoint that the first training left half-way; prints how well they did, how
-long they took and whether the resumed training has the same bits; and draws the losses and what
-`Optimizer.step` reports. The model is plain NumPy, the text is Python's own manual.
+`python bench/characters.py` trains both, from the same start and on the same batches; resumes the
+former from its checkpoint half-way; prints how well they did, how long they took and whether the
+resumed training has the same bits; and draws the losses and what `Optimizer.step` reports. The
+model is plain NumPy, the text is Python's own manual.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
 import tempfile
 import textwrap
 from collections.abc import Callable
@@ -29,7 +30,6 @@ try:
 except ImportError as error:
     raise SystemExit(f'{error}\nThis example needs: pip install ".[bench]"') from error
 
-from checkpoint import load_checkpoint, save_checkpoint
 from contenders.numpy_groups import NumpyGroups
 from names import IN_PLACE, NATIVE
 from prose import Prose, decode, encode, manual
@@ -53,7 +53,7 @@ WARM_UP = 0.04  # of the steps
 WEIGHTS = {"lr": 0.05, "scale_parameter": True, "weight_decay": 0.05}
 OTHERS = {"lr": 0.005, "scale_parameter": False, "weight_decay": 0.0}
 LOOKED_UP = ("characters", "positions")
-BOTH = {"beta1": 0.9, "max_grad_norm": 1.0}
+BOTH: dict[str, Any] = {"beta1": 0.9, "max_grad_norm": 1.0}
 
 PROMPT, WRITTEN, TEMPERATURE = "The ", 400, 0.7
 
@@ -69,16 +69,15 @@ class Training:
     model_seconds: list[float] = field(default_factory=list)
     optimizer_seconds: list[float] = field(default_factory=list)
 
-    def advance(self, to: int) -> None:
-        for t in tqdm(range(self.optimizer.t, to), desc=self.name, unit="step"):
-            start = perf_counter()
-            nats, grads = loss_and_grads(self.params, *batch(self.prose, t))
-            between = perf_counter()
-            report = self.optimizer.step(grads)
-            self.optimizer_seconds.append(perf_counter() - between)
-            self.model_seconds.append(between - start)
-            self.losses.append(nats)
-            self.reports.append(report)
+    def step(self) -> None:
+        start = perf_counter()
+        nats, grads = loss_and_grads(self.params, *batch(self.prose, self.optimizer.t))
+        between = perf_counter()
+        report = self.optimizer.step(grads)
+        self.optimizer_seconds.append(perf_counter() - between)
+        self.model_seconds.append(between - start)
+        self.losses.append(nats)
+        self.reports.append(report)
 
     def final_loss(self) -> float:
         """Mean over the last twentieth of the steps."""
@@ -109,21 +108,22 @@ def main() -> None:
     steps = QUICK_STEPS if arguments.quick else arguments.steps
 
     prose = manual()
-    start = initial_params(
-        Size(len(prose.alphabet), CONTEXT), np.random.default_rng(0), arguments.dtype
-    )
-    native = native_training(NATIVE, copies(start), prose, steps)
+    size = Size(len(prose.alphabet), CONTEXT)
+
+    def start(seed: int) -> Arrays:
+        return initial_params(size, np.random.default_rng(seed), arguments.dtype)
+
+    numpy = numpy_training(IN_PLACE, start(seed=0), prose, steps)
+    native = native_training(NATIVE, start(seed=0), prose, steps)
+    resumed = native_training("resumed", start(seed=1), prose, steps)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "checkpoint.npz"
-        native.advance(to=steps // 2)
-        save_checkpoint(checkpoint, native.params, native.optimizer.state_dict())
-        native.advance(to=steps)
-        params, state = load_checkpoint(checkpoint)
-    resumed = native_training("resumed", params, prose, steps)
-    resumed.optimizer.load_state_dict(state)
-    resumed.advance(to=steps)
-    numpy = numpy_training(IN_PLACE, copies(start), prose, steps)
-    numpy.advance(to=steps)
+        advance([numpy, native], to=steps // 2)
+        save_checkpoint(checkpoint, native.optimizer)
+        advance([numpy, native], to=steps)
+        with np.load(checkpoint) as state:
+            resumed.optimizer.load_state_dict(state)  # writes to its params, too
+    advance([resumed], to=steps)
 
     print(comparison(native, numpy))
     print(f"Written after {PROMPT!r}:")
@@ -133,6 +133,14 @@ def main() -> None:
     if not same_bits(native, resumed):
         raise SystemExit("the resumed training has other bits")
     print(f"resumed at step {steps // 2}: same losses, parameters and state, to the bit")
+
+
+def advance(trainings: list[Training], to: int) -> None:
+    """In turns, so that what else the machine does slows all of them."""
+    names = " and ".join(training.name for training in trainings)
+    for _ in tqdm(range(trainings[0].optimizer.t, to), desc=names, unit="step"):
+        for training in trainings:
+            training.step()
 
 
 def drawn(native: Training, numpy: Training, steps: int) -> Drawn:
@@ -174,10 +182,6 @@ def groups(params: Arrays) -> list[dict[str, Any]]:
     return [{"params": weights, **WEIGHTS}, {"params": others, **OTHERS}]
 
 
-def copies(params: Arrays) -> Arrays:
-    return {name: param.copy() for name, param in params.items()}
-
-
 def schedule(t: int, steps: int) -> float:
     """Of lr: up in a line, down in half a cosine."""
     return min(t / (WARM_UP * steps), (1 + math.cos(math.pi * t / (steps + 1))) / 2)
@@ -202,13 +206,22 @@ def written(training: Training) -> str:
     return decode(text, alphabet)
 
 
-def same_bits(whole: Training, resumed: Training) -> bool:
-    def bits(training: Training) -> list[bytes]:
-        arrays = (*training.params.values(), *training.optimizer.state_dict().values())
-        return [np.asarray(array).tobytes() for array in arrays]
+def save_checkpoint(path: Path, optimizer: Optimizer) -> None:
+    """Parameters and state, whole or not at all: whoever dies in here leaves the last checkpoint."""
+    part = path.with_name(f"{path.name}.part")
+    state: dict[str, Any] = optimizer.state_dict(params=True)
+    with part.open("wb") as file:
+        np.savez(file, **state)
+        file.flush()
+        os.fsync(file.fileno())  # the disk has the bytes before the name points to them
+    os.replace(part, path)
 
+
+def same_bits(whole: Training, resumed: Training) -> bool:
     after = len(whole.losses) - len(resumed.losses)
-    return whole.losses[after:] == resumed.losses and bits(whole) == bits(resumed)
+    states = (training.optimizer.state_dict(params=True) for training in (whole, resumed))
+    bits = [{name: array.tobytes() for name, array in state.items()} for state in states]
+    return whole.losses[after:] == resumed.losses and bits[0] == bits[1]
 
 
 def comparison(native: Training, numpy: Training) -> str:
@@ -235,6 +248,9 @@ def comparison(native: Training, numpy: Training) -> str:
     line("... bits per character", lambda training: nats[training.name] / math.log(2), 4)
     line("optimizer, ms per step", optimizer_ms, 3, gain)
     line("forward and backward, ms per step", lambda t: 1e3 * median(t.model_seconds), 1)
+    memory = native.optimizer.memory
+    kinds = ", ".join(f"{kind} {n / memory.elements:.2g}" for kind, n in memory.by_kind.items())
+    lines.append(f"state of Optimizer: {memory.per_element:.3g} bytes per parameter ({kinds})")
     lines.append(
         f"largest relative difference of the losses: {apart.max():.1e}; in the first {begin} steps "
         f"{apart[:begin].max():.1e}"
