@@ -45,12 +45,16 @@ def draw(drawn: Drawn, path: Path) -> None:
         draw_losses(panels[0], drawn)
         draw_rates(panels[1], drawn)
         draw_grad_norm(panels[2], drawn)
-        draw_column(panels[3], drawn, "rms_grad", "RMS(grad), clipped", "log")
-        draw_column(panels[4], drawn, "rms_u", "RMS(u), before its clip", "log")
+        draw_column(panels[3], drawn, "rms_grad", "RMS(grad), clipped")
+        draw_column(panels[4], drawn, "rms_u", "RMS(u), before its clip")
+        draw_column(panels[5], drawn, "clip_divisor", "The clip's divisor of u")
+        draw_column(panels[6], drawn, "rms_param", "RMS(param)")
+        draw_column(panels[7], drawn, "step_size", "Step size")
         panels[4].axhline(1, **LIMIT)
-        draw_column(panels[5], drawn, "clip_divisor", "The clip's divisor of u", "log")
-        draw_column(panels[6], drawn, "rms_param", "RMS(param)", "linear")
-        draw_column(panels[7], drawn, "step_size", "Step size", "log")
+        for axes in (panels[3], panels[7]):
+            axes.set_yscale("log")
+        for axes in (panels[1], panels[7]):  # both end near 0
+            axes.set_ylim(bottom=axes.get_ylim()[1] / 3e3)
         for axes in panels[4:]:
             axes.set_xlabel("step")
         handles, labels = panels[7].get_legend_handles_labels()
@@ -58,6 +62,7 @@ def draw(drawn: Drawn, path: Path) -> None:
         title(figure, "A transformer in training, and what each step says of itself")
         caption(
             figure,
+            f"In colour: each step, and means of {window(drawn)}, for {len(TOLD)} of {len(drawn.reports[0].names)} tensors. "
             "RMS(param) is computed only where steps are in proportion to it, unlike those of "
             f"{' and '.join(name for name in TOLD if not scaled(drawn, name))}.",
         )
@@ -69,7 +74,7 @@ def draw_losses(axes: Axes, drawn: Drawn) -> None:
     styles: list[dict[str, Any]] = [{"linewidth": 4, "alpha": 0.45}, {}]
     for (name, losses), style in zip(drawn.losses.items(), styles):
         axes.plot(steps(losses), losses, label=name, color=LINES[name]["color"], **style)
-    axes.axvline(drawn.resumed_at, label="resumed from here: same bits", **LIMIT)
+    axes.axvline(drawn.resumed_at, ymax=0.6, label="resumed from here: same bits", **LIMIT)
     axes.set(title="Training loss", ylabel="nats per character", ylim=(0, None))
     axes.legend()
 
@@ -77,9 +82,7 @@ def draw_losses(axes: Axes, drawn: Drawn) -> None:
 def draw_rates(axes: Axes, drawn: Drawn) -> None:
     for (name, rates), color in zip(drawn.rates.items(), ("#222222", "#888888")):
         axes.plot(steps(rates), rates, label=name, color=color)
-    axes.set(
-        title="Learning rate", yscale="log", ylim=(max(map(max, drawn.rates.values())) / 1e3, None)
-    )
+    axes.set(title="Learning rate", yscale="log")
     axes.legend()
 
 
@@ -91,13 +94,21 @@ def draw_grad_norm(axes: Axes, drawn: Drawn) -> None:
     axes.legend()
 
 
-def draw_column(axes: Axes, drawn: Drawn, column: str, heading: str, scale: Any) -> None:
+def draw_column(axes: Axes, drawn: Drawn, column: str, heading: str) -> None:
+    """Every step faintly, and over it means of some."""
     names = drawn.reports[0].names
     values = np.array([getattr(report, column) for report in drawn.reports])
     for name, color in TOLD.items():
         told = values[:, names.index(name)]
-        axes.plot(steps(told), told, label=name, color=color, linewidth=0.8)
-    axes.set(title=heading, yscale=scale)
+        axes.plot(steps(told), told, color=color, linewidth=0.5, alpha=0.25)
+        means = np.convolve(told, np.full(window(drawn), 1 / window(drawn)), mode="valid")
+        middle = (window(drawn) + 1) / 2  # of the first window
+        axes.plot(middle + np.arange(len(means)), means, label=name, color=color, linewidth=1.4)
+    axes.set(title=heading)
+
+
+def window(drawn: Drawn) -> int:
+    return 1 + len(drawn.reports) // 32
 
 
 def scaled(drawn: Drawn, name: str) -> bool:
