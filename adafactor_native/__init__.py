@@ -1,10 +1,12 @@
 """The Adafactor optimizer as a native extension: in place on NumPy arrays.
 
-`Optimizer` is the optimizer of a whole model, with every library's convention; `AdaFactor` that of one
-array. `set_num_threads` and `get_num_threads` limit the threads of all of them, `show_config` tells
-how the extension was built and what it runs on.
+`Optimizer` is the optimizer of a whole model, by every library's convention, and `convert` takes their
+state over and gives it back; `AdaFactor` is the optimizer of one array. `set_num_threads` and
+`get_num_threads` limit the threads of all of them, `show_config` tells how the extension was built and
+what it runs on.
 """
 
+from adafactor_native import convert
 from adafactor_native._runtime import _core
 from adafactor_native.adafactor import AdaFactor
 from adafactor_native.config import show_config
@@ -22,6 +24,7 @@ __all__ = [
     "StateMemory",
     "StepReport",
     "__version__",
+    "convert",
     "get_num_threads",
     "set_num_threads",
     "show_config",

@@ -387,7 +387,8 @@ def t5x(
     `min_dim_size_to_factor`, the others are batch axes, and RMS(u) and RMS(param) are those of each
     matrix on its own; `decay_rate` is the exponent without its sign; there is no relative step;
     `beta1` is of the step, learning rate and all; weight decay is times nothing else, or with
-    `weight_decay_rate_lr_exponent` times that power of the learning rate. All tensors have one t.
+    `weight_decay_rate_lr_exponent` times that power of the learning rate (and 1 if it is not given).
+    All tensors have one t.
 
     Unlike theirs: tensors of more than two axes need no table of their axes (``factored_axes``
     names others than the largest); up to `step_offset` t counts as 1, where theirs gives nan; state
@@ -406,7 +407,7 @@ def t5x(
         "decay_offset": step_offset,
         "t_scope": "model",
         "clip_threshold": clipping_threshold,
-        "weight_decay": 0.0 if weight_decay_rate is None else weight_decay_rate,
+        "weight_decay": weight_decay_rate or (1.0 if weight_decay_rate_lr_exponent else 0.0),
         "weight_decay_mode": "alone",
         "weight_decay_lr_exponent": weight_decay_rate_lr_exponent,
         "min_dim_size_to_factor": min_dim_size_to_factor,

@@ -67,7 +67,8 @@ class Optimizer:
         tensor and element, left out and counted in `skipped`, or taken as IEEE arithmetic has it.
     atomic : {"all", "tensor"}
         Whether a step that is refused or left out changes nothing in the whole model, or only
-        nothing in the tensor at fault. The latter finishes each tensor while it is in cache.
+        nothing in the tensor at fault. The latter finishes each tensor while it is in cache; with
+        `max_grad_norm`, which needs all gradients first, it is the same as the former.
     max_grad_norm : float or None
         The most that the norm of all gradients together may be, above 0; they are scaled down to it
         by ``min(1, max_grad_norm / (norm + 1e-6))``, as ``torch.nn.utils.clip_grad_norm_`` does.
@@ -122,7 +123,9 @@ class Optimizer:
     param_groups : tuple of ParamGroup
         Mappings: ``opt.param_groups[0]["lr"] = 0.1`` holds from the next step on.
     names : tuple of str
-        The tensors, in the order of `params`; all arrays of a report are in it.
+        Those of the tensors, in the order of `params`; all arrays of a report are in it.
+    tensors : tuple of Tensor
+        In that order: parameters with their state and axes, as `state` and `params` have them too.
     params, state : dicts by name
         The arrays themselves, and those of the state by kind: "exp_row", "exp_col", "v", "m".
     t : int
@@ -216,12 +219,16 @@ class Optimizer:
         return self._names
 
     @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return tuple(tensor for group in self._groups for tensor in group.tensors)
+
+    @property
     def params(self) -> dict[str, Array]:
-        return {tensor.name: tensor.param for tensor in self._tensors()}
+        return {tensor.name: tensor.param for tensor in self.tensors}
 
     @property
     def state(self) -> dict[str, dict[str, Array]]:
-        return {tensor.name: tensor.state for tensor in self._tensors()}
+        return {tensor.name: tensor.state for tensor in self.tensors}
 
     @property
     def t(self) -> int:
@@ -248,10 +255,11 @@ class Optimizer:
 
         Parameters
         ----------
-        grads : mapping, sequence, or list of one for each group
+        grads : mapping, list or tuple, or list of one for each group
             The gradients, each an ndarray of float32 or float64 of its parameter's shape, only read;
-            dtype and strides need not be the parameter's. None leaves a tensor out. Either as
-            `params` was, or of all tensors in one mapping by name or one sequence.
+            dtype and strides need not be the parameter's, and for a parameter of no axes a NumPy
+            scalar will do. None leaves a tensor out. Either as `params` was, or of all tensors in
+            one mapping by name or one list or tuple.
         grad_scale : float
             What the gradients were multiplied by, with the loss; finite, above 0. They are divided
             by it before anything else.
@@ -274,7 +282,7 @@ class Optimizer:
         RuntimeError
             If another thread is in a step of this object.
 
-        Whatever is raised, params, state and t are as before; except with ``atomic="tensor"``, where
+        Whatever is raised, params, state and t are as before; except that with ``atomic="tensor"``
         a FloatingPointError leaves the tensors before the one at fault stepped.
         """
         model = self._model
@@ -380,9 +388,6 @@ class Optimizer:
     def _set_counts(self, t: int, skipped: int, counts: Sequence[int]) -> None:
         self._model.set_counts(t, skipped, np.array(counts, np.int64))
         self._model.forget_params()
-
-    def _tensors(self) -> Iterable[Tensor]:
-        return (tensor for group in self._groups for tensor in group.tensors)
 
     def _start(self) -> None:
         """Begin as a model without tensors."""

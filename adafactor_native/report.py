@@ -19,13 +19,14 @@ class StepReport:
 
     ``report["name"]`` has those of one tensor. Arrays are in the order of `names`, with nan for what
     a step did not compute: all of a tensor without a gradient, and RMS(param) where no step size
-    depends on it.
+    depends on it. With ``rms_scope="matrix"`` a tensor's `clip_divisor` and `step_size` are those of
+    its matrix with the largest step size, the rest is of the whole tensor.
 
     Attributes
     ----------
     names : tuple of str
     rms_grad : ndarray of float64, shape (n,)
-        RMS of the gradient, unscaled and after clipping by the global norm.
+        RMS of the gradient, divided by `grad_scale`, before any clipping.
     rms_u : ndarray of float64, shape (n,)
         RMS(u) before it is clipped.
     clip_divisor : ndarray of float64, shape (n,)
@@ -35,7 +36,7 @@ class StepReport:
     step_size : ndarray of float64, shape (n,)
         What the clipped u was multiplied by: lr_t, times RMS(param) with `scale_parameter`.
     grad_norm : float
-        Root of the sum of the squares of all gradients, unscaled, before any clipping.
+        Root of the sum of the squares of all gradients, likewise.
     stepped : ndarray of bool, shape (n,)
         Whether the tensor was changed.
     skipped : bool

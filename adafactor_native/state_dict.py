@@ -65,8 +65,7 @@ def load_state_dict(opt: Optimizer, state: Mapping[str, Array]) -> None:
 
     own = {
         f"{kind}/{tensor.name}": array
-        for group in opt.param_groups
-        for tensor in group.tensors
+        for tensor in opt.tensors
         for kind, array in _kept(tensor, header["params"]).items()
     }
     _check_arrays(arrays, {"t": opt.counts, **own})

@@ -87,6 +87,15 @@ def model(name: str, threads: int) -> Problem:
     return Problem("model", tuple(MODELS[name]().values()), threads, model=name)
 
 
+def many_small(threads: int) -> list[Problem]:
+    """Two hundred tensors, and one of as many elements."""
+    return [
+        Problem("many", ((256, 64),) * 200, threads, model="200 of 256x64"),
+        one_array("many", (200 * 256, 64), threads),
+        one_array("many", (200 * 16, 1024), threads),
+    ]
+
+
 def usable_cores() -> int:
     return len(os.sched_getaffinity(0))
 
@@ -111,6 +120,7 @@ def all_problems() -> list[Problem]:
             for n in (1024, 2048, 4096)
             for threads in thread_counts(cores)
         ),
+        *many_small(cores),
         *(model(name, cores) for name in MODELS),
     ]
 

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <new>
 #include <type_traits>
 
@@ -80,7 +81,10 @@ public:
         group_sum_sq_ = passing.take<double>(group_sums);
         group_weighted_ = passing.take<double>(group_sums);
         tile_sum_ = passing.take<double>(n_tiles());
-        if (mean_param_sq_ == nullptr) mean_param_sq_ = kept.take<double>(n_matrices_);
+        if (mean_param_sq_ == nullptr) {
+            mean_param_sq_ = kept.take<double>(n_matrices_);
+            std::fill_n(mean_param_sq_, n_matrices_, std::numeric_limits<double>::quiet_NaN());
+        }
         mean_u_sq_ = passing.take<double>(n_matrices_);
         if (carried_ != nullptr && needs_param_) carried_->expect(tensor_.param, n_tiles());
     }
@@ -125,9 +129,9 @@ public:
     }
 
     void apply(std::size_t task, char* room) override {
-        const std::size_t chunk = task / apply_turns_, n_tiles = tiling_.n_tiles;
-        if (apply_turns_ == n_tiles) return apply_tile(chunk, task % apply_turns_, room);
-        for (std::size_t tile = 0; tile < n_tiles; ++tile) apply_tile(chunk, tile, room);
+        const std::size_t chunk = task / apply_turns_;
+        for (auto tile = task % apply_turns_; tile < tiling_.n_tiles; tile += apply_turns_)
+            apply_tile(chunk, tile, room);
     }
 
     void end_apply() override {

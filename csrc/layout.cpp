@@ -49,34 +49,32 @@ MatrixBatch::MatrixBatch(const Array& array, int row_axis, int col_axis, bool sw
               array.strides[outer],
               array.strides[inner],
               swapped};
-    bool is_uniform = true;
     for (int d = array.ndim - 1; d >= 0; --d) {
         if (d == row_axis || d == col_axis || array.shape[d] == 1) continue;
         if (size_ == 1) stride_ = array.strides[d];
-        is_uniform = is_uniform && array.strides[d] == stride_ * std::ptrdiff_t(size_);
+        is_uniform_ = is_uniform_ && array.strides[d] == stride_ * std::ptrdiff_t(size_);
         size_ *= std::size_t(array.shape[d]);
     }
-    if (!is_uniform) stride_ = 0;
 }
 
 // Calls copy(place in the array, number of the item in the lanes) for every element.
 template <class Copy>
 void MatrixBatch::for_lanes(std::size_t first, std::size_t n, const Copy& copy) const {
     char* matrix[kLanesOfSmall];
-    for (std::size_t lane = 0; lane < n; ++lane) matrix[lane] = (*this)[first + lane].data;
+    for (std::size_t lane = 0; lane < kLanesOfSmall; ++lane)
+        matrix[lane] = first_.data + offset_of(lane < n ? first + lane : first);
     for (std::size_t i = 0; i < first_.outer; ++i)
         for (std::size_t j = 0; j < first_.inner; ++j) {
             const std::ptrdiff_t offset =
                 std::ptrdiff_t(i) * first_.outer_stride + std::ptrdiff_t(j) * first_.inner_stride;
             const std::size_t k = (i * first_.inner + j) * kLanesOfSmall;
-            for (std::size_t lane = 0; lane < n; ++lane) copy(matrix[lane] + offset, k + lane);
+            for (std::size_t lane = 0; lane < kLanesOfSmall; ++lane)
+                copy(matrix[lane] + offset, k + lane);
         }
 }
 
 void MatrixBatch::gather(std::size_t first, std::size_t n, void* to) const {
     auto* const t = static_cast<char*>(to);
-    if (n < kLanesOfSmall)
-        std::memset(t, 0, first_.outer * first_.inner * kLanesOfSmall * first_.item);
     if (first_.item == 4)
         for_lanes(first, n, [t](const char* p, std::size_t k) { std::memcpy(t + k * 4, p, 4); });
     else
@@ -111,7 +109,7 @@ MatrixBatch MatrixBatch::along_memory(const Array& array, int row_axis, int col_
     return {array, row_axis, col_axis, swapped};
 }
 
-std::ptrdiff_t MatrixBatch::offset_of(std::size_t m) const {
+std::ptrdiff_t MatrixBatch::offset_of_any(std::size_t m) const {
     std::ptrdiff_t offset = 0;
     for (int d = array_.ndim - 1; d >= 0; --d) {
         if (d == row_axis_ || d == col_axis_) continue;

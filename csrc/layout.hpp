@@ -44,8 +44,8 @@ public:
     bool swapped() const { return first_.swapped; }
     bool has_unit_runs() const { return first_.has_unit_runs(); }
 
-    // Copies the elements of n <= kLanesOfSmall matrices to (rows, cols, kLanesOfSmall), with zeros
-    // in the lanes left over; and back.
+    // Copies the elements of n <= kLanesOfSmall matrices to (rows, cols, kLanesOfSmall), and back.
+    // Lanes left over are the first matrix again.
     void gather(std::size_t first, std::size_t n, void* to) const;
     void scatter(const void* from, std::size_t first, std::size_t n) const;
 
@@ -56,19 +56,24 @@ public:
     // Matrices are counted in C order of the other axes.
     MatrixView operator[](std::size_t m) const {
         MatrixView view = first_;
-        if (m > 0) view.data += stride_ != 0 ? std::ptrdiff_t(m) * stride_ : offset_of(m);
+        if (m > 0) view.data += offset_of(m);
         return view;
     }
 
 private:
     template <class Copy>
     void for_lanes(std::size_t first, std::size_t n, const Copy& copy) const;
-    std::ptrdiff_t offset_of(std::size_t m) const;
+
+    std::ptrdiff_t offset_of(std::size_t m) const {
+        return is_uniform_ ? std::ptrdiff_t(m) * stride_ : offset_of_any(m);
+    }
+    std::ptrdiff_t offset_of_any(std::size_t m) const;
 
     const Array& array_;
     int row_axis_, col_axis_;
     std::size_t size_ = 1;
-    std::ptrdiff_t stride_ = 0;  // from each matrix to the next, if it is the same for all
+    std::ptrdiff_t stride_ = 0;  // from each matrix to the next, if it is_uniform_
+    bool is_uniform_ = true;
     MatrixView first_;
 };
 

@@ -126,7 +126,7 @@ public:
     void end_apply() override {}
 
 private:
-    // The running means of some matrices, lane by lane; those of the lanes left over are 1.
+    // The running means of some matrices, lane by lane; lanes left over are the first again.
     struct State {
         double row[kSmallElements * kLanes], col[kSmallElements * kLanes];
         SmallState view;
@@ -145,7 +145,7 @@ private:
         static void read(const double* means, std::size_t size, std::size_t n, double* to) {
             for (std::size_t k = 0; k < size; ++k)
                 for (std::size_t lane = 0; lane < kLanes; ++lane)
-                    to[k * kLanes + lane] = lane < n ? means[lane * size + k] : 1;
+                    to[k * kLanes + lane] = means[(lane < n ? lane : 0) * size + k];
         }
 
         static void write(const double* from, double* means, std::size_t size, std::size_t n) {

@@ -1,5 +1,6 @@
 """Fixtures: every instruction set this machine has, and a fresh Python process."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -17,6 +18,19 @@ def pytest_addoption(parser):
         action="store_true",
         help="fail, rather than skip, where a library to compare with is not installed",
     )
+
+
+@pytest.fixture
+def require_installed(request):
+    """Return a function of package names that skips where one is missing; see --require-peers."""
+
+    def require(*packages):
+        missing = [package for package in packages if importlib.util.find_spec(package) is None]
+        if missing:
+            report = pytest.fail if request.config.getoption("--require-peers") else pytest.skip
+            report(f"not installed: {', '.join(missing)}")
+
+    return require
 
 
 INSTRUCTION_SETS = an.show_config(mode="dicts")["instruction sets"]

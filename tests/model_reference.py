@@ -102,9 +102,11 @@ def step(
 
     # Step size
     lr = lr * schedule
-    rate = lr * np.sqrt(1 - beta2**t) / (1 - beta2**t) if bias_correction else lr
+    rate = lr
     if relative_step:
-        rate = min(1e-6 * t if warmup_init else rate, 1 / np.sqrt(t))
+        rate = min(1e-6 * t if warmup_init else lr, 1 / np.sqrt(t))
+    if bias_correction:
+        rate = rate * np.sqrt(1 - beta2**t) / (1 - beta2**t)
     scale = np.maximum(eps_scale, rms(param, matrices)) if scale_parameter else 1.0
 
     # Weight decay
@@ -159,8 +161,9 @@ class Run:
     groups : dict of name -> array, or list of {"params": such a dict, switch: value, ...}
     max_grad_norm : float or None
     **switches
-        Those of `step`, and t_scope, weight_decay_mask (a dict of name -> bool); lr and schedule
-        may be functions of the model's t. eps=None: the machine epsilon of each array's dtype.
+        Those of `step`, and t_scope, weight_decay_mask (a dict of name -> bool); lr, schedule and
+        weight_decay may be functions of the model's t. eps=None: the machine epsilon of each
+        array's dtype.
 
     Attributes
     ----------
@@ -177,14 +180,23 @@ class Run:
         self._max_grad_norm = max_grad_norm
         self._switches = {}
         for group in [{"params": groups}] if isinstance(groups, dict) else groups:
-            group = {**switches, **group}
-            for name, param in group.pop("params").items():
-                assert name not in self.params
-                self.params[name] = np.array(param, np.float64)
-                self.states[name], self.counts[name] = State(), 0
-                self._switches[name] = dict(group)
-                if group.get("eps", 0) is None:
-                    self._switches[name]["eps"] = float(np.finfo(param.dtype).eps)
+            self.add({**switches, **group})
+
+    def add(self, group):
+        """Add a group of tensors, with a state of their own."""
+        switches = dict(group)
+        for name, param in switches.pop("params").items():
+            assert name not in self.params
+            self.params[name] = np.array(param, np.float64)
+            self.states[name], self.counts[name] = State(), 0
+            self._switches[name] = dict(switches)
+            if switches.get("eps", 0) is None:
+                self._switches[name]["eps"] = float(np.finfo(param.dtype).eps)
+
+    def set(self, names, **switches):
+        """Change switches of these tensors for all steps to come."""
+        for name in names:
+            self._switches[name].update(switches)
 
     def step(self, grads, grad_scale=1.0):
         """Take one step with grads, a dict of name -> array or None."""
@@ -206,11 +218,28 @@ class Run:
                 **self._at_this_step(name),
             )
 
+    def state(self, name):
+        """Return what a tensor that has stepped remembers, by kind, as Optimizer keeps it.
+
+        exp_row and exp_col have batch axes, then one of rows or of columns.
+        """
+        switches, kept = self._switches[name], self.states[name]
+        rule, least = (
+            switches.get("factored_axes", "matrix"),
+            switches.get("min_dim_size_to_factor", 0),
+        )
+        axes = axes_to_factor(self.params[name].shape, rule, least)
+        arrays = {"v": kept.v, "m": kept.m}
+        if axes:
+            arrays["exp_row"] = np.moveaxis(kept.exp_row, axes, (-2, -1))[..., 0]
+            arrays["exp_col"] = np.moveaxis(kept.exp_col, axes, (-2, -1))[..., 0, :]
+        return {kind: array for kind, array in arrays.items() if array is not None}
+
     def _at_this_step(self, name):
         switches = dict(self._switches[name])
         t_scope = switches.pop("t_scope", "tensor")
         switches["t"] = self.t if t_scope == "model" else self.counts[name]
-        for of_t in ("lr", "schedule"):
+        for of_t in ("lr", "schedule", "weight_decay"):
             if callable(switches.get(of_t)):
                 switches[of_t] = switches[of_t](self.t)
         mask = switches.pop("weight_decay_mask", None)

@@ -8,15 +8,19 @@ import pytest
 
 import adafactor_native as an
 
-MODULES = [info.name for info in pkgutil.iter_modules(an.__path__) if info.name != "__main__"]
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(an.__path__, "adafactor_native.")
+    if module.name != "adafactor_native.__main__"
+]
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_examples(module):
-    results = doctest.testmod(importlib.import_module(f"adafactor_native.{module}"))
+    results = doctest.testmod(importlib.import_module(module))
     assert results.failed == 0
 
 
-@pytest.mark.parametrize("public", [an.AdaFactor, an.Optimizer])
+@pytest.mark.parametrize("public", [an.AdaFactor, an.Optimizer, an.convert.load_torch])
 def test_there_is_an_example(public):
     assert doctest.DocTestFinder(recurse=False).find(public)[0].examples

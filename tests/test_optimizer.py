@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 import re
+import weakref
 from collections import OrderedDict, UserDict
 from types import MappingProxyType
 
@@ -158,6 +159,13 @@ def test_a_whole_group_left_out():
     opt = Optimizer(grouped(model()))
     report = opt.step([None, [np.ones(5), None], np.ones(())])
     assert report.stepped.tolist() == [False, True, False, True]
+
+
+def test_a_numpy_scalar_is_a_gradient_of_no_axes():
+    one, other = (Optimizer(model()) for _ in range(2))
+    one.step(gradients())
+    other.step({**gradients(), "s": np.float32(gradients()["s"])})
+    assert bits(one) == bits(other)
 
 
 def test_lr_is_called_with_t():
@@ -342,6 +350,38 @@ def test_a_nonfinite_gradient():
     assert np.isnan(opt.params["k"]).any() and opt.t == 2
 
 
+def test_a_nonfinite_gradient_where_tensors_are_atomic():
+    bad = gradients()
+    bad["k"][1, 2, 3] = np.nan
+    opt, good = (Optimizer(model(), "torch", atomic="tensor") for _ in range(2))
+    good.step(gradients())
+    with pytest.raises(FloatingPointError, match=re.escape("grads['k'][1, 2, 3] is nan")):
+        opt.step(bad)
+    assert (opt.t, opt.skipped, opt.counts.tolist()) == (1, 0, [1, 1, 0, 0])
+    for name, start in model().items():
+        stepped = good.params[name] if name in "wb" else start
+        assert opt.params[name].tobytes() == stepped.tobytes()
+
+    opt = Optimizer(model(), "torch", atomic="tensor", nonfinite="skip")
+    report = opt.step(bad)
+    assert (opt.t, opt.skipped, opt.counts.tolist()) == (1, 1, [1, 1, 0, 1])
+    assert report.skipped and report.stepped.tolist() == [True, True, False, True]
+    for name, start in model().items():
+        stepped = start if name == "k" else good.params[name]
+        assert opt.params[name].tobytes() == stepped.tobytes()
+
+
+def test_carried_rms_of_params():
+    reading, carrying = Optimizer(model()), Optimizer(model(), carry_param_rms=True)
+    for t in range(4):
+        for opt in (reading, carrying):
+            if t == 2:
+                opt.params["w"][0, 0] *= 100.0
+                opt.params_changed()
+            opt.step(gradients(t))
+    assert bits(reading) == bits(carrying)
+
+
 def test_add_param_group():
     params = model()
     opt = Optimizer({"w": params["w"]}, "torch", lr=0.5)
@@ -472,6 +512,16 @@ def test_copies_continue_with_the_same_bits_and_arrays_of_their_own(way):
     assert bits(twin) == bits(opt)
     twin.add_param_group({"params": [np.ones(3)]})
     assert twin.names == (*opt.names, "4")
+
+
+def test_a_model_is_freed_with_its_optimizer():
+    """At once: a cycle would keep it until somebody collects garbage."""
+    params = model()
+    opt = Optimizer(params, "torch", lr=lambda t: 0.1)
+    opt.step(gradients())
+    kept = [weakref.ref(x) for x in (*params.values(), opt.state["w"]["exp_row"], opt)]
+    del params, opt
+    assert [ref() for ref in kept] == [None] * len(kept)
 
 
 def test_deepcopy_with_its_params():

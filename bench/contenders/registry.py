@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import names
 from adafactor_native import AdaFactor
-from contenders import bytes_moved, roof
+from contenders import bytes_moved, one_call, roof
 from contenders.contender import Contender, Update, array_by_array
 from contenders.numba_adafactor import NumbaAdaFactor
 from contenders.numpy_in_place import NumpyInPlace
@@ -61,6 +61,7 @@ CONTENDERS = [
         seed,
         bytes_moved.carried_seed,
     ),
+    *one_call.CONTENDERS,
     Contender(
         names.FLOOR,
         array_by_array(lambda param, lr: roof.Floor(lr).update),
@@ -78,4 +79,8 @@ CONTENDERS = [
         roof=True,
     ),
 ]
-OPTIMIZERS = [contender for contender in CONTENDERS if not contender.roof]
+OPTIMIZERS = [
+    contender
+    for contender in CONTENDERS
+    if not contender.roof and contender not in one_call.CONTENDERS
+]

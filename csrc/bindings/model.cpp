@@ -112,19 +112,15 @@ public:
                    int num_threads) {
         const Turn turn(busy_);
         const std::size_t n = slots_.size();
-        const auto grads = py::reinterpret_steal<py::object>(
-            PySequence_Fast(grads_given.ptr(), "grads must be a sequence"));
-        if (!grads) throw py::error_already_set();
-        PyObject** const grad_of = PySequence_Fast_ITEMS(grads.ptr());
-        if (std::size_t(PySequence_Fast_GET_SIZE(grads.ptr())) != n || lr.size() != rules.size() ||
-            decay.size() != rules.size())
+        const py::tuple grads(grads_given);  // holds them all, whatever becomes of the list
+        if (grads.size() != n || lr.size() != rules.size() || decay.size() != rules.size())
             throw py::value_error(
                 "as many grads as tensors, and lr and decay as rules, are needed");
         converted_.clear();
         tensors_.clear();
         stepping_.clear();
         for (std::size_t k = 0; k < n; ++k) {
-            const py::handle grad = grad_of[k];
+            const py::handle grad = PyTuple_GET_ITEM(grads.ptr(), py::ssize_t(k));
             if (grad.is_none()) continue;
             Slot& slot = *slots_[k];
             const Rule& rule = *rules.at(slot.group);
@@ -147,7 +143,7 @@ public:
         const Outcome outcome =
             take_step(tensors_.data(), tensors_.size(), options, reports_.data());
         if (outcome.fault != Fault::none) {
-            if (NonFinite(nonfinite) == NonFinite::raise) raise(outcome, grad_of, options);
+            if (NonFinite(nonfinite) == NonFinite::raise) raise(outcome, grads, options);
             ++skipped_;
         }
         return results(outcome);
@@ -270,7 +266,7 @@ private:
         return tensor;
     }
 
-    [[noreturn]] void raise(const Outcome& outcome, PyObject* const* grad_of,
+    [[noreturn]] void raise(const Outcome& outcome, const py::tuple& grads,
                             const Options& options) const {
         const std::size_t k = stepping_[outcome.tensor];
         const Slot& slot = *slots_[k];
@@ -281,8 +277,7 @@ private:
                 ? "; nothing was changed"
                 : "; neither it nor the tensors behind it were changed, those before it were";
         throw_floating_point_error(fault_text(outcome, tensors_[outcome.tensor], slot.param,
-                                              {"param", slot.name}, grad_of[k],
-                                              {"grad", slot.name}) +
+                                              {"param", slot.name}, grads[k], {"grad", slot.name}) +
                                    changed);
     }
 

@@ -6,6 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from convention_settings import SETTINGS
+from model_reference import Run
 from peers import model
 
 Options = Mapping[str, Any]
@@ -63,6 +67,45 @@ class Case:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: model.SHAPES)
     groups: Sequence[Group] = ()
     absent: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    def our_groups(self, dtype):
+        """Return groups of new parameters, with the options in which they differ from the case."""
+        return self._with_params([group.ours for group in self.groups], dtype)
+
+    def their_groups(self, dtype):
+        return self._with_params([theirs_of(group) for group in self.groups], dtype)
+
+    def _with_params(self, options, dtype):
+        rest = model.params(self.shapes, dtype)
+        groups = [
+            {"params": {name: rest.pop(name) for name in group.names}, **own}
+            for group, own in zip(self.groups, options)
+        ]
+        return [*groups, {"params": rest}]
+
+    def gradients(self, dtype):
+        """Return name -> gradient or None for each step."""
+        # Of a dead row and a dead column, keras makes 0 / 0 in float32
+        dead = dtype == np.float64 or self.peer != "keras"
+        steps = model.gradients(self.shapes, dtype, dead)
+        for name, indices in self.absent.items():
+            for index in indices:
+                steps[index][name] = None
+        return steps
+
+    def reference(self):
+        """Return the reference's run, before its first step."""
+        settings = SETTINGS[self.convention]
+        groups = []
+        for group in self.our_groups(np.float64):
+            params = group.pop("params")
+            groups.append({"params": params, **settings(**{**self.ours, **group})})
+        return Run(groups)
+
+
+def theirs_of(options):
+    """Return the peer's options of a case or a group."""
+    return options.ours if options.theirs is None else options.theirs
 
 
 def falling(t):

@@ -1,0 +1,74 @@
+"""Our optimizer of whole models: one native call for all parameters."""
+
+from __future__ import annotations
+
+import timeit
+from functools import partial
+from typing import Any
+
+import names
+from adafactor_native import Optimizer
+from contenders import bytes_moved
+from contenders.contender import Contender, Start, Update
+from contenders.references import TorchAdafactor
+from contenders.seed import SeedAdaFactor
+from problems import Array, Problem
+from stopwatch import stopwatch
+
+
+class OneCall:
+    def __init__(self, options: dict[str, Any], params: list[Array], lr: float) -> None:
+        self._params = params
+        self._step = Optimizer(params, lr=lr, **options).step
+
+    def use(self, grads: list[Array]) -> None:
+        self._grads = grads
+
+    def timer(self) -> timeit.Timer:
+        return stopwatch("step(grads)", step=self._step, grads=self._grads)
+
+    def params(self) -> list[Array]:
+        return self._params
+
+
+def one_call(**options: Any) -> Start:
+    return partial(OneCall, options)
+
+
+def seed(param: Array, lr: float) -> Update:
+    return SeedAdaFactor(param.shape, lr).update
+
+
+def as_torch(param: Array, lr: float) -> Update:
+    return TorchAdafactor(param, lr).update
+
+
+def of_many(problem: Problem) -> bool:
+    return problem.group in ("model", "many")
+
+
+CONTENDERS = [
+    Contender(names.ONE_CALL, one_call(), seed, bytes_moved.seed, takes=of_many),
+    Contender(
+        names.ONE_CALL_BY_TENSOR,
+        one_call(atomic="tensor"),
+        seed,
+        bytes_moved.seed,
+        takes=of_many,
+    ),
+    Contender(
+        names.ONE_CALL_CARRIED,
+        one_call(atomic="tensor", carry_param_rms=True),
+        seed,
+        bytes_moved.carried_seed,
+        takes=of_many,
+    ),
+    Contender(
+        names.ONE_CALL_AS_TORCH,
+        # what torch takes eps None for, of float32
+        one_call(convention="torch", eps=(TorchAdafactor.floor, 1e-3)),
+        as_torch,
+        bytes_moved.adafactor,
+        takes=of_many,
+    ),
+]
