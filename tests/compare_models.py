@@ -24,7 +24,7 @@ class Trail:
             unit = self._largest[name] = max(self._largest[name], largest(theirs))
             error = largest(params[name] - theirs)
             assert error <= self._tolerance * unit, (
-                f"{name}, step {self._t}: off by {error / unit:.3g} of the largest"
+                f"{name}, step {self._t}: off by {error:.3g}, its largest was {unit:.3g}"
             )
 
 

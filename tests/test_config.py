@@ -51,12 +51,14 @@ def test_config_is_printed(capsys):
 
 
 def test_main_prints_the_config(tmp_path):
-    command = [sys.executable, "-m", "adafactor_native"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    printed, ours = json.loads(done.stdout), an.show_config(mode="dicts")
-    assert set(printed) == set(ours)
-    for name in ("version", "compiler", "openmp"):
-        assert printed[name] == ours[name]
+    printed, ours = (
+        json.loads(subprocess.run(command, cwd=tmp_path, capture_output=True, check=True).stdout)
+        for command in (
+            [sys.executable, "-m", "adafactor_native"],
+            [sys.executable, "-c", "import adafactor_native as an; an.show_config()"],
+        )
+    )
+    assert printed == ours
 
 
 @pytest.mark.parametrize("name", an.show_config(mode="dicts")["instruction sets"]["available"])

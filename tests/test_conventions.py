@@ -14,7 +14,7 @@ from compare_models import Trail, assert_state_close
 from model_reference import Run
 from peers import model
 from peers.cases import CASES
-from problems import DTYPE_PAIRS, normal, spread
+from problems import DTYPE_PAIRS, DTYPES, normal, spread
 
 IN_FLOAT64 = 1e-12
 IN_FLOAT32 = 3e-6
@@ -109,8 +109,12 @@ def assert_same_steps(opt, run, steps, tolerance=IN_FLOAT64, **of_steps):
 
 @pytest.mark.parametrize("switches", SINGLE.values(), ids=SINGLE)
 def test_every_switch(switches):
+    """Of two tensors some gradients are missing: their t is not the model's, or is by t_scope."""
+    steps = model.gradients()[:10]
+    for index in (2, 3, 6):
+        steps[index].update({"tall": None, "kernel": None})
     opt = an.Optimizer(model.params(), **switches)
-    assert_same_steps(opt, Run(opt.params, **switches), model.gradients()[:10])
+    assert_same_steps(opt, Run(opt.params, **switches), steps)
 
 
 @pytest.mark.parametrize("seed", range(100))
@@ -150,12 +154,14 @@ def any_switches(rng):
     return switches
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES)
-def test_conventions(case):
+def test_conventions(case, dtype):
     """Each convention and set of options that peers/test_peers.py has, where no peer is installed."""
     ours = CASES[case]
-    opt = an.Optimizer(ours.our_groups(np.float64), ours.convention, **ours.ours)
-    assert_same_steps(opt, ours.reference(), ours.gradients(np.float64))
+    opt = an.Optimizer(ours.our_groups(dtype), ours.convention, **ours.ours)
+    tolerance = IN_FLOAT64 if dtype == np.float64 else IN_FLOAT32
+    assert_same_steps(opt, ours.reference(dtype), ours.gradients(dtype), tolerance)
 
 
 PAIRS = [(row, col) for row in range(3) for col in range(3) if row != col]

@@ -93,11 +93,11 @@ class Case:
                 steps[index][name] = None
         return steps
 
-    def reference(self):
-        """Return the reference's run, before its first step."""
+    def reference(self, dtype):
+        """Return the reference's run, before its first step, with parameters that are of dtype."""
         settings = SETTINGS[self.convention]
         groups = []
-        for group in self.our_groups(np.float64):
+        for group in self.our_groups(dtype):
             params = group.pop("params")
             groups.append({"params": params, **settings(**{**self.ours, **group})})
         return Run(groups)

@@ -27,7 +27,7 @@ def installed(require_installed, case):
 @pytest.mark.parametrize("case", CASES)
 def test_reference(case):
     """The reference makes the peer's steps: what it says of Optimizer, the peer would."""
-    run = CASES[case].reference()
+    run = CASES[case].reference(np.float64)
     assert_same_params(case, np.float64, run.params, run.step)
 
 
