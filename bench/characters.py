@@ -23,6 +23,7 @@ from typing import Any
 
 try:
     import numpy as np
+    from threadpoolctl import threadpool_limits
     from tqdm import tqdm
 
     from adafactor_native import Optimizer
@@ -110,6 +111,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=default_plot, metavar="PNG")
     arguments = parser.parse_args()
     steps = QUICK_STEPS if arguments.quick else arguments.steps
+    # A second thread of BLAS gains nothing on matrices of this size, and spins beside the optimizer.
+    threadpool_limits(1, user_api="blas")
 
     prose = manual()
     size = Size(len(prose.alphabet), CONTEXT)
