@@ -10,6 +10,7 @@ ONE_CALL = "Optimizer, all or nothing"
 ONE_CALL_BY_TENSOR = "Optimizer, atomic='tensor'"
 ONE_CALL_CARRIED = "Optimizer, atomic='tensor', carry_param_rms=True"
 ONE_CALL_AS_TORCH = "Optimizer, convention='torch'"
+ONE_CALLS = [ONE_CALL, ONE_CALL_BY_TENSOR, ONE_CALL_CARRIED, ONE_CALL_AS_TORCH]
 FLOOR = "param -= k*grad"
 READ = "read grad"
 TORCH = "torch Adafactor"

@@ -18,6 +18,8 @@ from names import (
     KERAS,
     NATIVE,
     NUMBA,
+    ONE_CALL,
+    ONE_CALLS,
     OPTAX,
     READ,
     SEED,
@@ -37,6 +39,7 @@ LINES: dict[str, dict[str, Any]] = {
     NATIVE: {"color": "#1d4e89", "marker": "o", "linewidth": 2.6, "zorder": 5},
     UNSCALED: {"color": "#1d4e89", "marker": "o", "linestyle": ":", "markerfacecolor": "white"},
     CARRIED: {"color": "#1d4e89", "marker": "o", "linestyle": "--"},
+    **{call: {"color": "#1d4e89"} for call in ONE_CALLS},
     FLOOR: {"color": "#555555", "linestyle": "--"},
     READ: {"color": "#999999", "linestyle": "-."},
     TORCH: {"color": "#d9622b", "marker": "v"},
@@ -248,7 +251,7 @@ def share_of_roof(recorded: Recorded) -> Figure | None:
 
 def mark_ours(axes: Axes) -> None:
     for label in axes.get_yticklabels():
-        label.set_fontweight("bold" if label.get_text() == NATIVE else "normal")
+        label.set_fontweight("bold" if label.get_text() in (NATIVE, ONE_CALL) else "normal")
 
 
 def gain_from_threads(recorded: Recorded) -> Figure | None:

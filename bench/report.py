@@ -8,7 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import plots
-from names import CARRIED, FLOOR, IN_PLACE, NATIVE, NUMBA, PEERS, SEED, UNSCALED
+from names import (
+    CARRIED,
+    FLOOR,
+    IN_PLACE,
+    NATIVE,
+    NUMBA,
+    ONE_CALL,
+    ONE_CALLS,
+    OPTAX,
+    PEERS,
+    SEED,
+    TORCH,
+    TORCH_ADAMW,
+    TORCH_FOREACH,
+    TRANSFORMERS,
+    UNSCALED,
+)
 from recorded import Problem, Recorded
 
 RESULTS = Path(__file__).parent / "results"
@@ -119,7 +135,7 @@ def against_peers(recorded: Recorded) -> list[str]:
 
 
 def models(recorded: Recorded) -> list[str]:
-    problems = recorded.on_all_cores("model")
+    problems = recorded.models()
     rows = [
         [
             contender,
@@ -138,9 +154,9 @@ def models(recorded: Recorded) -> list[str]:
         (
             f"## Models on {count(recorded.cores, 'thread')}\n\n{table(header, rows)}\n\n"
             "One step of all parameters (millions in so many tensors), in float32. Optimizers of single "
-            "arrays run one after the other; the libraries are given all tensors at once. In brackets: "
-            f"the ratio to {NATIVE}. Tensors of more than two dimensions are factored by the libraries "
-            "but not by the seed, nor by us."
+            "arrays run one after the other; Optimizer and the libraries are given all tensors at once. "
+            f"In brackets: the ratio to {NATIVE}. Tensors of more than two dimensions are factored by the "
+            "libraries and with convention='torch', but not by the seed, nor by us otherwise."
         )
     ]
 
@@ -313,7 +329,7 @@ def summary(recorded: Recorded) -> str:
             *(times(recorded.ratio(problem, other, to=NATIVE)) for other in others),
             *(times(recorded.ratio(problem, ours, to=FLOOR)) for ours in OURS),
         ]
-        for problem in recorded.on_all_cores()
+        for problem in [*recorded.arrays(), *recorded.on_all_cores("model")]
     ]
     header = ["param", "ours", *others]
     header += ["ours / floor", "... without RMS(param)", "... carrying it"]
@@ -328,7 +344,31 @@ def summary(recorded: Recorded) -> str:
         "AdamW is another algorithm, with twice the parameters' memory as state. Kernels of more "
         "than two axes (ResNet-50) keep a full float64 `v` here, as in the seed; the libraries "
         "factor them.\n\n"
-        f"{noise(recorded)}"
+        f"{in_one_call(recorded)}{noise(recorded)}"
+    )
+
+
+def in_one_call(recorded: Recorded) -> str:
+    """Whole models by `Optimizer`, beside a loop over `AdaFactor` and the libraries."""
+    calls = recorded.among(ONE_CALLS)
+    others = recorded.among([TORCH, TORCH_FOREACH, TRANSFORMERS, OPTAX, TORCH_ADAMW])
+    rows = [
+        [
+            f"{problem['name']}, {problem['size'] / 1e6:.1f} M",
+            duration(recorded.median_ns(problem, NATIVE)),
+            *(duration(recorded.median_ns(problem, call)) for call in calls),
+            *(times(recorded.ratio(problem, other, to=ONE_CALL)) for other in others),
+        ]
+        for problem in recorded.models()
+        if recorded.result(problem, ONE_CALL)
+    ]
+    if not rows:
+        return ""
+    header = ["params", "loop over AdaFactor", *calls, *others]
+    return (
+        f"{table(header, rows)}\n\n"
+        "Whole models in one call of Optimizer, with the seed's convention unless another is named; how "
+        "many of its steps, all or nothing, fit into one step of the others.\n\n"
     )
 
 
