@@ -90,7 +90,14 @@ def check_switches(switches: Mapping[str, Any], shown: Mapping[str, str]) -> Swi
         raise ValueError(f"{name('warmup_init')} is True, must be False without relative_step")
     if checked["bias_correction"] and checked["decay_rate"] is not None:
         raise ValueError(f"{name('bias_correction')} is True, must be False with a decay_rate")
+    if checked["bias_correction"] and checked["beta2"] == 1:
+        raise ValueError(f"{name('beta2')} is 1.0, must be below 1 with bias_correction")
     mode = checked["weight_decay_mode"]
+    if checked["scale_after_decay"] and mode == "step":
+        raise ValueError(
+            f"{name('scale_after_decay')} is True, must be False with weight_decay_mode 'step': "
+            "that decay depends on RMS(param)"
+        )
     if checked["weight_decay_lr_exponent"] is not None and mode != "alone":
         raise ValueError(
             f"{name('weight_decay_lr_exponent')} is {checked['weight_decay_lr_exponent']}, must be "

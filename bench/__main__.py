@@ -33,7 +33,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer problems, in about a minute")
     parser.add_argument(
-        "--only", metavar="TEXT", default="", help="problems with TEXT in the name or group"
+        "--only",
+        metavar="TEXT",
+        default="",
+        help="problems with TEXT in the name or group, nothing else",
     )
     parser.add_argument("--output", type=Path, metavar="JSON", help="default: in bench/results/")
     parser.add_argument(
@@ -54,9 +57,14 @@ def main() -> None:
 
 
 def measure_all(contenders: list[Contender], only: str) -> dict[str, Any]:
-    return {
+    run = {
         **description("full"),
         "results": race_all(all_problems(), contenders, only, seconds=1.2),
+    }
+    if only:
+        return run
+    return {
+        **run,
         "neighbours": neighbours.measure(OPTIMIZERS, seconds=30),
         "pools": pools.measure(seconds=60),
         "memory": memory.measure(OPTIMIZERS),
@@ -66,9 +74,14 @@ def measure_all(contenders: list[Contender], only: str) -> dict[str, Any]:
 def measure_quickly(contenders: list[Contender], only: str) -> dict[str, Any]:
     # numba would spend most of the minute on compiling once more, for its own memory
     without_compiler = [c for c in OPTIMIZERS if c.name != names.NUMBA]
-    return {
+    run = {
         **description("quick"),
         "results": race_all(quick_problems(), contenders, only, seconds=0.2),
+    }
+    if only:
+        return run
+    return {
+        **run,
         "neighbours": neighbours.measure(OPTIMIZERS, seconds=5),
         "pools": pools.measure(seconds=6),
         "memory": memory.measure(without_compiler),

@@ -41,13 +41,13 @@ def write_report(path: Path) -> Path:
     sections = [
         heading(recorded),
         *(f"![{picture.stem}]({picture.name})" for picture in plots.draw(recorded)),
-        speed(recorded),
+        *([speed(recorded)] if recorded.arrays() else []),
         *against_peers(recorded),
         *models(recorded),
-        threads(recorded),
-        neighbours(recorded),
-        pools(recorded),
-        memory(recorded),
+        *([threads(recorded)] if recorded.by_threads() else []),
+        *([neighbours(recorded)] if "neighbours" in recorded.run else []),
+        *([pools(recorded)] if "pools" in recorded.run else []),
+        *([memory(recorded)] if "memory" in recorded.run else []),
         every_figure(recorded),
     ]
     report = path.with_suffix(".md")
@@ -307,20 +307,30 @@ def count(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
-README_START, README_END = "<!-- bench/results -->", "<!-- end -->"
+README_START, README_MODELS, README_END = (
+    "<!-- bench/results -->",
+    "<!-- bench/results, models -->",
+    "<!-- end -->",
+)
 
 
 def write_into_readme(recorded: Recorded, readme: Path) -> None:
-    """Replace what stands between the two marks by a short table of the run."""
+    """Replace what stands between two marks by a short table, of all that the run has measured."""
     text = readme.read_text(encoding="utf-8")
-    before, rest = text.split(README_START)
-    _, after = rest.split(README_END)
-    block = f"{README_START}\n{summary(recorded)}\n{README_END}"
-    readme.write_text(before + block + after, encoding="utf-8")
+    if recorded.arrays():
+        text = replaced(text, README_START, summary(recorded))
+    if table_of_models := in_one_call(recorded):
+        text = replaced(text, README_MODELS, table_of_models)
+    readme.write_text(text, encoding="utf-8")
+
+
+def replaced(text: str, start: str, block: str) -> str:
+    before, rest = text.split(start)
+    _, after = rest.split(README_END, 1)
+    return f"{before}{start}\n{block}\n{README_END}{after}"
 
 
 def summary(recorded: Recorded) -> str:
-    machine, native = recorded.run["machine"], recorded.run["software"]["adafactor_native"]
     others = recorded.among([SEED, NUMBA, *PEERS])
     rows = [
         [
@@ -337,14 +347,21 @@ def summary(recorded: Recorded) -> str:
         f"{table(header, rows)}\n\n"
         "The time of our step; how many of it fit into one step of the others; how many times the "
         "floor, `param -= k*grad`, fits into ours. "
-        f"Medians on {count(recorded.cores, 'thread')}: {machine['processor']}, "
-        f"{native['compiler']['name']} {native['compiler']['version']}, instruction set "
-        f"{native['instruction sets']['running']}, {recorded.run['date']}. numba runs the same two "
+        f"{where(recorded)} numba runs the same two "
         "sweeps, as well written as we can, free to reorder sums and without the search for nan. "
         "AdamW is another algorithm, with twice the parameters' memory as state. Kernels of more "
         "than two axes (ResNet-50) keep a full float64 `v` here, as in the seed; the libraries "
         "factor them.\n\n"
-        f"{in_one_call(recorded)}{noise(recorded)}"
+        f"{noise(recorded)}"
+    )
+
+
+def where(recorded: Recorded) -> str:
+    machine, native = recorded.run["machine"], recorded.run["software"]["adafactor_native"]
+    return (
+        f"Medians on {count(recorded.cores, 'thread')}: {machine['processor']}, "
+        f"{native['compiler']['name']} {native['compiler']['version']}, instruction set "
+        f"{native['instruction sets']['running']}, {recorded.run['date']}."
     )
 
 
@@ -367,8 +384,8 @@ def in_one_call(recorded: Recorded) -> str:
     header = ["params", "loop over AdaFactor", *calls, *others]
     return (
         f"{table(header, rows)}\n\n"
-        "Whole models in one call of Optimizer, with the seed's convention unless another is named; how "
-        "many of its steps, all or nothing, fit into one step of the others.\n\n"
+        "Times of a step of all tensors, with the seed's convention unless another is named; how many "
+        f"steps of Optimizer, all or nothing, fit into one step of the others. {where(recorded)}"
     )
 
 

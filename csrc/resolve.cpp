@@ -37,7 +37,7 @@ StepSize step_size(const HyperParameters& hyper, bool has_momentum, double mean_
     double size = hyper.lr;
     if (hyper.scale_parameter) {
         double rms = std::sqrt(mean_param_squared);
-        if (hyper.scale_after_decay) rms *= 1 - hyper.decay;
+        if (hyper.scale_after_decay) rms *= std::abs(1 - hyper.decay);
         size *= rms < hyper.eps_scale ? hyper.eps_scale : rms;
     }
     Move move{};

@@ -87,7 +87,8 @@ SWITCHES = {
             "eps_scale": 1e-3,
         }
         for mode in ("lr", "alone")
-    ],
+    ]
+    + [{"scale_after_decay": True, "weight_decay": 1.5, "weight_decay_mode": "alone"}],
     "maximize": [{"maximize": True}],
     "t_scope": [{"t_scope": "model", "decay_rate": -0.8, "relative_step": True, "lr": 1.0}],
 }

@@ -368,6 +368,18 @@ REFUSED = [
     ),
     (
         "seed",
+        {"bias_correction": True, "beta2": 1},
+        ValueError,
+        "beta2 is 1.0, must be below 1 with bias_correction",
+    ),
+    (
+        "keras",
+        {"weight_decay_mode": "step"},
+        ValueError,
+        "scale_after_decay is True, must be False with weight_decay_mode 'step'",
+    ),
+    (
+        "seed",
         {"weight_decay_lr_exponent": 2},
         ValueError,
         "weight_decay_lr_exponent is 2.0, must be None with weight_decay_mode 'lr'",
