@@ -35,8 +35,9 @@ def main() -> None:
     parser.add_argument(
         "--only",
         metavar="TEXT",
-        default="",
-        help="problems with TEXT in the name or group, nothing else",
+        nargs="+",
+        default=[],
+        help="problems with a TEXT in the name, or as group, and nothing else",
     )
     parser.add_argument("--output", type=Path, metavar="JSON", help="default: in bench/results/")
     parser.add_argument(
@@ -56,7 +57,7 @@ def main() -> None:
     print(write_report(output))
 
 
-def measure_all(contenders: list[Contender], only: str) -> dict[str, Any]:
+def measure_all(contenders: list[Contender], only: list[str]) -> dict[str, Any]:
     run = {
         **description("full"),
         "results": race_all(all_problems(), contenders, only, seconds=1.2),
@@ -71,7 +72,7 @@ def measure_all(contenders: list[Contender], only: str) -> dict[str, Any]:
     }
 
 
-def measure_quickly(contenders: list[Contender], only: str) -> dict[str, Any]:
+def measure_quickly(contenders: list[Contender], only: list[str]) -> dict[str, Any]:
     # numba would spend most of the minute on compiling once more, for its own memory
     without_compiler = [c for c in OPTIMIZERS if c.name != names.NUMBA]
     run = {
@@ -99,10 +100,14 @@ def description(mode: str) -> dict[str, Any]:
 
 
 def race_all(
-    problems: list[Problem], contenders: list[Contender], only: str, seconds: float
+    problems: list[Problem], contenders: list[Contender], only: list[str], seconds: float
 ) -> list[dict[str, Any]]:
     results = []
-    chosen = [p for p in problems if only in p.name or only in p.group]
+    chosen = [
+        problem
+        for problem in problems
+        if not only or any(text in problem.name or text == problem.group for text in only)
+    ]
     for problem in (bar := tqdm(chosen, desc="problems")):
         bar.set_postfix_str(f"{problem.name}, threads: {problem.threads}")
         results += race(problem, contenders, seconds)
