@@ -45,7 +45,7 @@ def draw(drawn: Drawn, path: Path) -> None:
         draw_losses(panels[0], drawn)
         draw_rates(panels[1], drawn)
         draw_grad_norm(panels[2], drawn)
-        draw_column(panels[3], drawn, "rms_grad", "RMS(grad), clipped")
+        draw_column(panels[3], drawn, "rms_grad", "RMS(grad), before any clip")
         draw_column(panels[4], drawn, "rms_u", "RMS(u), before its clip")
         draw_column(panels[5], drawn, "clip_divisor", "The clip's divisor of u")
         draw_column(panels[6], drawn, "rms_param", "RMS(param)")
