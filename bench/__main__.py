@@ -32,7 +32,9 @@ except ImportError as error:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer problems, in about a minute")
-    parser.add_argument("--only", metavar="TEXT", default="", help="problems with TEXT in the name")
+    parser.add_argument(
+        "--only", metavar="TEXT", default="", help="problems with TEXT in the name or group"
+    )
     parser.add_argument("--output", type=Path, metavar="JSON", help="default: in bench/results/")
     parser.add_argument(
         "--require-peers", action="store_true", help="fail unless all other libraries take part"
@@ -87,7 +89,7 @@ def race_all(
     problems: list[Problem], contenders: list[Contender], only: str, seconds: float
 ) -> list[dict[str, Any]]:
     results = []
-    chosen = [problem for problem in problems if only in problem.name]
+    chosen = [p for p in problems if only in p.name or only in p.group]
     for problem in (bar := tqdm(chosen, desc="problems")):
         bar.set_postfix_str(f"{problem.name}, threads: {problem.threads}")
         results += race(problem, contenders, seconds)

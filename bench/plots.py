@@ -53,6 +53,7 @@ LINES: dict[str, dict[str, Any]] = {
 ROOF = (FLOOR, READ)
 # In the picture over sizes one line stands for a library, or it would hold fourteen.
 OVER_SIZES = [SEED, TORCH, TRANSFORMERS, OPTAX, NUMBA, NATIVE, TORCH_ADAMW, FLOOR]
+MODEL_SIZE = 10**7  # smaller ones are for comparison, in the tables
 STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.grid": True,
@@ -178,7 +179,10 @@ def gain_over_seed(recorded: Recorded) -> Figure | None:
 
 def time_of_models(recorded: Recorded) -> Figure | None:
     """One panel per model, from the smallest; a bar for each contender, from the slowest."""
-    problems = sorted(recorded.on_all_cores("model"), key=lambda problem: problem["size"])
+    problems = sorted(
+        (p for p in recorded.on_all_cores("model") if p["size"] > MODEL_SIZE),
+        key=lambda problem: problem["size"],
+    )
     if not problems:
         return None
     ran = [c for c in recorded.contenders if all(recorded.result(p, c) for p in problems)]

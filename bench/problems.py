@@ -90,9 +90,9 @@ def model(name: str, threads: int) -> Problem:
 def many_small(threads: int) -> list[Problem]:
     """Two hundred tensors, and one of as many elements."""
     return [
-        Problem("many", ((256, 64),) * 200, threads, model="200 of 256x64"),
-        one_array("many", (200 * 256, 64), threads),
-        one_array("many", (200 * 16, 1024), threads),
+        Problem("model", ((256, 64),) * 200, threads, model="200 of 256x64"),
+        Problem("model", ((200 * 256, 64),), threads, model="one of 51200x64"),
+        Problem("model", ((200 * 16, 1024),), threads, model="one of 3200x1024"),
     ]
 
 

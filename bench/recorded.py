@@ -33,11 +33,7 @@ class Recorded:
         ]
 
     def arrays(self) -> list[Problem]:
-        return [p for p in self.on_all_cores() if p["group"] not in ("model", "many")]
-
-    def models(self) -> list[Problem]:
-        """Many tensors, or one for comparison."""
-        return [*self.on_all_cores("many"), *self.on_all_cores("model")]
+        return [p for p in self.on_all_cores() if p["group"] != "model"]
 
     def among(self, contenders: list[str]) -> list[str]:
         return [contender for contender in contenders if contender in self.contenders]

@@ -135,7 +135,7 @@ def against_peers(recorded: Recorded) -> list[str]:
 
 
 def models(recorded: Recorded) -> list[str]:
-    problems = recorded.models()
+    problems = recorded.on_all_cores("model")
     rows = [
         [
             contender,
@@ -329,7 +329,7 @@ def summary(recorded: Recorded) -> str:
             *(times(recorded.ratio(problem, other, to=NATIVE)) for other in others),
             *(times(recorded.ratio(problem, ours, to=FLOOR)) for ours in OURS),
         ]
-        for problem in [*recorded.arrays(), *recorded.on_all_cores("model")]
+        for problem in recorded.on_all_cores()
     ]
     header = ["param", "ours", *others]
     header += ["ours / floor", "... without RMS(param)", "... carrying it"]
@@ -359,7 +359,7 @@ def in_one_call(recorded: Recorded) -> str:
             *(duration(recorded.median_ns(problem, call)) for call in calls),
             *(times(recorded.ratio(problem, other, to=ONE_CALL)) for other in others),
         ]
-        for problem in recorded.models()
+        for problem in recorded.on_all_cores("model")
         if recorded.result(problem, ONE_CALL)
     ]
     if not rows:

@@ -76,7 +76,12 @@ def test_environment_lowers_the_instruction_set(python, name):
 def test_public_names():
     assert set(an.__all__) == {
         "AdaFactor",
+        "Optimizer",
+        "ParamGroup",
+        "StateMemory",
+        "StepReport",
         "__version__",
+        "convert",
         "get_num_threads",
         "set_num_threads",
         "show_config",

@@ -11,6 +11,7 @@ import pytest
 import adafactor_native as an
 from buffers import LAYOUTS, Buffer
 from compare_models import Trail, assert_state_close
+from convention_settings import SETTINGS
 from model_reference import Run
 from peers import model
 from peers.cases import CASES
@@ -162,6 +163,25 @@ def test_conventions(case, dtype):
     opt = an.Optimizer(ours.our_groups(dtype), ours.convention, **ours.ours)
     tolerance = IN_FLOAT64 if dtype == np.float64 else IN_FLOAT32
     assert_same_steps(opt, ours.reference(dtype), ours.gradients(dtype), tolerance)
+
+
+@pytest.mark.parametrize("convention", SETTINGS)
+def test_whose_steps_a_convention_counts(convention):
+    """Missing gradients, in which those libraries differ that know of them."""
+    ours = {"t5x": {"learning_rate": 0.5}, "big_vision": {"lr": 0.5}}.get(convention, {})
+    steps = model.gradients()[:10]
+    for index in (0, 1, 2, 5):
+        steps[index].update({"tall": None, "kernel": None})
+    opt = an.Optimizer(model.params(), convention, **ours)
+    assert_same_steps(opt, Run(opt.params, **SETTINGS[convention](**ours)), steps)
+
+
+def test_keras_without_relative_step():
+    """keras itself does not obey; its documentation does."""
+    ours = {"learning_rate": 0.5, "relative_step": False}
+    opt = an.Optimizer(model.params(), "keras", **ours)
+    run = Run(opt.params, **SETTINGS["keras"](**ours))
+    assert_same_steps(opt, run, model.gradients()[:10])
 
 
 PAIRS = [(row, col) for row in range(3) for col in range(3) if row != col]

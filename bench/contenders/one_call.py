@@ -44,7 +44,7 @@ def as_torch(param: Array, lr: float) -> Update:
 
 
 def of_many(problem: Problem) -> bool:
-    return problem.group in ("model", "many")
+    return problem.group == "model"
 
 
 CONTENDERS = [
