@@ -514,8 +514,9 @@ def _in_order_of(
         ordered = [grads[name] for name in names]
     except KeyError:
         missing = next(name for name in names if name not in grads)
+        unknown = next((f", but {name!r}" for name in grads if name not in names), "")
         raise ValueError(
-            f"{shown} has no {missing!r}, must have every name; None leaves a tensor out"
+            f"{shown} has no {missing!r}{unknown}, must have every name; None leaves a tensor out"
         ) from None
     if len(grads) != len(names):
         unknown = next(name for name in grads if name not in names)

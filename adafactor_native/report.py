@@ -124,7 +124,7 @@ class StepReport:
         lines = _table(["", *COLUMNS], rows)
         left_out = len(self.names) - len(rows)
         if left_out:
-            lines.append(f"and {left_out} that were clipped less")
+            lines.append(f"and {left_out} that were not clipped more")
         return "\n".join([repr(self), *lines])
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 FORMAT = "adafactor_native.Optimizer"
 FORMAT_VERSION = 1
 
-_CALLABLE = "callable"  # the key under which a header keeps what cannot be written, as text
+_CALLABLE = {"callable": True}  # what a header has for what cannot be written
 
 
 def state_dict(opt: Optimizer, params: bool) -> dict[str, Array]:
@@ -101,7 +101,7 @@ def _description(tensor: Tensor, group: int) -> dict[str, Any]:
 
 def _written(switches: Switches) -> Switches:
     return {
-        name: {_CALLABLE: repr(value)} if callable(value) else value
+        name: _CALLABLE if callable(value) else value
         for name, value in switches.items()
         if name not in SETTLED
     }
@@ -114,11 +114,10 @@ def _read(given: Any, own: Switches, shown: str) -> Switches:
         raise ValueError(f"{shown} must have the switches {', '.join(expected)} and no others")
     values = {}
     for name, value in given.items():
-        was_callable = isinstance(value, dict) and _CALLABLE in value
+        was_callable = value == _CALLABLE
         if was_callable and not callable(own[name]):
             raise ValueError(
-                f"{name} is {own[name]!r}, must be a callable: it was {value[_CALLABLE]} when the "
-                "state was saved"
+                f"{name} is {own[name]!r}, must be a callable, as it was when the state was saved"
             )
         if callable(own[name]) and not was_callable:
             raise ValueError(

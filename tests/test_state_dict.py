@@ -276,9 +276,9 @@ BAD = [
         "header['groups'][0]['beta1'] is None, must be a number in [0, 1)",
     ),
     (
-        with_header(groups__0__lr={"callable": "<f>"}),
+        with_header(groups__0__lr={"callable": True}),
         ValueError,
-        "lr is 0.01, must be a callable: it was <f> when the state was saved",
+        "lr is 0.01, must be a callable, as it was when the state was saved",
     ),
 ]
 
