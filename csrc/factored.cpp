@@ -35,9 +35,7 @@ public:
           rows_(std::size_t(tensor.param.shape[tensor.row_axis])),
           cols_(std::size_t(tensor.param.shape[tensor.col_axis])),
           n_matrices_(param_.size()),
-          carried_(hyper_.scale_parameter ? tensor.carried : nullptr),
-          owns_rows_(partition_.owns_outer != grad_.swapped()),
-          needs_param_(hyper_.scale_parameter) {
+          owns_rows_(partition_.owns_outer != grad_.swapped()) {
         interleaved_ = std::max(param_.interleaved(), grad_.interleaved());
         const std::size_t fitting =
             std::clamp<std::size_t>(kTile / (rows_ * cols_), 1, n_matrices_);
@@ -141,8 +139,6 @@ public:
 private:
     static constexpr bool kBothFloat = std::is_same_v<P, float> && std::is_same_v<G, float>;
 
-    bool has_momentum() const { return tensor_.m.data != nullptr; }
-
     bool packs() const {
         return !grad_like_param_.has_unit_runs() || !param_.has_unit_runs() || !m_.has_unit_runs();
     }
@@ -183,8 +179,6 @@ private:
                    1e-36;
     }
 
-    double grad_sq_scale() const { return hyper_.grad_scale * hyper_.grad_scale; }
-
     void measure_group(std::size_t chunk, std::size_t index, char* room) {
         for_matrices(chunk, [&](std::size_t m) {
             std::fill_n(group_of(group_sum_sq_, m, index), partition_.n_cross, 0.0);
@@ -204,10 +198,7 @@ private:
     // Lines [k, k + n) of the owned axis.
     void measure_block(std::size_t m, std::size_t group, std::size_t k, std::size_t n, char* room) {
         Statistics out{};
-        out.beta2 = hyper_.beta2;
-        out.eps = hyper_.eps_squares;
-        out.eps_means = hyper_.eps_means;
-        out.scale = grad_sq_scale();
+        out.moment = moment();
         out.wide = sums_need_double();
         out.cross_sum_sq = group_of(group_sum_sq_, m, group);
         out.cross_weighted = group_of(group_weighted_, m, group);
@@ -281,14 +272,9 @@ private:
     // Adds up the groups, finishes the crossed axes and looks whether all is well.
     Fault resolve_moments(const Team& team) {
         for_each_matrix(team, [&](std::size_t m, const Team& by) {
-            const CrossSums sums{group_of(group_sum_sq_, m, 0),
-                                 group_of(group_weighted_, m, 0),
-                                 partition_.n_groups,
-                                 hyper_.beta2,
-                                 hyper_.eps_squares,
-                                 grad_sq_scale(),
-                                 double(partition_.n_own),
-                                 cross_old(m)};
+            const CrossSums sums{group_of(group_sum_sq_, m, 0), group_of(group_weighted_, m, 0),
+                                 partition_.n_groups,           moment(),
+                                 double(partition_.n_own),      cross_old(m)};
             for_parts(by, partition_.n_cross, partition_.n_groups,
                       [&](std::size_t begin, std::size_t end) {
                           table_.add_groups(sums, begin, end, cross(m));
@@ -515,9 +501,7 @@ private:
     Partition partition_;  // of each matrix of grad
     Tiling tiling_;        // of each matrix of param
     std::size_t rows_, cols_, n_matrices_;
-    CarriedSquares* carried_;  // null if RMS(param) is measured, or not needed
     bool owns_rows_;
-    bool needs_param_;
 
     // Tasks of about kTile elements: chunks of small matrices, or turns within a large one and
     // those that are interleaved with it.

@@ -26,8 +26,7 @@ public:
           cols_(param_[0].inner),
           n_matrices_(param_.size()),
           matrices_per_task_(kTile / (rows_ * cols_) / kLanes * kLanes),
-          n_tasks_((n_matrices_ + matrices_per_task_ - 1) / matrices_per_task_),
-          needs_param_(hyper_.scale_parameter) {}
+          n_tasks_((n_matrices_ + matrices_per_task_ - 1) / matrices_per_task_) {}
 
     std::size_t room_size() const override { return 0; }
 
@@ -155,14 +154,6 @@ private:
         }
     };
 
-    bool has_momentum() const { return tensor_.m.data != nullptr; }
-    double grad_sq_scale() const { return hyper_.grad_scale * hyper_.grad_scale; }
-
-    Factored moment() const {
-        return {hyper_.beta2,    hyper_.eps_squares, grad_sq_scale(),  hyper_.eps_means,
-                hyper_.eps_root, hyper_.root_floor,  hyper_.mean_floor};
-    }
-
     template <class Body>  // body(first matrix, number)
     void for_groups(std::size_t task, const Body& body) const {
         const std::size_t begin = task * matrices_per_task_;
@@ -182,7 +173,6 @@ private:
     MatrixBatch param_, grad_;
     MatrixBatch m_;  // param_ again without momentum
     std::size_t rows_, cols_, n_matrices_, matrices_per_task_, n_tasks_;
-    bool needs_param_;
     Move* moves_ = nullptr;       // (n_matrices,) or of all
     double* param_sq_ = nullptr;  // (n_matrices,) or (n_tasks,)
     double* u_sq_ = nullptr;      // the same, until resolve is done

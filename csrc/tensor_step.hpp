@@ -56,12 +56,26 @@ public:
 
 protected:
     TensorStep(const Tensor& tensor, TensorReport& report)
-        : tensor_(tensor), hyper_(tensor.hyper), report_(report) {}
+        : tensor_(tensor),
+          hyper_(tensor.hyper),
+          report_(report),
+          carried_(hyper_.scale_parameter ? tensor.carried : nullptr),
+          needs_param_(hyper_.scale_parameter) {}
     ~TensorStep() = default;
+
+    bool has_momentum() const { return tensor_.m.data != nullptr; }
+    double grad_sq_scale() const { return hyper_.grad_scale * hyper_.grad_scale; }
+
+    Moment moment() const {
+        return {hyper_.beta2,    hyper_.eps_squares, grad_sq_scale(),  hyper_.eps_means,
+                hyper_.eps_root, hyper_.root_floor,  hyper_.mean_floor};
+    }
 
     const Tensor& tensor_;
     HyperParameters hyper_;
     TensorReport& report_;
+    CarriedSquares* carried_;  // null if RMS(param) is measured, or not needed
+    bool needs_param_;         // RMS(param) is still to be found
 };
 
 // Each makes a step in the memory of `kept`.

@@ -34,8 +34,6 @@ public:
     UnfactoredStep(const Tensor& tensor, TensorReport& report, const Kernels<P, G>& kernels)
         : TensorStep(tensor, report),
           kernels_(kernels),
-          carried_(hyper_.scale_parameter ? tensor.carried : nullptr),
-          needs_param_(hyper_.scale_parameter),
           order_(order_of(tensor)),
           n_tiles_((order_.size() + kTile - 1) / kTile) {}
 
@@ -121,19 +119,11 @@ private:
         }
     };
 
-    bool has_momentum() const { return tensor_.m.data != nullptr; }
-    double grad_sq_scale() const { return hyper_.grad_scale * hyper_.grad_scale; }
-
     Fault fault_of(const Sums& total) const {
         if (!std::isfinite(total.grad_sq)) return Fault::grad;
         if (hyper_.scale_parameter && !std::isfinite(mean_param_sq_)) return Fault::param;
         if (!std::isfinite(total.u_sq)) return Fault::second_moment;
         return Fault::none;
-    }
-
-    Unfactored moment() const {
-        return {hyper_.beta2,     hyper_.eps_squares, grad_sq_scale(),
-                hyper_.eps_means, hyper_.eps_root,    hyper_.root_floor};
     }
 
     template <class Body>  // body(first element, number)
@@ -173,8 +163,6 @@ private:
     }
 
     const Kernels<P, G>& kernels_;
-    CarriedSquares* carried_;  // null if RMS(param) is measured, or not needed
-    bool needs_param_;
     ElementOrder order_;
     std::size_t n_tiles_;
     Sums* sums_ = nullptr;        // (n_tiles,)

@@ -601,7 +601,11 @@ def test_gradients_of_the_wrong_structure():
         ([w, b, k], ValueError, "grads has 3 gradients, must have 4"),
         ([], ValueError, "grads has 0 gradients, must have 4"),
         ([[w], [b], [s]], ValueError, "grads[1] has 1 gradients, must have 2"),
-        ([{"w": w}, {"b": b, "2": k}, s], ValueError, "grads[1] has no '1', but 'b', must have every name"),
+        (
+            [{"w": w}, {"b": b, "2": k}, s],
+            ValueError,
+            "grads[1] has no '1', but 'b', must have every name",
+        ),
         ([{"w": w, "v": w}, [b, k], s], ValueError, "grads[0] has 'v', must have names of params"),
     ]:
         assert_refused(opt, error, text, grads)

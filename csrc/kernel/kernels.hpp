@@ -20,18 +20,27 @@ struct Block {
     std::size_t rows, cols;
 };
 
+// The rule of a second moment, v or a running mean, and of u, as in HyperParameters:
+//
+//   v <- beta2 v + (1 - beta2) (scale grad^2 + eps)
+//   u  = grad / max(sqrt(V) + eps_root, root_floor),  V = v + eps_means
+//
+// or, factored, V = (row + eps_means) (col + eps_means) / max(mean of rows, mean_floor).
+struct Moment {
+    double beta2, eps, scale, eps_means, eps_root, root_floor, mean_floor;
+};
+
 // Statistics of a block of grad that spans one axis of the matrix, so that this axis's running
 // means are final within the block (`own`); those of the other axis are summed over blocks
 // (`cross`). measure_rows owns the rows, measure_cols the columns.
 //
 //   own_sum_sq[i]      = sum_j grad[i,j]^2
-//   own_new[i]         = beta2 own_old[i] + (1 - beta2) (scale own_sum_sq[i] / cross length + eps)
+//   own_new[i]         = own_old[i] moved by own_sum_sq[i] / cross length, as struct Moment says
 //   cross_sum_sq[j]   += sum_i grad[i,j]^2
 //   cross_weighted[j] += sum_i grad[i,j]^2 / (own_new[i] + eps_means)
 struct Statistics {
-    double beta2, eps, eps_means;
-    double scale;  // of squares
-    bool wide;     // sum fp32 data in fp64
+    Moment moment;
+    bool wide;  // sum fp32 data in fp64
     const double* own_old;
     double* own_new;
     double* own_sum_sq;
@@ -62,19 +71,6 @@ struct Update {
     bool sums_param;  // return the sum of squares of what was written, as sum_squares would
 };
 
-// An unfactored second moment:
-//
-//   v <- beta2 v + (1 - beta2) (scale grad^2 + eps)
-//   u  = grad / max(sqrt(v + eps_means) + eps_root, root_floor)
-struct Unfactored {
-    double beta2, eps, scale, eps_means, eps_root, root_floor;
-};
-
-// A factored one: as HyperParameters in adafactor.hpp say, with `scale` of squares.
-struct Factored {
-    double beta2, eps, scale, eps_means, eps_root, root_floor, mean_floor;
-};
-
 inline constexpr std::size_t kLanesOfSmall = 8;     // small matrices that are taken at once
 inline constexpr std::size_t kSmallElements = 256;  // of each, at most
 
@@ -103,14 +99,14 @@ struct Kernels {
     double (*apply)(const Block<P>& param, const Block<P>& m, const Block<const G>& grad,
                     const Update& update);
     UnfactoredSums (*measure_unfactored)(const G* grad, const double* v, std::size_t n,
-                                         const Unfactored& moment);
+                                         const Moment& moment);
     void (*apply_unfactored)(P* param, P* m, const G* grad, double* v, std::size_t n,
-                             const Unfactored& moment, const Move& move, bool wide);
+                             const Moment& moment, const Move& move, bool wide);
     // Elements of small matrices are (rows, cols, kLanesOfSmall). param may be null, m too.
     void (*measure_small)(const P* param, const G* grad, const SmallState& state,
-                          const Factored& moment, SmallSums& sums);
+                          const Moment& moment, SmallSums& sums);
     void (*apply_small)(P* param, P* m, const G* grad, const SmallState& state,
-                        const Factored& moment, const Move& move);
+                        const Moment& moment, const Move& move);
 };
 
 // The running means of one axis of a matrix after this step. A line whose squares sum to zero has
@@ -133,8 +129,7 @@ struct CrossSums {
     double* sum_sq;
     double* weighted;
     std::size_t n_groups;
-    double beta2, eps;
-    double scale;   // of squares
+    Moment moment;
     double length;  // of the axis that was summed over
     const double* old;
 };

@@ -127,9 +127,9 @@ double sum_squares(const Block<const P>& param) {
 template <class Acc>
 ADAFACTOR_INLINE bool finish_means(const Statistics& out, std::size_t first, std::size_t n,
                                    std::size_t length, Acc* weight) {
-    const Doubles beta2 = broadcast(out.beta2), rest = broadcast(1 - out.beta2);
-    const Doubles eps = broadcast(out.eps), eps_means = broadcast(out.eps_means);
-    const Doubles scale = broadcast(out.scale), count = broadcast(double(length));
+    const Doubles beta2 = broadcast(out.moment.beta2), rest = broadcast(1 - out.moment.beta2);
+    const Doubles eps = broadcast(out.moment.eps), eps_means = broadcast(out.moment.eps_means);
+    const Doubles scale = broadcast(out.moment.scale), count = broadcast(double(length));
     const Doubles zero = broadcast(0.0), one = broadcast(1.0);
     Doubles wrong = zero;
     const auto finish = [&](std::size_t, auto load_group,

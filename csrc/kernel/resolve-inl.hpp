@@ -2,7 +2,9 @@
 
 // Adds the groups' sums in order and finishes the means of the crossed axis, for [begin, end).
 void add_groups(const CrossSums& sums, std::size_t begin, std::size_t end, const Axis& crossed) {
-    const double beta2 = sums.beta2, eps = sums.eps, length = sums.length, scale = sums.scale;
+    const Moment& moment = sums.moment;
+    const double beta2 = moment.beta2, eps = moment.eps, scale = moment.scale;
+    const double length = sums.length;
     double* const sum_sq = sums.sum_sq;
     double* const weighted = sums.weighted;
     for (std::size_t g = 1; g < sums.n_groups; ++g) {

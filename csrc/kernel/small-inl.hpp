@@ -10,7 +10,7 @@ struct SmallMeans {
 
 // The new running means; returns each matrix's sum of squares.
 template <class G>
-ADAFACTOR_INLINE Doubles find_means(const G* grad, const SmallState& state, const Factored& moment,
+ADAFACTOR_INLINE Doubles find_means(const G* grad, const SmallState& state, const Moment& moment,
                                     SmallMeans& now) {
     const std::size_t rows = state.rows, cols = state.cols;
     const Doubles beta2 = broadcast(moment.beta2), rest = broadcast(1 - moment.beta2);
@@ -38,8 +38,7 @@ ADAFACTOR_INLINE Doubles find_means(const G* grad, const SmallState& state, cons
 }
 
 // Makes factors of means: sqrt(V) is row times col.
-ADAFACTOR_INLINE void factor_means(const SmallState& state, const Factored& moment,
-                                   SmallMeans& now) {
+ADAFACTOR_INLINE void factor_means(const SmallState& state, const Moment& moment, SmallMeans& now) {
     const Doubles eps_means = broadcast(moment.eps_means);
     Doubles mean = broadcast(0.0);
     for (std::size_t i = 0; i < state.rows; ++i) mean = mean + now.row[i];
@@ -51,7 +50,7 @@ ADAFACTOR_INLINE void factor_means(const SmallState& state, const Factored& mome
 
 // Calls body(element, u) for every element of the matrices.
 template <class G, class Body>
-ADAFACTOR_INLINE void for_each_u(const G* grad, const SmallState& state, const Factored& moment,
+ADAFACTOR_INLINE void for_each_u(const G* grad, const SmallState& state, const Moment& moment,
                                  const SmallMeans& factors, const Body& body) {
     const Doubles eps = broadcast(moment.eps_root), floor = broadcast(moment.root_floor);
     for (std::size_t i = 0; i < state.rows; ++i) {
@@ -64,7 +63,7 @@ ADAFACTOR_INLINE void for_each_u(const G* grad, const SmallState& state, const F
 }
 
 template <class P, class G>
-void measure_small(const P* param, const G* grad, const SmallState& state, const Factored& moment,
+void measure_small(const P* param, const G* grad, const SmallState& state, const Moment& moment,
                    SmallSums& sums) {
     SmallMeans means;
     store(sums.grad_sq, find_means(grad, state, moment, means));
@@ -82,7 +81,7 @@ void measure_small(const P* param, const G* grad, const SmallState& state, const
 
 template <Moves moves, class P, class G>
 ADAFACTOR_INLINE void apply_small_as(P* param, P* m, const G* grad, const SmallState& state,
-                                     const Factored& moment, const Move& move) {
+                                     const Moment& moment, const Move& move) {
     SmallMeans means;
     find_means(grad, state, moment, means);
     for (std::size_t i = 0; i < state.rows; ++i)
@@ -101,7 +100,7 @@ ADAFACTOR_INLINE void apply_small_as(P* param, P* m, const G* grad, const SmallS
 }
 
 template <class P, class G>
-void apply_small(P* param, P* m, const G* grad, const SmallState& state, const Factored& moment,
+void apply_small(P* param, P* m, const G* grad, const SmallState& state, const Moment& moment,
                  const Move& move) {
     switch (moves_of(move, m)) {
         case Moves::plain:

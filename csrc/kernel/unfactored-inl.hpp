@@ -15,14 +15,14 @@ constexpr double kSmallestNarrowUSq = 1e-30, kLargestNarrowEps = 1e30;
 // Above this, there is no hope that eps is lost beside every root of V.
 constexpr double kLargestLostEps = 1e-20;
 
-ADAFACTOR_INLINE Doubles new_v(const Doubles& g, const Doubles& v, const Unfactored& moment) {
+ADAFACTOR_INLINE Doubles new_v(const Doubles& g, const Doubles& v, const Moment& moment) {
     return broadcast(moment.beta2) * v +
            broadcast(1 - moment.beta2) * (g * g * broadcast(moment.scale) + broadcast(moment.eps));
 }
 
 // V is v + eps_means.
 template <class Acc>
-ADAFACTOR_INLINE Group<Acc> u_of(const Group<Acc>& g, const Doubles& V, const Unfactored& moment) {
+ADAFACTOR_INLINE Group<Acc> u_of(const Group<Acc>& g, const Doubles& V, const Moment& moment) {
     const Group<Acc> root = square_root(converted<Acc>(V));
     return g / at_least(broadcast<Acc, kGroup>(Acc(moment.root_floor)),
                         root + broadcast<Acc, kGroup>(Acc(moment.eps_root)));
@@ -30,8 +30,7 @@ ADAFACTOR_INLINE Group<Acc> u_of(const Group<Acc>& g, const Doubles& V, const Un
 
 // u^2, without the root where nothing that is added to it matters.
 template <class Acc, bool eps_lost>
-ADAFACTOR_INLINE Group<Acc> u_squared(const Group<Acc>& g, const Doubles& V,
-                                      const Unfactored& moment) {
+ADAFACTOR_INLINE Group<Acc> u_squared(const Group<Acc>& g, const Doubles& V, const Moment& moment) {
     if constexpr (eps_lost) return g / converted<Acc>(V) * g;
     const Group<Acc> u = u_of<Acc>(g, V, moment);
     return u * u;
@@ -44,7 +43,7 @@ struct RunSums {
 
 template <class Acc, bool eps_lost, class G>
 ADAFACTOR_INLINE RunSums sum_run(const G* grad, const double* v, std::size_t n,
-                                 const Unfactored& moment) {
+                                 const Moment& moment) {
     Doubles grad_sq = broadcast(0.0), v_sum = broadcast(0.0);
     const Doubles infinity = broadcast(double(__builtin_inf()));
     const Doubles eps_means = broadcast(moment.eps_means);
@@ -79,7 +78,7 @@ ADAFACTOR_INLINE RunSums sum_run(const G* grad, const double* v, std::size_t n,
 
 template <class Acc, class G>
 ADAFACTOR_INLINE RunSums sum_run_exactly(const G* grad, const double* v, std::size_t n,
-                                         const Unfactored& moment) {
+                                         const Moment& moment) {
     if (moment.eps_root <= kLargestLostEps) {
         const RunSums sums = sum_run<Acc, true>(grad, v, n, moment);
         const double lost_beside = moment.eps_root * (sizeof(Acc) == 4 ? 0x1p27 : 0x1p54);
@@ -92,7 +91,7 @@ ADAFACTOR_INLINE RunSums sum_run_exactly(const G* grad, const double* v, std::si
 
 template <class P, class G>
 UnfactoredSums measure_unfactored(const G* grad, const double* v, std::size_t n,
-                                  const Unfactored& moment) {
+                                  const Moment& moment) {
     if constexpr (sizeof(P) == sizeof(float) && sizeof(G) == sizeof(float)) {
         const RunSums sums = sum_run_exactly<float>(grad, v, n, moment);
         const bool fits_float =
@@ -107,7 +106,7 @@ UnfactoredSums measure_unfactored(const G* grad, const double* v, std::size_t n,
 
 template <Moves moves, class Acc, class P, class G>
 ADAFACTOR_INLINE void apply_unfactored_in(P* param, P* m, const G* grad, double* v, std::size_t n,
-                                          const Unfactored& moment, const Move& move) {
+                                          const Moment& moment, const Move& move) {
     const Group<Acc> weight = broadcast<Acc, kGroup>(Acc(move.weight));
     const Mover<moves, Acc, kGroup> moved(move);
     const Doubles eps_means = broadcast(moment.eps_means);
@@ -142,7 +141,7 @@ ADAFACTOR_INLINE void apply_unfactored_in(P* param, P* m, const G* grad, double*
 
 template <class Acc, class P, class G>
 ADAFACTOR_INLINE void apply_unfactored_as(P* param, P* m, const G* grad, double* v, std::size_t n,
-                                          const Unfactored& moment, const Move& move) {
+                                          const Moment& moment, const Move& move) {
     switch (moves_of(move, m)) {
         case Moves::plain:
             return apply_unfactored_in<Moves::plain, Acc>(param, m, grad, v, n, moment, move);
@@ -159,8 +158,8 @@ ADAFACTOR_INLINE bool fits_float(double x) {
 }
 
 template <class P, class G>
-void apply_unfactored(P* param, P* m, const G* grad, double* v, std::size_t n,
-                      const Unfactored& moment, const Move& move, bool wide) {
+void apply_unfactored(P* param, P* m, const G* grad, double* v, std::size_t n, const Moment& moment,
+                      const Move& move, bool wide) {
     if constexpr (sizeof(P) == sizeof(float) && sizeof(G) == sizeof(float)) {
         if (!wide && fits_float(move.weight) && fits_float(move.rate))
             return apply_unfactored_as<float>(param, m, grad, v, n, moment, move);
