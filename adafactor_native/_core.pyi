@@ -30,6 +30,8 @@ class Setup:
         nonfinite: int,
         num_threads: int,
         carry_param_rms: bool,
+        stochastic: bool,
+        seed: int,
     ) -> None: ...
 
 def update(
@@ -69,6 +71,7 @@ class Rule:
         momentum_of_u: bool,
         decay_by_step: float,
         maximize: bool,
+        stochastic: bool,
         shared_t: bool,
     ) -> None: ...
 
@@ -78,10 +81,13 @@ class Model:
         self,
         name: str,
         param: npt.NDArray[Any],
+        copy: npt.NDArray[Any] | None,
         exp_row: npt.NDArray[Any] | None,
         exp_col: npt.NDArray[Any] | None,
         v: npt.NDArray[Any] | None,
         m: npt.NDArray[Any] | None,
+        master: npt.NDArray[Any] | None,
+        low: npt.NDArray[Any] | None,
         row_axis: int,
         col_axis: int,
         group: int,
@@ -98,6 +104,7 @@ class Model:
         nonfinite: int,
         atomic: bool,
         num_threads: int,
+        seed: int,
     ) -> tuple[npt.NDArray[np.float64], float, npt.NDArray[np.bool_]]: ...
     @property
     def t(self) -> int: ...

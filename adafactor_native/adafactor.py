@@ -64,6 +64,12 @@ class AdaFactor:
         at once, a change of a few elements within 16 steps. Another `param` object, address,
         dtype or strides is noticed at once. (``param.resize`` in place is refused by NumPy: a weak
         reference is kept.)
+    rounding : {"nearest", "stochastic"}
+        How a param of float16 or bfloat16 is rounded: ties to even, or up or down at random so that
+        the mean is right.
+    seed : int
+        Of the random bits, in [0, 2**63): each is a function of seed, t and the element's position
+        in memory.
 
     Attributes
     ----------
@@ -119,6 +125,8 @@ class AdaFactor:
     num_threads = HyperParameter(hyper.threads_or_none)
     nonfinite = HyperParameter(hyper.nonfinite_policy)
     carry_param_rms = HyperParameter(hyper.boolean)
+    rounding = HyperParameter(hyper.one_of("nearest", "stochastic"))
+    seed = HyperParameter(hyper.count)
 
     def __init__(
         self,
@@ -132,6 +140,8 @@ class AdaFactor:
         num_threads: int | None = None,
         nonfinite: str = "raise",
         carry_param_rms: bool = False,
+        rounding: str = "nearest",
+        seed: int = 0,
     ) -> None:
         self._progress = _core.Progress()
         self._setup: _core.Setup | None = None
@@ -144,6 +154,8 @@ class AdaFactor:
         self.num_threads = num_threads
         self.nonfinite = nonfinite
         self.carry_param_rms = carry_param_rms
+        self.rounding = rounding
+        self.seed = seed
 
         self._exp_row: Float64Array | None = None
         self._exp_col: Float64Array | None = None
@@ -188,9 +200,10 @@ class AdaFactor:
 
         Parameters
         ----------
-        param : ndarray of float32 or float64, shape `shape`
+        param : ndarray of float16, bfloat16, float32 or float64, shape `shape`
             The parameters; overwritten. Any strides, any alignment; writeable, never converted.
-        grad : ndarray of float32 or float64, shape `shape`
+            bfloat16 is that of ml_dtypes.
+        grad : ndarray of float16, bfloat16, float32 or float64, shape `shape`
             The gradient, only read. Its dtype and strides need not be `param`'s. For a shape of
             no axes a NumPy scalar will do.
 
@@ -202,7 +215,7 @@ class AdaFactor:
         Raises
         ------
         TypeError
-            If `param` or `grad` is not an array of float32 or float64.
+            If `param` or `grad` is not an array of one of these dtypes.
         ValueError
             If a shape is wrong, a byte order is not the machine's, `param` is read-only, or
             `param`, `grad` and the state share memory.
@@ -239,6 +252,8 @@ class AdaFactor:
             hyper.NONFINITE_POLICIES.index(self.nonfinite),
             self.num_threads or 0,
             self.carry_param_rms,
+            self.rounding == "stochastic",
+            self.seed,
         )
         return self._setup
 

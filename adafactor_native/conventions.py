@@ -264,6 +264,7 @@ def torch(
     multiply_by_parameter_scale=("scale_parameter",),
     clipping_threshold=("clip_threshold",),
     momentum=("beta1",),
+    dtype_momentum=("momentum_dtype",),
     weight_decay_rate=("weight_decay",),
     factored=("factored_axes",),
 )
@@ -290,9 +291,8 @@ def optax(
     have one t.
 
     Unlike theirs: up to `decay_offset`, where theirs takes the power of a number below zero and
-    gives nan, t counts as 1; beta2_t and the state are float64; the first moment is kept in param's
-    dtype (theirs: float32), which an explicit `dtype_momentum` must be; `weight_decay_mask` goes by
-    name.
+    gives nan, t counts as 1; beta2_t and the state are float64, the first moment of a float64 param
+    too; `weight_decay_mask` goes by name.
     """
     return {
         **paper(),
@@ -306,7 +306,7 @@ def optax(
         "scale_parameter": multiply_by_parameter_scale,
         "clip_threshold": clipping_threshold,
         "beta1": momentum,
-        "dtype_momentum": dtype_momentum,
+        "momentum_dtype": dtype_momentum,
         "weight_decay": (
             0.0 if weight_decay_rate is None else _counted_from_zero(weight_decay_rate)
         ),
@@ -365,6 +365,7 @@ def keras(
     epsilon1=("eps",),
     epsilon2=("eps_scale",),
     weight_decay_rate_lr_exponent=("weight_decay_lr_exponent",),
+    dtype_momentum=("momentum_dtype",),
 )
 def t5x(
     learning_rate: Any = None,
@@ -392,8 +393,7 @@ def t5x(
 
     Unlike theirs: tensors of more than two axes need no table of their axes (``factored_axes``
     names others than the largest); up to `step_offset` t counts as 1, where theirs gives nan; state
-    is float64; the first moment is kept in param's dtype (theirs: float32), which an explicit
-    `dtype_momentum` must be.
+    is float64, the first moment of a float64 param too.
     """
     return {
         **paper(),
@@ -413,7 +413,7 @@ def t5x(
         "min_dim_size_to_factor": min_dim_size_to_factor,
         "eps": epsilon1,
         "eps_scale": epsilon2,
-        "dtype_momentum": dtype_momentum,
+        "momentum_dtype": dtype_momentum,
     }
 
 
@@ -422,6 +422,7 @@ def t5x(
     beta2_cap=("beta2",),
     clipping_threshold=("clip_threshold",),
     momentum=("beta1",),
+    dtype_momentum=("momentum_dtype",),
 )
 def big_vision(
     lr: Any = None,
@@ -446,8 +447,8 @@ def big_vision(
     times the schedule and not times lr. All tensors have one t.
 
     Unlike theirs: up to `decay_offset` t counts as 1, where theirs gives nan; beta2_t and the state
-    are float64; the first moment is kept in param's dtype (theirs: bfloat16), which an explicit
-    `dtype_momentum` must be.
+    are float64; the first moment is float32, or float64 for a float64 param, unless it is asked for
+    with their default, ``dtype_momentum="bfloat16"``, which needs ml_dtypes.
     """
     return {
         **paper(),
@@ -467,6 +468,6 @@ def big_vision(
         "clip_threshold": clipping_threshold,
         "beta1": momentum,
         "momentum_of": "u",
-        "dtype_momentum": dtype_momentum,
+        "momentum_dtype": dtype_momentum,
         "eps": eps,
     }

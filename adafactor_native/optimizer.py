@@ -28,6 +28,7 @@ from adafactor_native.report import StateMemory, StepReport
 from adafactor_native.switches import are_constant, rates_at
 
 Params = Any  # a mapping, a sequence or groups of arrays
+Copies = Any  # the same of arrays or None
 Grads = Any  # the same of arrays or None
 
 _ATOMIC = ("all", "tensor")
@@ -55,10 +56,13 @@ class Optimizer:
     Parameters
     ----------
     params : mapping of str to ndarray, sequence of ndarray, or list of groups
-        The parameters, each of float32 or float64, any strides; never converted, always overwritten
-        in place. They must not share memory. A sequence's names are positions in the model: "0",
+        The parameters, each of float16, bfloat16 (ml_dtypes'), float32 or float64, any strides; never
+        converted, always overwritten in place. They must not share memory. A sequence's names are positions in the model: "0",
         "1". A group is a mapping with "params" (of any of these kinds, or one array) and whatever
-        hyper-parameters are its own.
+        hyper-parameters are its own, and "copies".
+    copies : mapping of str to ndarray, or sequence of ndarray or None
+        Arrays of float16 or bfloat16, for any of the parameters of float32, that every step writes
+        the new parameter to, rounded. Like `params`, by name or by position.
     convention : str
         "seed", "paper", "huggingface", "torch", "optax", "keras", "t5x" or "big_vision": whose
         arguments, defaults and formulas hold. See `adafactor_native.conventions`.
@@ -77,6 +81,9 @@ class Optimizer:
     carry_param_rms : bool
         Whether RMS(param) is taken over from the step before. **Wrong if anything else writes to
         params between steps**, unless you then call `params_changed`; see `AdaFactor`.
+    seed : int
+        Of the random bits of ``rounding="stochastic"``, in [0, 2**63): each is a function of seed, t,
+        and the positions of the tensor in the model and of the element in the tensor's memory.
     **hyper_parameters
         The convention's own arguments, and any of the switches below, which count more. The defaults
         below are those of ``convention="seed"``. Each can be a group's own.
@@ -106,7 +113,8 @@ class Optimizer:
         rms_scope             "tensor"  RMS(u), RMS(param) over the tensor, or over each "matrix"
         beta1                 None      in [0, 1): keep a first moment m ...
         momentum_of           "step"    ... of the step, or of "u", clipped
-        dtype_momentum        None      m has param's dtype; another one is refused
+        momentum_dtype        None      of m: "float32" or "bfloat16", None: float32; a param of
+                                        float64 has an m of float64
         weight_decay          0.0       number >= 0, or a callable of t; decay is it times ...
         weight_decay_mode     "lr"      ... lr; "step": lr_t * max(eps_scale, RMS(param)); "alone":
                                         1; "schedule": schedule(t)
@@ -114,6 +122,12 @@ class Optimizer:
                                         names; None: all
         weight_decay_lr_exponent None   k: decay = weight_decay * lr**k, in mode "alone"
         scale_after_decay     False     RMS(param) is that of the decayed param
+        rounding              "nearest" of half-precision params and copies: or "stochastic", up or
+                                        down so that the mean is right
+        masters               False     True: keep a float32 of each half-precision param, which is
+                                        it, rounded; "split": keep the lower 16 bits of one, of which
+                                        the bfloat16 param is the upper ones, nearest, ties away
+                                        from zero
         ===================== ========= =======================================================
 
     Attributes
@@ -127,7 +141,8 @@ class Optimizer:
     tensors : tuple of Tensor
         In that order: parameters with their state and axes, as `state` and `params` have them too.
     params, state : dicts by name
-        The arrays themselves, and those of the state by kind: "exp_row", "exp_col", "v", "m".
+        The arrays themselves, and those of the state by kind: "exp_row", "exp_col", "v", "m",
+        "master", "low".
     t : int
         Steps taken.
     skipped : int
@@ -137,8 +152,8 @@ class Optimizer:
     memory : StateMemory
         Bytes of state, by kind, tensor and element.
 
-    `nonfinite`, `atomic`, `max_grad_norm` and `num_threads` are attributes too, and can be set
-    between steps.
+    `nonfinite`, `atomic`, `max_grad_norm`, `num_threads` and `seed` are attributes too, and can be
+    set between steps.
 
     Raises
     ------
@@ -147,6 +162,9 @@ class Optimizer:
 
     Notes
     -----
+    A half-precision param or gradient is read as float32, exactly, and all arithmetic is float32 or
+    wider; what is written is rounded once, to nearest, ties to even, or stochastically.
+
     One object serves one thread at a time. It can be pickled and copied, with its parameters: a copy
     has its own, and continues with the same bits.
 
@@ -179,17 +197,20 @@ class Optimizer:
     atomic = HyperParameter(hyper.one_of(*_ATOMIC))
     max_grad_norm = HyperParameter(hyper.positive_or_none)
     num_threads = HyperParameter(hyper.threads_or_none)
+    seed = HyperParameter(hyper.count)
 
     def __init__(
         self,
         params: Params,
         convention: str = "seed",
         *,
+        copies: Copies = None,
         nonfinite: str = "raise",
         atomic: str = "all",
         max_grad_norm: float | None = None,
         num_threads: int | None = None,
         carry_param_rms: bool = False,
+        seed: int = 0,
         **hyper_parameters: Any,
     ) -> None:
         self._start()
@@ -198,9 +219,10 @@ class Optimizer:
         self.atomic = atomic
         self.max_grad_norm = max_grad_norm
         self.num_threads = num_threads
+        self.seed = seed
         self._carry_param_rms = hyper.boolean("carry_param_rms", carry_param_rms)
         self._defaults = hyper_parameters
-        self._set_groups(self._new_groups(read_groups(params)))
+        self._set_groups(self._new_groups(read_groups(params, copies)))
 
     @property
     def convention(self) -> str:
@@ -256,8 +278,8 @@ class Optimizer:
         Parameters
         ----------
         grads : mapping, list or tuple, or list of one for each group
-            The gradients, each an ndarray of float32 or float64 of its parameter's shape, only read;
-            dtype and strides need not be the parameter's, and for a parameter of no axes a NumPy
+            The gradients, each an ndarray of float16, bfloat16, float32 or float64 of its
+            parameter's shape, only read; dtype and strides need not be the parameter's, and for a parameter of no axes a NumPy
             scalar will do. None leaves a tensor out. Either as `params` was, or of all tensors in
             one mapping by name or one list or tuple.
         grad_scale : float
@@ -272,7 +294,7 @@ class Optimizer:
         Raises
         ------
         TypeError
-            If a gradient is not an array of float32 or float64.
+            If a gradient is not an array of one of these dtypes.
         ValueError
             If a name is missing or unknown, a shape is wrong, a parameter has become read-only, or a
             gradient shares memory with a parameter or the state.
@@ -307,8 +329,8 @@ class Optimizer:
         Parameters
         ----------
         group : mapping
-            "params" (a mapping, a sequence or an array) and hyper-parameters, which count more than
-            those given to the optimizer.
+            "params" (a mapping, a sequence or an array), "copies" if there are, and
+            hyper-parameters, which count more than those given to the optimizer.
 
         Raises
         ------
@@ -334,8 +356,9 @@ class Optimizer:
         Returns
         -------
         dict of str to ndarray
-            "exp_row/name", "exp_col/name", "v/name", "m/name" and "param/name", those that there
-            are, C-contiguous; "t", the steps of each tensor, int64; and "header", uint8: JSON with
+            "exp_row/name", "exp_col/name", "v/name", "m/name", "master/name", "low/name" and
+            "param/name", those that there are, C-contiguous, bfloat16 as the uint16 of its bits,
+            for neither format knows it; "t", the steps of each tensor, int64; and "header", uint8: JSON with
             version, convention, hyper-parameters, counts and what each tensor is.
 
         Examples
@@ -381,9 +404,14 @@ class Optimizer:
     def params_changed(self) -> None:
         """Say that somebody else has written to params: the next step reads all of them.
 
-        Needed with `carry_param_rms` only.
+        Needed with `carry_param_rms`, and with `masters`, which become what params are now.
         """
         self._model.forget_params()
+        for tensor in self.tensors:
+            if tensor.master is not None:
+                tensor.master[...] = tensor.param
+            if tensor.low is not None:
+                tensor.low[...] = 0
 
     def _set_counts(self, t: int, skipped: int, counts: Sequence[int]) -> None:
         self._model.set_counts(t, skipped, np.array(counts, np.int64))
@@ -411,10 +439,13 @@ class Optimizer:
                 model.add(
                     tensor.name,
                     tensor.param,
+                    tensor.copy,
                     tensor.exp_row,
                     tensor.exp_col,
                     tensor.v,
                     tensor.m,
+                    tensor.master,
+                    tensor.low,
                     row_axis,
                     col_axis,
                     g,
@@ -439,6 +470,7 @@ class Optimizer:
                 hyper.NONFINITE_POLICIES.index(self.nonfinite),
                 self.atomic == "all",
                 self.num_threads or 0,
+                self.seed,
             ),
         )
         return plan

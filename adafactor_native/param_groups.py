@@ -13,12 +13,16 @@ import numpy.typing as npt
 from adafactor_native._runtime import _core
 from adafactor_native.conventions import Convention
 from adafactor_native.factoring import Axes, axes_of
+from adafactor_native.halves import is_half, low_halves
 from adafactor_native.switches import SETTLED, SWITCHES, Switches, check_switches, rule_of
 
 Array = npt.NDArray[Any]
 
 # Each is an array of the tensor's state, if it keeps one.
-KINDS = ("exp_row", "exp_col", "v", "m")
+KINDS = ("exp_row", "exp_col", "v", "m", "master", "low")
+
+# What a group is given beside its hyper-parameters.
+_ARRAYS = ("params", "copies")
 
 # Switches that a Rule does not hold: they are told to every step.
 _RATES = frozenset(("lr", "schedule"))
@@ -38,9 +42,16 @@ class Tensor:
     exp_row, exp_col : ndarrays of float64, or None if unfactored
         Running means over each row and each column: param's other axes, then (rows,) or (cols,).
     v : ndarray of float64, param's shape, or None if factored
-    m : ndarray, param's shape, dtype and order of axes, or None without beta1
+    m : ndarray, param's shape and order of axes, or None without beta1
+        Of `momentum_dtype`, or of param's, but float32 for a narrower one.
+    master : ndarray of float32, param's shape and order of axes, or None
+        What a param of half precision is rounded from, with ``masters=True``.
+    low : ndarray of uint16, param's shape and strides, or None
+        The lower 16 bits of what param has the upper ones of, with ``masters="split"``.
     decays : bool
         Whether the group's weight decay holds for it.
+    copy : ndarray of float16 or bfloat16, param's shape, or None
+        The user's own: every step writes a param of float32 there, rounded.
     """
 
     name: str
@@ -50,7 +61,10 @@ class Tensor:
     exp_col: Array | None
     v: Array | None
     m: Array | None
+    master: Array | None
+    low: Array | None
     decays: bool
+    copy: Array | None = None
 
     @property
     def state(self) -> dict[str, Array]:
@@ -59,24 +73,43 @@ class Tensor:
         return {kind: array for kind, array in arrays if array is not None}
 
 
-def new_tensor(name: str, param: Array, switches: Mapping[str, Any]) -> Tensor:
+def new_tensor(
+    name: str, param: Array, switches: Mapping[str, Any], copy: Array | None = None
+) -> Tensor:
     """Return a tensor with a state of zeros, and only the arrays that its switches use."""
     axes = axes_of(name, param.shape, switches["factored_axes"], switches["min_dim_size_to_factor"])
-    exp_row = exp_col = v = m = None
+    exp_row = exp_col = v = m = master = low = None
     if axes is None:
         v = np.zeros(param.shape)
     else:
         exp_row, exp_col = (np.zeros(shape) for shape in axes.state_shapes(param.shape))
     if switches["beta1"] is not None:
-        dtype = switches["dtype_momentum"]
-        if dtype not in (None, param.dtype):
-            raise TypeError(
-                f"dtype_momentum is {dtype}, must be None or the dtype of params[{name!r}], "
-                f"{param.dtype}"
-            )
-        m = np.zeros_like(param, subok=False)
+        m = np.zeros_like(param, _momentum_dtype(name, param, switches), subok=False)
+    if switches["masters"] == "split" and param.dtype == np.float16:
+        raise TypeError(
+            f"masters is 'split', must be False or True for params[{name!r}] of float16: only a "
+            "bfloat16 is half a float32"
+        )
+    if switches["masters"] and is_half(param.dtype):
+        if switches["masters"] == "split":
+            low = low_halves(param)
+        else:
+            master = np.array(param, np.float32, order="K", subok=False)
     decays = _is_in(switches["weight_decay_mask"], name)
-    return Tensor(name, param, axes, exp_row, exp_col, v, m, decays)
+    return Tensor(name, param, axes, exp_row, exp_col, v, m, master, low, decays, copy)
+
+
+def _momentum_dtype(name: str, param: Array, switches: Mapping[str, Any]) -> np.dtype[Any]:
+    dtype: np.dtype[Any] | None = switches["momentum_dtype"]
+    choices = ("float64",) if param.dtype == np.float64 else ("float32", "bfloat16")
+    if dtype is None:
+        return np.dtype(choices[0])
+    if dtype.name not in choices:
+        raise TypeError(
+            f"momentum_dtype is {dtype}, must be {' or '.join(choices)} or None for "
+            f"params[{name!r}] of {param.dtype}"
+        )
+    return dtype
 
 
 def _is_in(mask: Any, name: str) -> bool:
@@ -99,7 +132,8 @@ class Plan(NamedTuple):
 
     rules: list[_core.Rule]  # one for each group
     rates: tuple[list[float], list[float]] | None  # lr and decay of each; None: they depend on t
-    options: tuple[float, int, bool, int]  # max_grad_norm, nonfinite, atomic, num_threads
+    # max_grad_norm, nonfinite, atomic, num_threads, seed
+    options: tuple[float, int, bool, int, int]
 
 
 class PlanCell:
@@ -202,16 +236,18 @@ class ParamGroup(MutableMapping[str, Any]):
         return f"<ParamGroup({values}), tensors={len(self.tensors)}, elements={elements}>"
 
 
-def read_groups(params: Any) -> list[tuple[str, Mapping[str, Any]]]:
+def read_groups(params: Any, copies: Any = None) -> list[tuple[str, Mapping[str, Any]]]:
     """Return `params` as groups with their own hyper-parameters, and how messages show these."""
     must_be = "must be a mapping from names to arrays, a sequence of arrays or a list of groups"
     given: list[tuple[str, Mapping[str, Any]]]
     if isinstance(params, Mapping):
-        given = [("{}", {"params": params})]
+        given = [("{}", {"params": params, "copies": copies})]
     elif isinstance(params, Sequence) and not isinstance(params, (str, bytes)):
         are_groups = [isinstance(group, Mapping) for group in params]
         if all(are_groups):
             given = [(f"params[{i}][{{!r}}]", group) for i, group in enumerate(params)]
+            if copies is not None:
+                raise TypeError("copies must be None with groups, which can have 'copies' each")
         elif any(are_groups):
             at = are_groups.index(not are_groups[0])
             raise TypeError(
@@ -219,7 +255,7 @@ def read_groups(params: Any) -> list[tuple[str, Mapping[str, Any]]]:
                 "groups or all arrays"
             )
         else:
-            given = [("{}", {"params": params})]
+            given = [("{}", {"params": params, "copies": copies})]
     else:
         raise TypeError(f"params is a {type(params).__name__}, {must_be}")
     if len(params) == 0:
@@ -240,14 +276,17 @@ def new_groups(
     for where, group in given:
         if "params" not in group:
             raise ValueError(f"{where.format('params')} is missing, must be given")
-        own = {key: value for key, value in group.items() if key != "params"}
+        own = {key: value for key, value in group.items() if key not in _ARRAYS}
         switches = convention.switches(("{}", defaults), (where, own))
         arrays = _named_arrays(where.format("params"), group["params"], len(names))
         for name in arrays:
             if name in names:
                 raise ValueError(f"params[{name!r}] is given twice, names must be unique")
             names.add(name)
-        tensors = [new_tensor(name, param, switches) for name, param in arrays.items()]
+        copies = _copies(where.format("copies"), group.get("copies"), arrays)
+        tensors = [
+            new_tensor(name, param, switches, copies.get(name)) for name, param in arrays.items()
+        ]
         groups.append(ParamGroup(tensors, switches, cell))
     for group in groups:
         mask = group["weight_decay_mask"]
@@ -255,6 +294,42 @@ def new_groups(
             unknown = ", ".join(sorted(map(repr, mask - names)))
             raise ValueError(f"weight_decay_mask has {unknown}, must have names of params only")
     return groups
+
+
+def _copies(shown: str, copies: Any, params: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the copies that there are by name, checked as far as the extension does not."""
+    if copies is None:
+        return {}
+    if isinstance(copies, np.ndarray):
+        copies = [copies]
+    if isinstance(copies, Mapping):
+        named = dict(copies)
+        unknown = next((name for name in named if name not in params), None)
+        if unknown is not None:
+            raise ValueError(f"{shown} has {unknown!r}, must have names of its params only")
+    elif isinstance(copies, Sequence) and not isinstance(copies, (str, bytes)):
+        if len(copies) != len(params):
+            raise ValueError(
+                f"{shown} has {len(copies)} arrays, must have {len(params)}: None where there is "
+                "no copy"
+            )
+        named = dict(zip(params, copies))
+    else:
+        raise TypeError(
+            f"{shown} is a {type(copies).__name__}, must be a mapping from names to arrays, a "
+            "sequence of arrays or an array"
+        )
+    found = {name: copy for name, copy in named.items() if copy is not None}
+    for name, copy in found.items():
+        if not isinstance(copy, np.ndarray):
+            raise TypeError(f"copies[{name!r}] is a {type(copy).__name__}, must be a numpy.ndarray")
+        if not is_half(copy.dtype):
+            raise TypeError(f"copies[{name!r}] has dtype {copy.dtype}, must be float16 or bfloat16")
+        if params[name].dtype != np.float32:
+            raise TypeError(
+                f"params[{name!r}] has dtype {params[name].dtype}, must be float32 to have a copy"
+            )
+    return found
 
 
 def _named_arrays(shown: str, params: Any, n_before: int) -> dict[str, Array]:

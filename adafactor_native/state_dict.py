@@ -10,6 +10,7 @@ import numpy as np
 
 from adafactor_native import hyperparameters as hyper
 from adafactor_native._runtime import _core
+from adafactor_native.halves import portable
 from adafactor_native.param_groups import Array, Tensor
 from adafactor_native.switches import SETTLED, Switches
 
@@ -33,12 +34,13 @@ def state_dict(opt: Optimizer, params: bool) -> dict[str, Array]:
         "t": opt.t,
         "skipped": opt.skipped,
         "max_grad_norm": opt.max_grad_norm,
+        "seed": opt.seed,
         "params": params,
         "groups": [_written(group.switches) for group in opt.param_groups],
         "tensors": [_description(tensor, g) for g, tensor in tensors],
     }
     arrays = {
-        f"{kind}/{tensor.name}": np.array(array, order="C", subok=False)
+        f"{kind}/{tensor.name}": np.array(portable(array), order="C", subok=False)
         for _, tensor in tensors
         for kind, array in _kept(tensor, params).items()
     }
@@ -54,7 +56,9 @@ def load_state_dict(opt: Optimizer, state: Mapping[str, Array]) -> None:
     header = _header(arrays)
     _require_same("convention", header.get("convention"), opt.convention)
     max_grad_norm = hyper.positive_or_none("header['max_grad_norm']", header["max_grad_norm"])
-    t, skipped = (hyper.count(f"header[{key!r}]", header[key]) for key in ("t", "skipped"))
+    t, skipped, seed = (
+        hyper.count(f"header[{key!r}]", header[key]) for key in ("t", "skipped", "seed")
+    )
     _require_same("the number of groups", len(header["groups"]), len(opt.param_groups))
     switches = [
         group.checked(_read(given, group.switches, shown), shown + "[{!r}]")
@@ -64,18 +68,22 @@ def load_state_dict(opt: Optimizer, state: Mapping[str, Array]) -> None:
     names = _check_tensors(header["tensors"], opt)
 
     own = {
-        f"{kind}/{tensor.name}": array
+        f"{kind}/{tensor.name}": portable(array)
         for tensor in opt.tensors
         for kind, array in _kept(tensor, header["params"]).items()
     }
     _check_arrays(arrays, {"t": opt.counts, **own})
     saved = dict(zip(names, arrays["t"].tolist()))
+    for tensor in opt.tensors if header["params"] else ():
+        if not tensor.param.flags.writeable:
+            raise ValueError(f"params[{tensor.name!r}] is read-only, must be writeable")
     for name, count in saved.items():
         if not 0 <= count <= t:
             raise ValueError(f"state['t'] is {count} for params[{name!r}], must be in 0 to {t}")
 
     opt._set_counts(t, skipped, [saved[name] for name in opt.names])
     opt.max_grad_norm = max_grad_norm
+    opt.seed = seed
     for group, values in zip(opt.param_groups, switches):
         group.take(values)
     for key, array in own.items():
@@ -151,7 +159,7 @@ def _header(arrays: Mapping[str, Array]) -> dict[str, Any]:
             f"(adafactor_native {_core.version})"
         )
     types = {"groups": list, "tensors": list, "params": bool}
-    for key in ("convention", "t", "skipped", "max_grad_norm", *types):
+    for key in ("convention", "t", "skipped", "max_grad_norm", "seed", *types):
         if key not in header or not isinstance(header[key], types.get(key, object)):
             raise ValueError(f"state['header'] has no {key!r} that makes sense, {must_be}")
     return header

@@ -12,6 +12,7 @@ import numpy as np
 from adafactor_native import hyperparameters as hyper
 from adafactor_native._runtime import _core
 from adafactor_native.factoring import check_factored_axes
+from adafactor_native.halves import bfloat16
 
 Switches = dict[str, Any]
 
@@ -19,11 +20,21 @@ Switches = dict[str, Any]
 def _dtype_or_none(name: str, value: Any) -> np.dtype[Any] | None:
     if value is None:
         return None
+    if value == "bfloat16":
+        return bfloat16(f"{name} is 'bfloat16'")
     with contextlib.suppress(TypeError):
         dtype: np.dtype[Any] = np.dtype(value)
-        if dtype in (np.float32, np.float64):
+        if dtype in (np.float32, np.float64) or dtype.name == "bfloat16":
             return dtype
-    raise TypeError(f"{name} is {value!r}, must be float32, float64 or None: param's own")
+    raise TypeError(f"{name} is {value!r}, must be bfloat16, float32, float64 or None")
+
+
+def _masters(name: str, value: Any) -> bool | str:
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if not isinstance(value, str) or value != "split":
+        raise ValueError(f"{name} is {value!r}, must be False, True or 'split'")
+    return "split"
 
 
 def _mask_or_none(name: str, value: Any) -> Any:
@@ -63,18 +74,26 @@ SWITCHES = {
     "rms_scope": Switch(hyper.one_of("tensor", "matrix"), "tensor"),
     "beta1": Switch(hyper.below_one_or_none, None),
     "momentum_of": Switch(hyper.one_of("step", "u"), "step"),
-    "dtype_momentum": Switch(_dtype_or_none, None),
+    "momentum_dtype": Switch(_dtype_or_none, None),
     "weight_decay": Switch(hyper.rate, 0.0),
     "weight_decay_mode": Switch(hyper.one_of("lr", "step", "alone", "schedule"), "lr"),
     "weight_decay_mask": Switch(_mask_or_none, None),
     "weight_decay_lr_exponent": Switch(hyper.finite_or_none, None),
     "scale_after_decay": Switch(hyper.boolean, False),
+    "rounding": Switch(hyper.one_of("nearest", "stochastic"), "nearest"),
+    "masters": Switch(_masters, False),
 }
 
 DEFAULTS: Switches = {name: switch.default for name, switch in SWITCHES.items()}
 
 # What decides which arrays a tensor keeps, and which tensors decay: settled when they are added.
-SETTLED = ("factored_axes", "min_dim_size_to_factor", "dtype_momentum", "weight_decay_mask")
+SETTLED = (
+    "factored_axes",
+    "min_dim_size_to_factor",
+    "momentum_dtype",
+    "weight_decay_mask",
+    "masters",
+)
 
 
 def check_switches(switches: Mapping[str, Any], shown: Mapping[str, str]) -> Switches:
@@ -107,6 +126,11 @@ def check_switches(switches: Mapping[str, Any], shown: Mapping[str, str]) -> Swi
         raise ValueError(
             f"{name('weight_decay')} is a callable, must be a number with weight_decay_mode 'step'"
         )
+    if checked["rounding"] == "stochastic" and checked["masters"] == "split":
+        raise ValueError(
+            f"{name('rounding')} is 'stochastic', must be 'nearest' with masters 'split': the two "
+            "halves are the whole number"
+        )
     return checked
 
 
@@ -136,6 +160,7 @@ def rule_of(switches: Mapping[str, Any]) -> _core.Rule:
         momentum_of_u=switches["momentum_of"] == "u",
         decay_by_step=switches["weight_decay"] if decays_by_step else 0.0,
         maximize=switches["maximize"],
+        stochastic=switches["rounding"] == "stochastic",
         shared_t=switches["t_scope"] == "model",
     )
 

@@ -5,9 +5,17 @@
 #include <cstdint>
 #include <limits>
 
+#include "random_stream.hpp"
+
 namespace adafactor {
 
-enum class DType { float32, float64 };
+enum class DType { float32, float64, bfloat16, float16 };
+
+inline bool is_half(DType dtype) { return dtype == DType::bfloat16 || dtype == DType::float16; }
+
+inline std::size_t item_size(DType dtype) {
+    return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
+}
 
 // A strided array of `dtype`. `shape` and `strides` have `ndim` entries; strides are in bytes, of
 // any sign, and need not be multiples of the item size.
@@ -17,6 +25,8 @@ struct Array {
     int ndim;
     const std::ptrdiff_t* shape;
     const std::ptrdiff_t* strides;
+    // Of bfloat16 that are the upper halves of float32: bytes from each to its lower half. Or 0.
+    std::ptrdiff_t low = 0;
 };
 
 inline std::size_t size_of(const Array& array) {
@@ -57,7 +67,8 @@ struct HyperParameters {
 
 class CarriedSquares;
 
-// One tensor with its state. A factored one is a batch of matrices, over all axes but row_axis and
+// One tensor with its state. Halves are read as float32, and a float32 is what becomes of them until
+// it is rounded. A factored one is a batch of matrices, over all axes but row_axis and
 // col_axis: exp_row (matrices, rows) and exp_col (matrices, cols), v is null. Any other keeps v,
 // C-contiguous and of the tensor's shape, and exp_row, exp_col are null.
 struct Tensor {
@@ -67,9 +78,12 @@ struct Tensor {
     double* exp_row;
     double* exp_col;
     double* v;
-    Array m;                  // the first moment, of param's shape and dtype; data is null: none
+    Array m;     // the first moment, of param's shape; data is null: none
+    Array copy;  // halves, of param's shape, that receive a float32 param rounded; or null likewise
     CarriedSquares* carried;  // null: RMS(param) is measured, if it is needed
     HyperParameters hyper;
+    bool stochastic = false;  // how halves are rounded, of param or copy: or to nearest
+    RandomStream random{};    // by which
 };
 
 // Why a step cannot be taken: what would not be finite after it.

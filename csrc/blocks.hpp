@@ -62,15 +62,18 @@ struct Tiling {
     }
 };
 
-// Data that the kernels cannot take as they lie go through copies of this size, one per thread.
+// Data that the kernels cannot take as they lie go through copies of this size, one per thread; those
+// that need no more than conversion, of the next one.
 inline constexpr std::size_t kPackedRows = 32, kPackedCols = 256;
+inline constexpr std::size_t kConvertedRows = 4, kConvertedCols = 1024;
 
-template <class Body>  // body(part)
+template <std::size_t rows, std::size_t cols, class Body>  // body(part)
 void for_packed_parts(const Rect& tile, const Body& body) {
-    for (std::size_t r = 0; r < tile.rows; r += kPackedRows)
-        for (std::size_t c = 0; c < tile.cols; c += kPackedCols)
-            body(Rect{tile.i + r, tile.j + c, std::min(kPackedRows, tile.rows - r),
-                      std::min(kPackedCols, tile.cols - c)});
+    static_assert(rows * cols <= kPackedRows * kPackedCols);
+    for (std::size_t r = 0; r < tile.rows; r += rows)
+        for (std::size_t c = 0; c < tile.cols; c += cols)
+            body(Rect{tile.i + r, tile.j + c, std::min(rows, tile.rows - r),
+                      std::min(cols, tile.cols - c)});
 }
 
 template <class T>

@@ -8,6 +8,7 @@
 
 #include "blocks.hpp"
 #include "carried.hpp"
+#include "dispatch/isa.hpp"
 #include "resolve.hpp"
 #include "tensor_step.hpp"
 
@@ -30,6 +31,8 @@ public:
           grad_like_param_(tensor.grad, tensor.row_axis, tensor.col_axis, param_.swapped()),
           m_(has_momentum() ? tensor.m : tensor.param, tensor.row_axis, tensor.col_axis,
              param_.swapped()),
+          copy_(has_copy() ? tensor.copy : tensor.param, tensor.row_axis, tensor.col_axis,
+                param_.swapped()),
           partition_(Partition::of(grad_[0].outer, grad_[0].inner)),
           tiling_(Tiling::of(param_[0])),
           rows_(std::size_t(tensor.param.shape[tensor.row_axis])),
@@ -50,7 +53,7 @@ public:
 
         sums_room_ =
             padded(2 * padded(std::max(partition_.n_cross, partition_.block)) * sizeof(double));
-        if (!grad_.has_unit_runs())
+        if (packs_grad())
             packed_room_ = partition_.owns_outer ? packed_panel_rows() * grad_[0].inner * sizeof(G)
                                                  : grad_[0].outer * partition_.block * sizeof(G);
         if (packs())
@@ -139,8 +142,25 @@ public:
 private:
     static constexpr bool kBothFloat = std::is_same_v<P, float> && std::is_same_v<G, float>;
 
+    // Whether apply works on small parts, which are copied where kernels cannot take them.
     bool packs() const {
-        return !grad_like_param_.has_unit_runs() || !param_.has_unit_runs() || !m_.has_unit_runs();
+        return !grad_like_param_.is_direct() || !param_.is_direct() || !m_.is_direct() ||
+               has_copy();
+    }
+
+    // Whether measure copies: halves have a kernel for panels only.
+    bool packs_grad() const {
+        return !grad_.is_direct() && !(grad_.has_unit_runs() && partition_.owns_outer);
+    }
+
+    template <class Body>  // body(part)
+    void for_parts_of(const Rect& tile, const Body& body) const {
+        const bool gathers = !grad_like_param_.has_unit_runs() || !param_.has_unit_runs() ||
+                             !m_.has_unit_runs() || !copy_.has_unit_runs();
+        if (gathers)
+            for_packed_parts<kPackedRows, kPackedCols>(tile, body);
+        else
+            for_packed_parts<kConvertedRows, kConvertedCols>(tile, body);
     }
 
     std::size_t n_tiles() const { return n_matrices_ * tiling_.n_tiles; }
@@ -184,9 +204,8 @@ private:
             std::fill_n(group_of(group_sum_sq_, m, index), partition_.n_cross, 0.0);
             std::fill_n(group_of(group_weighted_, m, index), partition_.n_cross, 0.0);
         });
-        const bool packs = !grad_.has_unit_runs();
         const std::size_t block =
-            packs && partition_.owns_outer ? packed_panel_rows() : partition_.block;
+            packs_grad() && partition_.owns_outer ? packed_panel_rows() : partition_.block;
         const std::size_t begin = index * partition_.group;
         const std::size_t end = std::min(begin + partition_.group, partition_.n_own);
         for (std::size_t k = begin; k < end; k += block)
@@ -208,33 +227,49 @@ private:
         const MatrixView matrix = grad_[m];
         const Rect part =
             partition_.owns_outer ? Rect{k, 0, n, matrix.inner} : Rect{0, k, matrix.outer, n};
-        const auto grad = grad_.has_unit_runs()
-                              ? block_of<const G>(matrix, part)
-                              : packed_block<const G>(matrix, part, room + sums_room_);
+        if (is_half(matrix.dtype) && !packs_grad()) {
+            running_half_kernels(matrix.dtype).measure_rows(block_of<const Half>(matrix, part), out, room);
+            return;
+        }
+        const auto grad = packs_grad() ? packed_block<const G>(matrix, part, room + sums_room_)
+                                       : block_of<const G>(matrix, part);
         (partition_.owns_outer ? kernels_.measure_rows : kernels_.measure_cols)(grad, out, room);
     }
 
     // Sums what is not carried.
     void measure_param(std::size_t chunk, std::size_t tile, char* room) {
-        const auto sums = [&](std::size_t m, const auto& add) {
+        sum_param(chunk, tile, room, [&](std::size_t m) {
             const std::size_t index = m * tiling_.n_tiles + tile;
-            if (carried_ == nullptr || carried_->is_unknown(index)) add(tile_sum_[index]);
-        };
+            return carried_ == nullptr || carried_->is_unknown(index) ? &tile_sum_[index] : nullptr;
+        });
+    }
+
+    // The sums of squares of a tile of the matrices for which sum_of(matrix) is not null.
+    template <class SumOf>
+    void sum_param(std::size_t chunk, std::size_t tile, char* room, const SumOf& sum_of) const {
         const auto add_part = [&](const Rect& part) {
             for_matrices(chunk, [&](std::size_t m) {
-                sums(m, [&](double& sum) {
-                    sum += kernels_.sum_squares(
-                        param_.has_unit_runs()
-                            ? block_of<const P>(param_[m], part)
-                            : packed_block<const P>(param_[m], part, room + sums_room_));
-                });
+                if (double* const sum = sum_of(m)) *sum += squares_of_param(m, part, room);
             });
         };
-        for_matrices(chunk, [&](std::size_t m) { sums(m, [](double& sum) { sum = 0; }); });
-        if (param_.has_unit_runs())
+        for_matrices(chunk, [&](std::size_t m) {
+            if (double* const sum = sum_of(m)) *sum = 0;
+        });
+        if (sums_param_in_place())
             add_part(tiling_[tile]);
         else
-            for_packed_parts(tiling_[tile], add_part);
+            for_parts_of(tiling_[tile], add_part);
+    }
+
+    bool sums_param_in_place() const { return param_.has_unit_runs() && tensor_.param.low == 0; }
+
+    double squares_of_param(std::size_t m, const Rect& part, char* room) const {
+        const MatrixView matrix = param_[m];
+        if (!sums_param_in_place())
+            return kernels_.sum_squares(packed_block<const P>(matrix, part, room + sums_room_));
+        if (is_half(matrix.dtype))
+            return running_half_kernels(matrix.dtype).sum_squares(block_of<const Half>(matrix, part));
+        return kernels_.sum_squares(block_of<const P>(matrix, part));
     }
 
     // Calls body(matrix, the team for it).
@@ -332,13 +367,13 @@ private:
             const std::size_t m = index / tiling_.n_tiles;
             const Rect tile = tiling_[index % tiling_.n_tiles];
             const MatrixView matrix = grad_like_param_[m];
-            if (grad_like_param_.has_unit_runs()) {
+            if (grad_like_param_.is_direct()) {
                 tile_sum_[index] =
                     kernels_.sum_u_squares(block_of<const G>(matrix, tile), update_of(m, tile));
                 return;
             }
             tile_sum_[index] = 0;
-            for_packed_parts(tile, [&](const Rect& part) {
+            for_parts_of(tile, [&](const Rect& part) {
                 tile_sum_[index] += kernels_.sum_u_squares(
                     packed_block<const G>(matrix, part, room + sums_room_), update_of(m, part));
             });
@@ -446,58 +481,62 @@ private:
                 moves_[m],
                 hyper_.eps_root,
                 hyper_.root_floor,
-                written_ != nullptr};
+                written_ != nullptr && !packs()};
     }
 
-    // A part of a matrix's tile; returns the sum of squares of what it wrote, if that is carried.
+    Rounding rounding_of(std::size_t m, const Rect& part) const {
+        const std::size_t outer = param_[0].outer;
+        const std::uint64_t row_step = numbered(param_[0].inner);
+        return rounding((std::uint64_t(m) * outer + part.i) * row_step + part.j, row_step);
+    }
+
+    // Returns the sum of squares of what it wrote, if that is asked for.
     double apply_part(std::size_t m, const Rect& part, char* room) const {
-        const bool packs_param = !param_.has_unit_runs();
-        const bool packs_m = has_momentum() && !m_.has_unit_runs();
+        const bool packs_param = !param_.is_direct();
+        const bool packs_m = has_momentum() && !m_.is_direct();
         char* const param_place = room + sums_room_;
         char* const m_place = param_place + kPackedRows * kPackedCols * sizeof(P);
         char* const grad_place = m_place + kPackedRows * kPackedCols * sizeof(P);
         const auto param = packs_param ? packed_block<P>(param_[m], part, param_place)
                                        : block_of<P>(param_[m], part);
-        const auto grad = grad_like_param_.has_unit_runs()
+        const auto grad = grad_like_param_.is_direct()
                               ? block_of<const G>(grad_like_param_[m], part)
                               : packed_block<const G>(grad_like_param_[m], part, grad_place);
         const auto first_moment = packs_m          ? packed_block<P>(m_[m], part, m_place)
                                   : has_momentum() ? block_of<P>(m_[m], part)
                                                    : Block<P>{};
         const double sum_sq = kernels_.apply(param, first_moment, grad, update_of(m, part));
-        if (packs_param) scatter(param_place, param_[m], part);
+        if (packs_param) scatter(param_place, param_[m], part, rounding_of(m, part));
         if (packs_m) scatter(m_place, m_[m], part);
+        if constexpr (std::is_same_v<P, float>) {
+            if (has_copy())
+                narrow({param.data, param.stride, param.rows, param.cols}, copy_[m], part,
+                       rounding_of(m, part));
+        }
         return sum_sq;
     }
 
     void apply_tile(std::size_t chunk, std::size_t index, char* room) {
         const Rect tile = tiling_[index];
-        const bool carries = written_ != nullptr;
-        const auto written = [&](std::size_t m) -> double& {
-            return written_[m * tiling_.n_tiles + index];
+        const auto written = [&](std::size_t m) {
+            return written_ != nullptr ? &written_[m * tiling_.n_tiles + index] : nullptr;
         };
-        if (carries) for_matrices(chunk, [&](std::size_t m) { written(m) = 0; });
         const auto apply_to_all = [&](const Rect& part) {
             for_matrices(chunk, [&](std::size_t m) {
                 const double sum_sq = apply_part(m, part, room);
-                if (carries) written(m) += sum_sq;
+                if (double* const sum = written(m)) *sum = sum_sq;
             });
         };
-        if (packs())
-            for_packed_parts(tile, apply_to_all);
-        else
-            apply_to_all(tile);
-        // Of a tile that was written in parts but is read as a whole, the parts do not tell.
-        if (carries && packs() && param_.has_unit_runs())
-            for_matrices(chunk, [&](std::size_t m) {
-                written(m) = kernels_.sum_squares(block_of<const P>(param_[m], tile));
-            });
+        if (!packs()) return apply_to_all(tile);
+        for_parts_of(tile, apply_to_all);
+        // What was written in parts, and perhaps rounded, is read as the next step would.
+        if (written_ != nullptr) sum_param(chunk, index, room, written);
     }
 
     const KernelTable& table_;
     const Kernels<P, G>& kernels_;
     MatrixBatch param_, grad_, grad_like_param_;
-    MatrixBatch m_;        // param_ again without momentum
+    MatrixBatch m_, copy_;  // param_ again where there is none
     Partition partition_;  // of each matrix of grad
     Tiling tiling_;        // of each matrix of param
     std::size_t rows_, cols_, n_matrices_;

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <utility>
 
-#include "kernel/kernels.hpp"
+#include "dispatch/isa.hpp"
 
 namespace adafactor {
 namespace {
@@ -28,8 +28,9 @@ void copy_tile(const char* from, std::ptrdiff_t from_row, std::ptrdiff_t from_co
         std::swap(to_row, to_col);
         std::swap(rows, cols);
     }
-    (item == 4 ? copy_items<4> : copy_items<8>)(from, from_row, from_col, to, to_row, to_col, rows,
-                                                cols);
+    (item == 2   ? copy_items<2>
+     : item == 4 ? copy_items<4>
+                 : copy_items<8>)(from, from_row, from_col, to, to_row, to_col, rows, cols);
 }
 
 // Walks the array, not the tile, in the order of its memory: the tile is in cache.
@@ -37,17 +38,116 @@ bool walks_rows_inside(const MatrixView& view) {
     return std::abs(view.outer_stride) < std::abs(view.inner_stride);
 }
 
+// The items of a part of a matrix, or those `offset` bytes from them, into consecutive memory.
+void gather_items(const MatrixView& from, const Rect& part, std::ptrdiff_t offset, void* to) {
+    const auto item = std::ptrdiff_t(item_size(from.dtype));
+    copy_tile(from.at(part.i, part.j) + offset, from.outer_stride, from.inner_stride,
+              static_cast<char*>(to), std::ptrdiff_t(part.cols) * item, item, part.rows, part.cols,
+              item_size(from.dtype), walks_rows_inside(from));
+}
+
+void scatter_items(const void* from, const MatrixView& to, const Rect& part,
+                   std::ptrdiff_t offset) {
+    const auto item = std::ptrdiff_t(item_size(to.dtype));
+    copy_tile(static_cast<const char*>(from), std::ptrdiff_t(part.cols) * item, item,
+              to.at(part.i, part.j) + offset, to.outer_stride, to.inner_stride, part.rows,
+              part.cols, item_size(to.dtype), walks_rows_inside(to));
+}
+
+// A block of halves in memory, or the one `low` bytes from it.
+Block<Half> halves_at(const MatrixView& view, const Rect& part, std::ptrdiff_t low = 0) {
+    return {reinterpret_cast<Half*>(view.at(part.i, part.j) + low), view.outer_stride, part.rows,
+            part.cols};
+}
+
+template <class T>
+Block<T> packed(T* data, std::size_t rows, std::size_t cols) {
+    return {data, std::ptrdiff_t(cols * sizeof(T)), rows, cols};
+}
+
+template <class T>
+Block<const T> read_only(const Block<T>& block) {
+    return {block.data, block.stride, block.rows, block.cols};
+}
+
+// `low` has no data where `high` is all there is of a number.
+void widen(DType dtype, const Block<Half>& high, const Block<Half>& low, const Block<float>& to) {
+    if (low.data == nullptr)
+        running_half_kernels(dtype).widen(read_only(high), to);
+    else
+        running_kernels().join(read_only(high), read_only(low), to);
+}
+
+void narrow(DType dtype, const Block<const float>& from, const Block<Half>& high,
+            const Block<Half>& low, const Rounding& rounding) {
+    if (low.data == nullptr)
+        running_half_kernels(dtype).narrow(from, high, rounding);
+    else
+        running_kernels().split(from, high, low);
+}
+
+// Calls body(part) for small parts, which halves that are no neighbours are copied by.
+constexpr std::size_t kHalfRows = 16, kHalfCols = 128;
+
+template <class Body>
+void for_half_parts(const Rect& whole, const Body& body) {
+    for (std::size_t i = 0; i < whole.rows; i += kHalfRows)
+        for (std::size_t j = 0; j < whole.cols; j += kHalfCols)
+            body(Rect{i, j, std::min(kHalfRows, whole.rows - i),
+                      std::min(kHalfCols, whole.cols - j)});
+}
+
+void gather_halves(const MatrixView& from, const Rect& part, float* to) {
+    const Block<float> out = packed(to, part.rows, part.cols);
+    if (from.has_unit_runs()) {
+        const auto low = from.low != 0 ? halves_at(from, part, from.low) : Block<Half>{};
+        return widen(from.dtype, halves_at(from, part), low, out);
+    }
+    for_half_parts(part, [&](const Rect& p) {
+        Half high[kHalfRows * kHalfCols], low[kHalfRows * kHalfCols];
+        const Rect there{part.i + p.i, part.j + p.j, p.rows, p.cols};
+        gather_items(from, there, 0, high);
+        if (from.low != 0) gather_items(from, there, from.low, low);
+        widen(from.dtype, packed(high, p.rows, p.cols),
+              from.low != 0 ? packed(low, p.rows, p.cols) : Block<Half>{},
+              {to + p.i * part.cols + p.j, out.stride, p.rows, p.cols});
+    });
+}
+
 }  // namespace
+
+void narrow(const Block<const float>& from, const MatrixView& to, const Rect& part,
+            const Rounding& rounding) {
+    if (to.has_unit_runs()) {
+        const auto low = to.low != 0 ? halves_at(to, part, to.low) : Block<Half>{};
+        return narrow(to.dtype, from, halves_at(to, part), low, rounding);
+    }
+    for_half_parts(part, [&](const Rect& p) {
+        Half high[kHalfRows * kHalfCols], low[kHalfRows * kHalfCols];
+        const char* const data = reinterpret_cast<const char*>(from.data + p.j) +
+                                 std::ptrdiff_t(p.i) * from.stride;
+        Rounding here = rounding;
+        here.streams = false;
+        here.first += p.i * rounding.row_step + p.j;
+        narrow(to.dtype, {reinterpret_cast<const float*>(data), from.stride, p.rows, p.cols},
+               packed(high, p.rows, p.cols),
+               to.low != 0 ? packed(low, p.rows, p.cols) : Block<Half>{}, here);
+        const Rect there{part.i + p.i, part.j + p.j, p.rows, p.cols};
+        scatter_items(high, to, there, 0);
+        if (to.low != 0) scatter_items(low, to, there, to.low);
+    });
+}
 
 MatrixBatch::MatrixBatch(const Array& array, int row_axis, int col_axis, bool swapped)
     : array_(array), row_axis_(row_axis), col_axis_(col_axis) {
     const int outer = swapped ? col_axis : row_axis, inner = swapped ? row_axis : col_axis;
     first_ = {array.data,
-              item_size(array.dtype),
+              array.dtype,
               std::size_t(array.shape[outer]),
               std::size_t(array.shape[inner]),
               array.strides[outer],
               array.strides[inner],
+              array.low,
               swapped};
     for (int d = array.ndim - 1; d >= 0; --d) {
         if (d == row_axis || d == col_axis || array.shape[d] == 1) continue;
@@ -73,20 +173,55 @@ void MatrixBatch::for_lanes(std::size_t first, std::size_t n, const Copy& copy) 
         }
 }
 
-void MatrixBatch::gather(std::size_t first, std::size_t n, void* to) const {
-    auto* const t = static_cast<char*>(to);
-    if (first_.item == 4)
-        for_lanes(first, n, [t](const char* p, std::size_t k) { std::memcpy(t + k * 4, p, 4); });
-    else
-        for_lanes(first, n, [t](const char* p, std::size_t k) { std::memcpy(t + k * 8, p, 8); });
+template <std::size_t item>
+void MatrixBatch::gather_items(std::size_t first, std::size_t n, char* to,
+                               std::ptrdiff_t offset) const {
+    for_lanes(first, n, [=](const char* p, std::size_t k) {
+        std::memcpy(to + k * item, p + offset, item);
+    });
 }
 
-void MatrixBatch::scatter(const void* from, std::size_t first, std::size_t n) const {
+template <std::size_t item>
+void MatrixBatch::scatter_items(const char* from, std::size_t first, std::size_t n,
+                                std::ptrdiff_t offset) const {
+    for_lanes(first, n, [=](char* p, std::size_t k) {
+        std::memcpy(p + offset, from + k * item, item);
+    });
+}
+
+void MatrixBatch::gather(std::size_t first, std::size_t n, void* to) const {
+    auto* const t = static_cast<char*>(to);
+    switch (item_size(first_.dtype)) {
+        case 8:
+            return gather_items<8>(first, n, t);
+        case 4:
+            return gather_items<4>(first, n, t);
+    }
+    Half high[kSmallElements * kLanesOfSmall], low[kSmallElements * kLanesOfSmall];
+    const std::size_t size = first_.outer * first_.inner * kLanesOfSmall;
+    gather_items<2>(first, n, reinterpret_cast<char*>(high));
+    if (first_.low != 0) gather_items<2>(first, n, reinterpret_cast<char*>(low), first_.low);
+    widen(first_.dtype, packed(high, 1, size),
+          first_.low != 0 ? packed(low, 1, size) : Block<Half>{},
+          packed(static_cast<float*>(to), 1, size));
+}
+
+void MatrixBatch::scatter(const void* from, std::size_t first, std::size_t n,
+                          const Rounding& rounding) const {
     const auto* const f = static_cast<const char*>(from);
-    if (first_.item == 4)
-        for_lanes(first, n, [f](char* p, std::size_t k) { std::memcpy(p, f + k * 4, 4); });
-    else
-        for_lanes(first, n, [f](char* p, std::size_t k) { std::memcpy(p, f + k * 8, 8); });
+    switch (item_size(first_.dtype)) {
+        case 8:
+            return scatter_items<8>(f, first, n);
+        case 4:
+            return scatter_items<4>(f, first, n);
+    }
+    Half high[kSmallElements * kLanesOfSmall], low[kSmallElements * kLanesOfSmall];
+    const std::size_t size = first_.outer * first_.inner * kLanesOfSmall;
+    narrow(first_.dtype, packed(static_cast<const float*>(from), 1, size), packed(high, 1, size),
+           first_.low != 0 ? packed(low, 1, size) : Block<Half>{}, rounding);
+    scatter_items<2>(reinterpret_cast<const char*>(high), first, n);
+    if (first_.low != 0)
+        scatter_items<2>(reinterpret_cast<const char*>(low), first, n, first_.low);
 }
 
 std::size_t MatrixBatch::interleaved() const {
@@ -121,17 +256,15 @@ std::ptrdiff_t MatrixBatch::offset_of_any(std::size_t m) const {
 }
 
 void gather(const MatrixView& from, const Rect& part, void* to) {
-    const auto item = std::ptrdiff_t(from.item);
-    copy_tile(from.at(part.i, part.j), from.outer_stride, from.inner_stride, static_cast<char*>(to),
-              std::ptrdiff_t(part.cols) * item, item, part.rows, part.cols, from.item,
-              walks_rows_inside(from));
+    if (is_half(from.dtype)) return gather_halves(from, part, static_cast<float*>(to));
+    gather_items(from, part, 0, to);
 }
 
-void scatter(const void* from, const MatrixView& to, const Rect& part) {
-    const auto item = std::ptrdiff_t(to.item);
-    copy_tile(static_cast<const char*>(from), std::ptrdiff_t(part.cols) * item, item,
-              to.at(part.i, part.j), to.outer_stride, to.inner_stride, part.rows, part.cols,
-              to.item, walks_rows_inside(to));
+void scatter(const void* from, const MatrixView& to, const Rect& part, const Rounding& rounding) {
+    if (is_half(to.dtype))
+        return narrow(packed(static_cast<const float*>(from), part.rows, part.cols), to, part,
+                      rounding);
+    scatter_items(from, to, part, 0);
 }
 
 ElementOrder::ElementOrder(std::initializer_list<const Array*> arrays) {
@@ -151,7 +284,8 @@ ElementOrder::ElementOrder(std::initializer_list<const Array*> arrays) {
     int a = 0;
     for (const Array* array : arrays) {
         data_[a] = array->data;
-        item_[a++] = item_size(array->dtype);
+        low_[a] = array->low;
+        dtype_[a++] = array->dtype;
     }
     const int n_arrays = a;
     for (int k = 0; k < n_axes; ++k) {
@@ -169,7 +303,7 @@ ElementOrder::ElementOrder(std::initializer_list<const Array*> arrays) {
     }
     if (n_axes_ == 0) {  // a single element
         shape_[n_axes_++] = 1;
-        for (a = 0; a < n_arrays; ++a) stride_[a][0] = std::ptrdiff_t(item_[a]);
+        for (a = 0; a < n_arrays; ++a) stride_[a][0] = std::ptrdiff_t(item_size(dtype_[a]));
     }
 }
 
@@ -184,7 +318,7 @@ char* ElementOrder::at(int a, std::size_t k) const {
 
 bool ElementOrder::is_run(int a, std::size_t k, std::size_t n, char*& start) const {
     const std::size_t inner = shape_[n_axes_ - 1];
-    if (stride_[a][n_axes_ - 1] != std::ptrdiff_t(item_[a])) return false;
+    if (stride_[a][n_axes_ - 1] != std::ptrdiff_t(item_size(dtype_[a]))) return false;
     if (n_axes_ > 1 && k % inner + n > inner) return false;
     start = at(a, k);
     return true;
@@ -200,22 +334,65 @@ void ElementOrder::visit_runs(int a, std::size_t k, std::size_t n, Visit visit) 
     }
 }
 
-void ElementOrder::gather(int a, std::size_t k, std::size_t n, void* to) const {
-    auto* t = static_cast<char*>(to);
-    const auto item = std::ptrdiff_t(item_[a]);
+bool ElementOrder::is_direct(int a, std::size_t k, std::size_t n, char*& start) const {
+    return !is_half(dtype_[a]) && is_run(a, k, n, start);
+}
+
+void ElementOrder::gather_items(int a, std::size_t k, std::size_t n, char* to,
+                                std::ptrdiff_t offset) const {
+    const std::size_t item = item_size(dtype_[a]);
     visit_runs(a, k, n, [&](const char* run, std::size_t length) {
-        copy_tile(run, 0, stride_[a][n_axes_ - 1], t, 0, item, 1, length, item_[a], false);
-        t += std::ptrdiff_t(length) * item;
+        copy_tile(run + offset, 0, stride_[a][n_axes_ - 1], to, 0, std::ptrdiff_t(item), 1, length,
+                  item, false);
+        to += length * item;
     });
 }
 
-void ElementOrder::scatter(const void* from, int a, std::size_t k, std::size_t n) const {
-    auto* f = static_cast<const char*>(from);
-    const auto item = std::ptrdiff_t(item_[a]);
+void ElementOrder::scatter_items(const char* from, int a, std::size_t k, std::size_t n,
+                                 std::ptrdiff_t offset) const {
+    const std::size_t item = item_size(dtype_[a]);
     visit_runs(a, k, n, [&](char* run, std::size_t length) {
-        copy_tile(f, 0, item, run, 0, stride_[a][n_axes_ - 1], 1, length, item_[a], false);
-        f += std::ptrdiff_t(length) * item;
+        copy_tile(from, 0, std::ptrdiff_t(item), run + offset, 0, stride_[a][n_axes_ - 1], 1,
+                  length, item, false);
+        from += length * item;
     });
+}
+
+// The halves of a run, and of its lower halves: those in memory, or places for copies.
+struct ElementOrder::HalfRun {
+    Half high_place[kMaxRun], low_place[kMaxRun];
+    Block<Half> high, low{};
+    bool is_copied;
+
+    HalfRun(const ElementOrder& order, int a, std::size_t k, std::size_t n) {
+        char* start;
+        is_copied = !order.is_run(a, k, n, start);
+        high = packed(is_copied ? high_place : reinterpret_cast<Half*>(start), 1, n);
+        if (order.low_[a] != 0)
+            low = packed(is_copied ? low_place : reinterpret_cast<Half*>(start + order.low_[a]), 1,
+                         n);
+    }
+};
+
+void ElementOrder::gather(int a, std::size_t k, std::size_t n, void* to) const {
+    if (!is_half(dtype_[a])) return gather_items(a, k, n, static_cast<char*>(to), 0);
+    HalfRun run(*this, a, k, n);
+    if (run.is_copied) {
+        gather_items(a, k, n, reinterpret_cast<char*>(run.high_place), 0);
+        if (low_[a] != 0) gather_items(a, k, n, reinterpret_cast<char*>(run.low_place), low_[a]);
+    }
+    widen(dtype_[a], run.high, run.low, packed(static_cast<float*>(to), 1, n));
+}
+
+void ElementOrder::scatter(const void* from, int a, std::size_t k, std::size_t n,
+                           const Rounding& rounding) const {
+    if (!is_half(dtype_[a])) return scatter_items(static_cast<const char*>(from), a, k, n, 0);
+    HalfRun run(*this, a, k, n);
+    narrow(dtype_[a], packed(static_cast<const float*>(from), 1, n), run.high, run.low, rounding);
+    if (!run.is_copied) return;
+    scatter_items(reinterpret_cast<const char*>(run.high_place), a, k, n, 0);
+    if (low_[a] != 0)
+        scatter_items(reinterpret_cast<const char*>(run.low_place), a, k, n, low_[a]);
 }
 
 }  // namespace adafactor

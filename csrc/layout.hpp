@@ -1,14 +1,14 @@
-// Strides: how the elements of an array lie in memory, and copies of small tiles of them.
+// Strides and formats: how the elements of an array lie in memory, and copies of small tiles of
+// them in the types that kernels take, float for halves.
 #pragma once
 
 #include <algorithm>
 #include <cstddef>
 
 #include "adafactor.hpp"
+#include "kernel/kernels.hpp"
 
 namespace adafactor {
-
-inline std::size_t item_size(DType dtype) { return dtype == DType::float32 ? 4 : 8; }
 
 // Rows i to i + rows and columns j to j + cols, in a view's own terms.
 struct Rect {
@@ -19,13 +19,18 @@ struct Rect {
 // matrix's columns, as in Fortran order.
 struct MatrixView {
     char* data;
-    std::size_t item;
+    DType dtype;
     std::size_t outer, inner;
     std::ptrdiff_t outer_stride, inner_stride;
+    std::ptrdiff_t low;  // as in Array
     bool swapped;
 
-    // Kernels read and write runs of neighbouring elements; others go through a tile.
-    bool has_unit_runs() const { return inner == 1 || inner_stride == std::ptrdiff_t(item); }
+    bool has_unit_runs() const {
+        return inner == 1 || inner_stride == std::ptrdiff_t(item_size(dtype));
+    }
+    // Kernels read and write runs of neighbouring elements of their own types; all else goes
+    // through a tile.
+    bool is_direct() const { return has_unit_runs() && !is_half(dtype); }
     char* at(std::size_t i, std::size_t j) const {
         return data + std::ptrdiff_t(i) * outer_stride + std::ptrdiff_t(j) * inner_stride;
     }
@@ -43,11 +48,13 @@ public:
     std::size_t size() const { return size_; }
     bool swapped() const { return first_.swapped; }
     bool has_unit_runs() const { return first_.has_unit_runs(); }
+    bool is_direct() const { return first_.is_direct(); }
 
-    // Copies the elements of n <= kLanesOfSmall matrices to (rows, cols, kLanesOfSmall), and back.
-    // Lanes left over are the first matrix again.
+    // Copies the elements of n <= kLanesOfSmall matrices, each of at most kSmallElements, to (rows,
+    // cols, kLanesOfSmall), and back. Lanes left over are the first matrix again.
     void gather(std::size_t first, std::size_t n, void* to) const;
-    void scatter(const void* from, std::size_t first, std::size_t n) const;
+    void scatter(const void* from, std::size_t first, std::size_t n,
+                 const Rounding& rounding = {}) const;
 
     // How many consecutive matrices lie between the neighbouring elements of one: a cache line
     // has parts of them all.
@@ -61,6 +68,11 @@ public:
     }
 
 private:
+    template <std::size_t item>
+    void gather_items(std::size_t first, std::size_t n, char* to, std::ptrdiff_t offset = 0) const;
+    template <std::size_t item>
+    void scatter_items(const char* from, std::size_t first, std::size_t n,
+                       std::ptrdiff_t offset = 0) const;
     template <class Copy>
     void for_lanes(std::size_t first, std::size_t n, const Copy& copy) const;
 
@@ -79,25 +91,43 @@ private:
 
 // Copies a part of a matrix into consecutive memory, and back.
 void gather(const MatrixView& from, const Rect& part, void* to);
-void scatter(const void* from, const MatrixView& to, const Rect& part);
+void scatter(const void* from, const MatrixView& to, const Rect& part,
+             const Rounding& rounding = {});
+
+// Rounds a block into a part of a matrix of halves.
+void narrow(const Block<const float>& from, const MatrixView& to, const Rect& part,
+            const Rounding& rounding);
+
+// Elements that stand in for those of a run, or of all matrices before, in numbers of elements that
+// Rounding counts by.
+inline std::uint64_t numbered(std::size_t n) { return (std::uint64_t(n) + 31) / 32 * 32; }
 
 // The elements of an array of any number of axes in an order shared by several arrays of the same
 // shape: axes sorted by the first array's strides, neighbours merged where all arrays allow it.
 class ElementOrder {
 public:
-    static constexpr int kMaxArrays = 4;
+    static constexpr int kMaxArrays = 5;
+    static constexpr std::size_t kMaxRun = kChunk;  // elements that are copied at a time
     static constexpr int kMaxAxes = 64;  // NumPy's own limit
 
     ElementOrder(std::initializer_list<const Array*> arrays);
 
     std::size_t size() const { return size_; }
 
-    // Whether elements k to k + n of array `a` are neighbours in memory; if so `start` is theirs.
-    bool is_run(int a, std::size_t k, std::size_t n, char*& start) const;
+    // Whether kernels can take elements k to k + n of array `a` as they lie: neighbours in memory,
+    // and no halves. If so `start` is theirs.
+    bool is_direct(int a, std::size_t k, std::size_t n, char*& start) const;
     void gather(int a, std::size_t k, std::size_t n, void* to) const;
-    void scatter(const void* from, int a, std::size_t k, std::size_t n) const;
+    void scatter(const void* from, int a, std::size_t k, std::size_t n,
+                 const Rounding& rounding = {}) const;
 
 private:
+    struct HalfRun;
+
+    bool is_run(int a, std::size_t k, std::size_t n, char*& start) const;
+    void gather_items(int a, std::size_t k, std::size_t n, char* to, std::ptrdiff_t offset) const;
+    void scatter_items(const char* from, int a, std::size_t k, std::size_t n,
+                       std::ptrdiff_t offset) const;
     template <class Visit>
     void visit_runs(int a, std::size_t k, std::size_t n, Visit visit) const;
     char* at(int a, std::size_t k) const;
@@ -107,7 +137,8 @@ private:
     std::size_t shape_[kMaxAxes];
     std::ptrdiff_t stride_[kMaxArrays][kMaxAxes];
     char* data_[kMaxArrays];
-    std::size_t item_[kMaxArrays];
+    DType dtype_[kMaxArrays];
+    std::ptrdiff_t low_[kMaxArrays];
 };
 
 }  // namespace adafactor

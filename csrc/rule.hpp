@@ -10,7 +10,7 @@
 
 namespace adafactor {
 
-// Epsilons that are nan stand for the machine epsilon of param's dtype.
+// Epsilons that are nan stand for the machine epsilon that param is computed with.
 struct Rule {
     double beta2;       // the largest beta2 of any step, if there is a decay_rate
     double decay_rate;  // nan: beta2 is constant; else 1 - (t - decay_offset)^decay_rate
@@ -28,14 +28,15 @@ struct Rule {
     bool momentum_of_u;
     double decay_by_step;
     bool maximize;
-    bool shared_t;  // t counts the steps of the model, not those of the tensor
+    bool stochastic;  // how halves are rounded
+    bool shared_t;    // t counts the steps of the model, not those of the tensor
 
     // `decay`: 1 - the factor of param that does not depend on the step size.
     HyperParameters at(std::int64_t t, double lr, double decay, bool decays, double grad_scale,
                        DType dtype) const {
-        const double machine_eps = dtype == DType::float32
-                                       ? double(std::numeric_limits<float>::epsilon())
-                                       : std::numeric_limits<double>::epsilon();
+        const double machine_eps = dtype == DType::float64
+                                       ? std::numeric_limits<double>::epsilon()
+                                       : double(std::numeric_limits<float>::epsilon());
         const auto resolved = [=](double eps) { return std::isnan(eps) ? machine_eps : eps; };
         HyperParameters hyper{};
         hyper.lr = lr_at(t, lr);

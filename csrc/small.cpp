@@ -22,6 +22,7 @@ public:
           param_(tensor.param, tensor.row_axis, tensor.col_axis, false),
           grad_(tensor.grad, tensor.row_axis, tensor.col_axis, false),
           m_(has_momentum() ? tensor.m : tensor.param, tensor.row_axis, tensor.col_axis, false),
+          copy_(has_copy() ? tensor.copy : tensor.param, tensor.row_axis, tensor.col_axis, false),
           rows_(param_[0].outer),
           cols_(param_[0].inner),
           n_matrices_(param_.size()),
@@ -115,7 +116,8 @@ public:
                 if (has_momentum()) m_.gather(first, n, m);
                 kernels_.apply_small(param, has_momentum() ? m : nullptr, grad, state.view,
                                      moment(), moves_[hyper_.per_matrix ? first : 0]);
-                param_.scatter(param, first, n);
+                param_.scatter(param, first, n, rounding_of(first));
+                if (has_copy()) copy_.scatter(param, first, n, rounding_of(first));
                 if (has_momentum()) m_.scatter(m, first, n);
                 state.write(*this, first, n);
             }
@@ -161,6 +163,11 @@ private:
         for (std::size_t m = begin; m < end; m += kLanes) body(m, std::min(kLanes, end - m));
     }
 
+    // The lanes that a group does not use have numbers too.
+    Rounding rounding_of(std::size_t first) const {
+        return rounding(first * numbered(rows_ * cols_ * kLanes));
+    }
+
     void set_move(std::size_t m, double mean_u_sq, double mean_param_sq) {
         const StepSize size = step_size(hyper_, has_momentum(), mean_u_sq, mean_param_sq);
         moves_[m] = size.move;
@@ -171,7 +178,7 @@ private:
 
     const Kernels<P, G>& kernels_;
     MatrixBatch param_, grad_;
-    MatrixBatch m_;  // param_ again without momentum
+    MatrixBatch m_, copy_;  // param_ again where there is none
     std::size_t rows_, cols_, n_matrices_, matrices_per_task_, n_tasks_;
     Move* moves_ = nullptr;       // (n_matrices,) or of all
     double* param_sq_ = nullptr;  // (n_matrices,) or (n_tasks,)

@@ -25,17 +25,34 @@ TensorStep* make_step_with(const Tensor& tensor, TensorReport& report, Scratch& 
 
 TensorStep* make_step(const Tensor& tensor, TensorReport& report, Scratch& kept,
                       const KernelTable& table) {
-    const bool p32 = tensor.param.dtype == DType::float32;
-    const bool g32 = tensor.grad.dtype == DType::float32;
+    const bool p32 = tensor.param.dtype != DType::float64;
+    const bool g32 = tensor.grad.dtype != DType::float64;
     return p32 && g32 ? make_step_with(tensor, report, kept, table, table.f32_f32)
            : p32      ? make_step_with(tensor, report, kept, table, table.f32_f64)
            : g32      ? make_step_with(tensor, report, kept, table, table.f64_f32)
                       : make_step_with(tensor, report, kept, table, table.f64_f64);
 }
 
+double value_of(const char* element, DType dtype) {
+    if (is_half(dtype)) {
+        Half bits;
+        float value;
+        __builtin_memcpy(&bits, element, sizeof(bits));
+        running_half_kernels(dtype).widen({&bits, 0, 1, 1}, {&value, 0, 1, 1});
+        return double(value);
+    }
+    if (dtype == DType::float32) {
+        float value;
+        __builtin_memcpy(&value, element, sizeof(value));
+        return double(value);
+    }
+    double value;
+    __builtin_memcpy(&value, element, sizeof(value));
+    return value;
+}
+
 // The first element in C order whose square is not finite, or -1.
-template <class T>
-std::ptrdiff_t first_bad(const Array& array) {
+std::ptrdiff_t first_bad_of(const Array& array) {
     const auto size = std::ptrdiff_t(size_of(array));
     for (std::ptrdiff_t k = 0; k < size; ++k) {
         const char* p = array.data;
@@ -43,15 +60,10 @@ std::ptrdiff_t first_bad(const Array& array) {
             p += rest % array.shape[d] * array.strides[d];
             rest /= array.shape[d];
         }
-        T x;
-        __builtin_memcpy(&x, p, sizeof(T));
-        if (!std::isfinite(double(x) * double(x))) return k;
+        const double x = value_of(p, array.dtype);
+        if (!std::isfinite(x * x)) return k;
     }
     return -1;
-}
-
-std::ptrdiff_t first_bad_of(const Array& array) {
-    return array.dtype == DType::float32 ? first_bad<float>(array) : first_bad<double>(array);
 }
 
 class ListStep {

@@ -55,6 +55,9 @@ public:
     TensorReport& report() { return report_; }
 
 protected:
+    // Copies of so many elements would push out of the caches what is needed sooner.
+    static constexpr std::size_t kStreamed = std::size_t(1) << 20;
+
     TensorStep(const Tensor& tensor, TensorReport& report)
         : tensor_(tensor),
           hyper_(tensor.hyper),
@@ -63,12 +66,23 @@ protected:
           needs_param_(hyper_.scale_parameter) {}
     ~TensorStep() = default;
 
+    bool has_copy() const { return tensor_.copy.data != nullptr; }
     bool has_momentum() const { return tensor_.m.data != nullptr; }
     double grad_sq_scale() const { return hyper_.grad_scale * hyper_.grad_scale; }
 
     Moment moment() const {
         return {hyper_.beta2,    hyper_.eps_squares, grad_sq_scale(),  hyper_.eps_means,
                 hyper_.eps_root, hyper_.root_floor,  hyper_.mean_floor};
+    }
+
+    // Of elements that are numbered as in Rounding.
+    Rounding rounding(std::uint64_t first, std::uint64_t row_step = 0) const {
+        return {tensor_.stochastic,
+                has_copy() && size_of(tensor_.param) >= kStreamed,
+                tensor_.random.key,
+                tensor_.random.stream,
+                first,
+                row_step};
     }
 
     const Tensor& tensor_;

@@ -11,9 +11,9 @@
 namespace adafactor {
 namespace {
 
-enum { kParam, kGrad, kV, kM };
+enum { kParam, kGrad, kV, kM, kCopy };
 
-// Of param, grad, v and m; of param once more where there is no m.
+// Of param, grad, v, m and copy; of param once more where there is no m, or copy.
 ElementOrder order_of(const Tensor& tensor) {
     const Array& param = tensor.param;
     std::ptrdiff_t strides[ElementOrder::kMaxAxes], stride = sizeof(double);
@@ -23,7 +23,8 @@ ElementOrder order_of(const Tensor& tensor) {
     }
     const Array v{reinterpret_cast<char*>(tensor.v), DType::float64, param.ndim, param.shape,
                   strides};
-    return {&param, &tensor.grad, &v, tensor.m.data != nullptr ? &tensor.m : &param};
+    return {&param, &tensor.grad, &v, tensor.m.data != nullptr ? &tensor.m : &param,
+            tensor.copy.data != nullptr ? &tensor.copy : &param};
 }
 
 // Threads take tiles of kTile elements, kernels runs of kChunk. Elements that are no neighbours in
@@ -96,10 +97,11 @@ public:
             double* const v = run_of(kV, k, n, v_place);
             kernels_.apply_unfactored(param, m, run_of(kGrad, k, n, grad_place), v, n, moment(),
                                       move_, sums_[tile].wide);
-            if (written_ != nullptr) param_sq += kernels_.sum_squares({param, 0, 1, n});
-            if (param == param_place) order_.scatter(param, kParam, k, n);
+            if (param == param_place) order_.scatter(param, kParam, k, n, rounding(k));
+            if (has_copy()) order_.scatter(param, kCopy, k, n, rounding(k));
             if (m == m_place) order_.scatter(m, kM, k, n);
             if (v == v_place) order_.scatter(v, kV, k, n);
+            if (written_ != nullptr) param_sq += sum_run_squares(k, n);
         });
         if (written_ != nullptr) written_[tile] = param_sq;
     }
@@ -132,22 +134,24 @@ private:
         for (std::size_t k = tile * kTile; k < end; k += kChunk) body(k, std::min(kChunk, end - k));
     }
 
-    // The run itself where its elements are neighbours, otherwise a copy of it in `place`.
+    // The run itself where kernels can take it, otherwise a copy of it in `place`.
     template <class T>
     T* run_of(int array, std::size_t k, std::size_t n, T* place) const {
         char* start;
-        if (order_.is_run(array, k, n, start)) return reinterpret_cast<T*>(start);
+        if (order_.is_direct(array, k, n, start)) return reinterpret_cast<T*>(start);
         order_.gather(array, k, n, place);
         return place;
     }
 
     double sum_param_squares(std::size_t tile) const {
         double sum = 0;
-        for_runs(tile, [&](std::size_t k, std::size_t n) {
-            P param_place[kChunk];
-            sum += kernels_.sum_squares({run_of(kParam, k, n, param_place), 0, 1, n});
-        });
+        for_runs(tile, [&](std::size_t k, std::size_t n) { sum += sum_run_squares(k, n); });
         return sum;
+    }
+
+    double sum_run_squares(std::size_t k, std::size_t n) const {
+        P param_place[kChunk];
+        return kernels_.sum_squares({run_of(kParam, k, n, param_place), 0, 1, n});
     }
 
     void measure_moment(std::size_t tile) const {

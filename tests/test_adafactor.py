@@ -273,6 +273,8 @@ def test_arguments_are_the_seeds():
         ("num_threads", inspect.Parameter.KEYWORD_ONLY),
         ("nonfinite", inspect.Parameter.KEYWORD_ONLY),
         ("carry_param_rms", inspect.Parameter.KEYWORD_ONLY),
+        ("rounding", inspect.Parameter.KEYWORD_ONLY),
+        ("seed", inspect.Parameter.KEYWORD_ONLY),
     ]
     assert list(inspect.signature(an.AdaFactor.update).parameters) == ["self", "param", "grad"]
 

@@ -311,13 +311,13 @@ REFUSED = [
         "optax",
         {"dtype_momentum": "int8"},
         TypeError,
-        "dtype_momentum is 'int8', must be float32, fl",
+        "dtype_momentum is 'int8', must be bfloat16, fl",
     ),
     (
         "optax",
         {"dtype_momentum": "float32", "momentum": 0.9},
         TypeError,
-        "dtype_momentum is float32, must be None or the dtype of params['0'], float64",
+        "momentum_dtype is float32, must be float64 or None for params['0'] of float64",
     ),
     (
         "optax",
@@ -349,9 +349,9 @@ REFUSED = [
     ("big_vision", {}, TypeError, "lr is a NoneType, must be a finite number >= 0 or a callable"),
     (
         "big_vision",
-        {"lr": 1, "dtype_momentum": "bfloat16"},
+        {"lr": 1, "dtype_momentum": "float16"},
         TypeError,
-        "dtype_momentum is 'bfloat16",
+        "dtype_momentum is 'float16', must be bfloat16, fl",
     ),
     (
         "big_vision",
@@ -460,7 +460,7 @@ NUMBERS = {
     **{
         name: ("a bool", [], ["x", None, 1])
         for name, switch in SWITCHES.items()
-        if isinstance(switch.default, bool)
+        if isinstance(switch.default, bool) and name != "masters"
     },
 }
 

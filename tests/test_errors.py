@@ -32,8 +32,8 @@ NO_ARRAYS = {
     "a memoryview": memoryview,
     "a masked array": np.ma.array,
 }
-DTYPES = ["bool", "int8", "int32", "int64", "uint64", "float16", "longdouble", "complex64"]
-OTHER_DTYPES = ["complex128", "object", "<U32", "<M8[s]", "|V4"]
+DTYPES = ["bool", "int8", "int32", "int64", "uint64", "uint16", "longdouble", "complex64"]
+OTHER_DTYPES = ["complex128", "object", "<U32", "<M8[s]", "|V2", "|V4"]
 SHAPES = [(), (3,), (5, 4), (4, 5, 1), (4, 1), (0, 5)]
 READ_ONLY = {
     "array": read_only,
@@ -109,7 +109,7 @@ def test_no_array(step, what, nonfinite):
 
 @pytest.mark.parametrize("dtype", [*DTYPES, *OTHER_DTYPES])
 def test_dtype(step, dtype):
-    text = f"has dtype {np.dtype(dtype)}, must be float32 or float64"
+    text = f"has dtype {np.dtype(dtype)}, must be float16, bfloat16, float32 or float64"
     assert_both_refused(step, lambda x: np.zeros(SHAPE, dtype), TypeError, text)
 
 

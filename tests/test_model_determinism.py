@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
+import halves_reference as halves
 from adafactor_native import AdaFactor, Optimizer
 from buffers import Buffer
 from problems import normal
@@ -84,6 +85,40 @@ def test_threads_instruction_sets_and_atomicity(run, dtype, each_isa):
         )
         for isa in each_isa()
         for threads in THREADS
+        for atomic in ("all", "tensor")
+    }
+    assert len(set(digests.values())) == 1, digests
+
+
+HALF_RUNS = {
+    "nearest": {},
+    "stochastic": {"rounding": "stochastic", "seed": 9},
+    "masters": {"masters": True, "rounding": "stochastic"},
+    "first moments": {"beta1": 0.9, "momentum_dtype": "bfloat16", "factored_axes": "last_two"},
+    "clamped": {"convention": "torch", "eps": (1e-2, 1e-3), "rounding": "stochastic"},
+    "each matrix": {
+        "convention": "t5x",
+        "learning_rate": 0.1,
+        "min_dim_size_to_factor": 3,
+        "rounding": "stochastic",
+    },
+}
+
+
+@pytest.mark.parametrize("dtype", halves.HALVES, ids=str)
+@pytest.mark.parametrize("run", [*HALF_RUNS, "split"])
+def test_half_precision_has_the_same_bits(run, dtype, each_isa):
+    if run == "split" and dtype != halves.bfloat16:
+        options = {"carry_param_rms": True}
+    else:
+        options = HALF_RUNS.get(run, {"masters": "split"})
+    grads = [{name: grad.astype(dtype) for name, grad in gradients(t).items()} for t in (1, 2)]
+    digests = {
+        (isa, threads, atomic): digest_after(
+            grads, dtype, num_threads=threads, atomic=atomic, **options
+        )
+        for isa in each_isa()
+        for threads in THREADS[:3]
         for atomic in ("all", "tensor")
     }
     assert len(set(digests.values())) == 1, digests

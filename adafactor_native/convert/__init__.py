@@ -4,7 +4,8 @@ None of them is imported. Their arrays may be of any kind that `numpy.asarray` t
 NumPy arrays, or as what ``array=`` makes of them (``torch.as_tensor``, ``jax.numpy.asarray``).
 
 Only what is remembered goes over, steps included: our statistics are float64, so what is loaded is
-widened, and what leaves is rounded to param's dtype. Hyper-parameters do not: give both sides the same.
+widened, and what leaves is rounded to param's dtype, but not
+below float32. Hyper-parameters do not: give both sides the same.
 """
 
 from adafactor_native.convert.optax_trees import load_optax, to_optax

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from adafactor_native.halves import is_half
 from adafactor_native.optimizer import Optimizer
 from adafactor_native.param_groups import Array
 
@@ -39,6 +40,11 @@ def add_incoming(incoming: Incoming, own: Array, value: Any, shown: str) -> None
     if theirs.dtype.kind not in "fV" or not np.can_cast(theirs.dtype, own.dtype):
         raise TypeError(f"{shown} has dtype {theirs.dtype}, must be one that {own.dtype} can hold")
     incoming.append((own, theirs))
+
+
+def dtype_there(param: Array) -> np.dtype[Any]:
+    """Return the dtype that state leaves with: param's, but not one that would lose most of it."""
+    return np.dtype(np.float32) if is_half(param.dtype) else param.dtype
 
 
 def take_over(

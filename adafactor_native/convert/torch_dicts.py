@@ -16,6 +16,7 @@ from adafactor_native.convert.arrays import (
     add_incoming,
     array_maker,
     count_of,
+    dtype_there,
     take_over,
 )
 from adafactor_native.optimizer import Optimizer
@@ -209,9 +210,9 @@ def _written(
         if library.keeps_axes:
             theirs["step"] = make(np.array(t, np.float32))
         for key, values in _as_there(tensor, library).items():
-            theirs[key] = make(np.array(values, tensor.param.dtype, order="C"))
+            theirs[key] = make(np.array(values, dtype_there(tensor.param), order="C"))
         if "RMS" in library.others:
-            theirs["RMS"] = float(np.sqrt(np.mean(np.square(tensor.param, dtype=np.float64))))
+            theirs["RMS"] = float(np.sqrt(np.mean(np.square(np.asarray(tensor.param, np.float64)))))
         state[positions[tensor.name]] = theirs
     groups = [
         {

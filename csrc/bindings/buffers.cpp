@@ -1,13 +1,16 @@
 #include "bindings/buffers.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <utility>
 
 namespace adafactor {
 namespace {
 
-constexpr int kNumpyFloat32 = 11, kNumpyFloat64 = 12;  // NPY_FLOAT, NPY_DOUBLE: part of NumPy's ABI
+// NPY_FLOAT, NPY_DOUBLE, NPY_HALF, NPY_USERDEF, NPY_USHORT: part of NumPy's ABI.
+constexpr int kNumpyFloat32 = 11, kNumpyFloat64 = 12, kNumpyFloat16 = 23, kNumpyFirstOther = 256;
+constexpr int kNumpyUint16 = 4;
 constexpr int kMaxAxes = 64;
 
 std::string text(py::handle object) { return py::str(object).cast<std::string>(); }
@@ -26,6 +29,39 @@ py::array numpy_array(py::handle object, const Name& name) {
     return py::reinterpret_borrow<py::array>(object);
 }
 
+// ml_dtypes registers bfloat16 with NumPy when it is imported, under whatever number is free then.
+// Known by its name, it need not be imported here.
+bool is_bfloat16(const py::dtype& dtype) {
+    static std::atomic<int> number{-1};
+    const int type = dtype.num();
+    if (type < kNumpyFirstOther) return false;
+    if (type == number) return true;
+    if (dtype.itemsize() != 2 || text(dtype.attr("name")) != "bfloat16") return false;
+    number = type;
+    return true;
+}
+
+bool find_dtype(const py::dtype& dtype, DType& found) {
+    switch (dtype.num()) {
+        case kNumpyFloat32:
+            found = DType::float32;
+            return true;
+        case kNumpyFloat64:
+            found = DType::float64;
+            return true;
+        case kNumpyFloat16:
+            found = DType::float16;
+            return true;
+    }
+    found = DType::bfloat16;
+    return is_bfloat16(dtype);
+}
+
+void require_native(const py::dtype& dtype, const Name& name) {
+    if (const char order = dtype.byteorder(); order != '=')
+        fail_value(name.text() + " has byte order '" + order + "', must be native");
+}
+
 // Sufficient: every axis steps over all that the axes with smaller strides span.
 bool may_overlap_itself(const Array& array) {
     std::pair<std::ptrdiff_t, std::ptrdiff_t> axis[kMaxAxes];  // stride, length
@@ -35,7 +71,7 @@ bool may_overlap_itself(const Array& array) {
         if (array.shape[d] > 1) axis[n++] = {std::abs(array.strides[d]), array.shape[d]};
     }
     std::sort(axis, axis + n);
-    std::ptrdiff_t span = array.dtype == DType::float32 ? 4 : 8;
+    auto span = std::ptrdiff_t(item_size(array.dtype));
     for (int d = 0; d < n; ++d) {
         if (axis[d].first < span) return true;
         span += axis[d].first * (axis[d].second - 1);
@@ -43,11 +79,21 @@ bool may_overlap_itself(const Array& array) {
     return false;
 }
 
+void require_writeable(const py::array& object, const Array& array, const Name& name) {
+    if (!object.writeable()) fail_value(name.text() + " is read-only, must be writeable");
+    const bool dense = object.flags() & (py::array::c_style | py::array::f_style);
+    if (!dense && may_overlap_itself(array))
+        fail_value(name.text() + " has elements that overlap each other (strides " +
+                   shape_text(array.ndim, array.strides) + "), must have none");
+}
+
 }  // namespace
 
 std::string Name::text() const {
     if (tensor == nullptr) return word;
-    return std::string(word) + "s[" + py::repr(py::str(*tensor)).cast<std::string>() + "]";
+    std::string plural = word;
+    plural.back() == 'y' ? plural.replace(plural.size() - 1, 1, "ies") : plural.append("s");
+    return plural + "[" + py::repr(py::str(*tensor)).cast<std::string>() + "]";
 }
 
 std::string Name::of_tensor() const {
@@ -57,7 +103,7 @@ std::string Name::of_tensor() const {
 
 std::pair<const char*, const char*> extent(const Array& array) {
     const char* low = array.data;
-    const char* high = array.data + (array.dtype == DType::float32 ? 4 : 8);
+    const char* high = array.data + item_size(array.dtype);
     for (int d = 0; d < array.ndim; ++d) {
         if (array.shape[d] == 0) return {array.data, array.data};
         (array.strides[d] < 0 ? low : high) += (array.shape[d] - 1) * array.strides[d];
@@ -74,7 +120,9 @@ std::string shape_text(int ndim, const std::ptrdiff_t* shape) {
 py::object array_from(py::handle object) {
     if (!py::isinstance<py::array>(object)) {
         const py::module_ numpy = py::module_::import("numpy");
-        if (py::isinstance(object, numpy.attr("floating"))) return numpy.attr("asarray")(object);
+        if (py::isinstance(object, numpy.attr("floating")) ||
+            text(py::type::of(object).attr("__name__")) == "bfloat16")
+            return numpy.attr("asarray")(object);
     }
     return py::reinterpret_borrow<py::object>(object);
 }
@@ -82,22 +130,30 @@ py::object array_from(py::handle object) {
 Array array_of(py::handle object, const Name& name, Access access) {
     const py::array array = numpy_array(object, name);
     const py::dtype dtype = array.dtype();
-    const int type = dtype.num();
-    if (type != kNumpyFloat32 && type != kNumpyFloat64)
-        fail_type(name.text() + " has dtype " + text(dtype) + ", must be float32 or float64");
-    if (const char order = dtype.byteorder(); order != '=')
-        fail_value(name.text() + " has byte order '" + order + "', must be native");
-
+    DType found;
+    if (!find_dtype(dtype, found))
+        fail_type(name.text() + " has dtype " + text(dtype) +
+                  ", must be float16, bfloat16, float32 or float64");
+    require_native(dtype, name);
     const Array result{static_cast<char*>(const_cast<void*>(array.data())),
-                       type == kNumpyFloat32 ? DType::float32 : DType::float64, int(array.ndim()),
-                       array.shape(), array.strides()};
-    if (access == Access::write) {
-        if (!array.writeable()) fail_value(name.text() + " is read-only, must be writeable");
-        const bool dense = array.flags() & (py::array::c_style | py::array::f_style);
-        if (!dense && may_overlap_itself(result))
-            fail_value(name.text() + " has elements that overlap each other (strides " +
-                       shape_text(result.ndim, result.strides) + "), must have none");
-    }
+                       found,
+                       int(array.ndim()),
+                       array.shape(),
+                       array.strides()};
+    if (access == Access::write) require_writeable(array, result, name);
+    return result;
+}
+
+Array low_halves_of(py::handle object, const Name& name, const Array& high) {
+    const py::array array = numpy_array(object, name);
+    const Array result{static_cast<char*>(const_cast<void*>(array.data())), DType::bfloat16,
+                       int(array.ndim()), array.shape(), array.strides()};
+    if (array.dtype().num() != kNumpyUint16 || result.ndim != high.ndim ||
+        !std::equal(high.shape, high.shape + high.ndim, result.shape) ||
+        !std::equal(high.strides, high.strides + high.ndim, result.strides))
+        fail_type(name.text() + " must be an array of uint16 with the shape and strides of param");
+    require_native(array.dtype(), name);
+    require_writeable(array, result, name);
     return result;
 }
 

@@ -31,12 +31,16 @@ struct Name {
 // anything else as it is. For what is only read.
 py::object array_from(py::handle object);
 
-// A float32 or float64 array of any strides, `name` in every error. The Array borrows from
+// An array of a DType, of any strides, `name` in every error. The Array borrows from
 // `object`. Throws TypeError for what is not such an array, ValueError for a byte order other than
 // the machine's and, to be written, for a read-only array or one whose elements overlap each other.
 Array array_of(py::handle object, const Name& name, Access access);
 
-// The same for an array of the state: float64, C-contiguous, to be written.
+// The lower halves of a float32 whose upper ones are `high`: uint16, of its shape and strides, to be
+// written.
+Array low_halves_of(py::handle object, const Name& name, const Array& high);
+
+// array_of for an array of the state: float64, C-contiguous, to be written.
 Array state_of(py::handle object, const Name& name);
 
 void require_shape(const Array& array, const Name& name, int ndim, const std::ptrdiff_t* shape);

@@ -28,26 +28,45 @@ struct Held {
     Name name() const { return {word.c_str(), tensor}; }
 };
 
-// A tensor with its state.
+// An array of the user's as it was when it was added: it must not be anything else later.
+struct Given {
+    py::object object;
+    char* data = nullptr;
+    DType dtype{};
+    std::vector<std::ptrdiff_t> shape{}, strides{};
+
+    Given() = default;
+    Given(py::object object, const Array& array)
+        : object(std::move(object)),
+          data(array.data),
+          dtype(array.dtype),
+          shape(array.shape, array.shape + array.ndim),
+          strides(array.strides, array.strides + array.ndim) {}
+
+    bool exists() const { return bool(object); }
+
+    Array now(const Name& name) const {
+        const Array array = array_of(object, name, Access::write);
+        if (array.data != data || array.dtype != dtype || std::size_t(array.ndim) != shape.size() ||
+            !std::equal(shape.begin(), shape.end(), array.shape) ||
+            !std::equal(strides.begin(), strides.end(), array.strides))
+            throw py::value_error(name.text() +
+                                  " has changed its memory, shape, strides or dtype, must be as "
+                                  "it was when the optimizer was made");
+        return array;
+    }
+};
+
+// A tensor with its state; None what it has not.
 struct Slot {
     std::string name;
-    py::object param, exp_row, exp_col, v, m;
+    Given param, copy;
+    py::object exp_row, exp_col, v, m, master, low;
     int row_axis, col_axis;
     std::size_t group;
     bool decays;
     std::int64_t t = 0;
     CarriedSquares carried;
-    // As it was when it was added: it must not be anything else later.
-    char* data;
-    DType dtype;
-    std::vector<std::ptrdiff_t> shape, strides;
-
-    bool is_as_added(const Array& param_now) const {
-        return param_now.data == data && param_now.dtype == dtype &&
-               std::size_t(param_now.ndim) == shape.size() &&
-               std::equal(shape.begin(), shape.end(), param_now.shape) &&
-               std::equal(strides.begin(), strides.end(), param_now.strides);
-    }
 };
 
 // The tensors of one optimizer and their state.
@@ -55,13 +74,27 @@ class Model {
 public:
     explicit Model(bool carry_param_rms) : carries_(carry_param_rms) {}
 
-    void add(const std::string& tensor, py::object param, py::object exp_row, py::object exp_col,
-             py::object v, py::object m, int row_axis, int col_axis, std::size_t group,
-             bool decays) {
+    void add(const std::string& tensor, py::object param, py::object copy, py::object exp_row,
+             py::object exp_col, py::object v, py::object m, py::object master, py::object low,
+             int row_axis, int col_axis, std::size_t group, bool decays) {
         const Turn turn(busy_);
         const Array array = array_of(param, {"param", tensor}, Access::write);
+        const auto require_params_shape = [&](const Array& other, const Name& name) {
+            require_shape(other, name, array.ndim, array.shape);
+        };
         std::vector<Held> held;
         hold(held, "param", tensor, param, array);
+        auto slot = std::make_unique<Slot>();
+        if (!copy.is_none()) {
+            const Name name("copy", tensor);
+            const Array halves = array_of(copy, name, Access::write);
+            require_params_shape(halves, name);
+            if (array.dtype != DType::float32 || !is_half(halves.dtype))
+                throw py::type_error(name.text() +
+                                     " must be of float16 or bfloat16, and params[...] of float32");
+            hold(held, "copy", tensor, copy, halves);
+            slot->copy = Given(std::move(copy), halves);
+        }
         if (v.is_none()) {
             std::vector<std::ptrdiff_t> row_shape, col_shape;
             for (int d = 0; d < array.ndim; ++d) {
@@ -79,28 +112,41 @@ public:
         if (!m.is_none()) {
             const Name name("m", tensor);
             const Array first_moment = array_of(m, name, Access::write);
-            require_shape(first_moment, name, array.ndim, array.shape);
-            if (first_moment.dtype != array.dtype)
-                throw py::type_error(name.text() + " must have the dtype of param");
+            require_params_shape(first_moment, name);
+            if (array.dtype == DType::float64 ? first_moment.dtype != DType::float64
+                                              : first_moment.dtype != DType::float32 &&
+                                                    first_moment.dtype != DType::bfloat16)
+                throw py::type_error(name.text() +
+                                     " must be of float64 with a param of float64, or else of "
+                                     "float32 or bfloat16");
             hold(held, "m", tensor, m, first_moment);
         }
-        auto slot = std::make_unique<Slot>();
-        *slot = {tensor,
-                 std::move(param),
-                 std::move(exp_row),
-                 std::move(exp_col),
-                 std::move(v),
-                 std::move(m),
-                 row_axis,
-                 col_axis,
-                 group,
-                 decays,
-                 0,
-                 {},
-                 array.data,
-                 array.dtype,
-                 {array.shape, array.shape + array.ndim},
-                 {array.strides, array.strides + array.ndim}};
+        if (!master.is_none()) {
+            const Name name("master", tensor);
+            const Array floats = array_of(master, name, Access::write);
+            require_params_shape(floats, name);
+            if (!is_half(array.dtype) || floats.dtype != DType::float32)
+                throw py::type_error(name.text() +
+                                     " must be of float32, and param of float16 or bfloat16");
+            hold(held, "master", tensor, master, floats);
+        }
+        if (!low.is_none()) {
+            if (array.dtype != DType::bfloat16)
+                throw py::type_error("a param with lower halves must be of bfloat16");
+            hold(held, "low", tensor, low, low_halves_of(low, {"low", tensor}, array));
+        }
+        slot->name = tensor;
+        slot->param = Given(std::move(param), array);
+        slot->exp_row = std::move(exp_row);
+        slot->exp_col = std::move(exp_col);
+        slot->v = std::move(v);
+        slot->m = std::move(m);
+        slot->master = std::move(master);
+        slot->low = std::move(low);
+        slot->row_axis = row_axis;
+        slot->col_axis = col_axis;
+        slot->group = group;
+        slot->decays = decays;
         slots_.push_back(std::move(slot));
         for (Held& one : held) held_.push_back(std::move(one));
         sort_held();
@@ -109,7 +155,7 @@ public:
     py::tuple step(const std::vector<const Rule*>& rules, const std::vector<double>& lr,
                    const std::vector<double>& decay, const py::sequence& grads_given,
                    double grad_scale, double max_grad_norm, int nonfinite, bool all_or_none,
-                   int num_threads) {
+                   int num_threads, std::uint64_t seed) {
         const Turn turn(busy_);
         const std::size_t n = slots_.size();
         const py::tuple grads(grads_given);  // holds them all, whatever becomes of the list
@@ -128,6 +174,8 @@ public:
             tensor.hyper =
                 rule.at((rule.shared_t ? t_ : slot.t) + 1, lr[slot.group], decay[slot.group],
                         slot.decays, 1 / grad_scale, tensor.param.dtype);
+            tensor.stochastic = rule.stochastic;
+            tensor.random = RandomStream::of(seed, t_ + 1, k);
             if (carries_ && rule.scale_parameter)
                 tensor.carried = &slot.carried;
             else
@@ -237,11 +285,7 @@ private:
     // The tensor as views, all checked.
     Tensor tensor_of(const Slot& slot, py::handle grad_or_scalar) {
         const Name param_name("param", slot.name), grad_name("grad", slot.name);
-        const Array param = array_of(slot.param, param_name, Access::write);
-        if (!slot.is_as_added(param))
-            throw py::value_error(param_name.text() +
-                                  " has changed its memory, shape, strides or dtype, must be as "
-                                  "it was when the optimizer was made");
+        const Array param = slot.param.now(param_name);
         py::handle grad_object = grad_or_scalar;
         if (!py::isinstance<py::array>(grad_object)) {
             converted_.push_back(array_from(grad_or_scalar));
@@ -251,8 +295,11 @@ private:
         require_shape(grad, grad_name, param.ndim, param.shape);
         require_disjoint_from_held(grad_object, grad, grad_name);
 
-        Tensor tensor{param,   grad, slot.row_axis, slot.col_axis, nullptr, nullptr, nullptr, {},
-                      nullptr, {}};
+        Tensor tensor{};
+        tensor.param = param;
+        tensor.grad = grad;
+        tensor.row_axis = slot.row_axis;
+        tensor.col_axis = slot.col_axis;
         const auto doubles = [](const py::object& object) {
             return static_cast<double*>(py::reinterpret_borrow<py::array>(object).mutable_data());
         };
@@ -263,6 +310,13 @@ private:
             tensor.v = doubles(slot.v);
         }
         if (!slot.m.is_none()) tensor.m = array_of(slot.m, {"m", slot.name}, Access::write);
+        if (slot.copy.exists()) tensor.copy = slot.copy.now({"copy", slot.name});
+        if (!slot.master.is_none()) {
+            tensor.param = array_of(slot.master, {"master", slot.name}, Access::write);
+            tensor.copy = param;
+        }
+        if (!slot.low.is_none())
+            tensor.param.low = low_halves_of(slot.low, {"low", slot.name}, param).data - param.data;
         return tensor;
     }
 
@@ -276,7 +330,7 @@ private:
             options.all_or_none || !any
                 ? "; nothing was changed"
                 : "; neither it nor the tensors behind it were changed, those before it were";
-        throw_floating_point_error(fault_text(outcome, tensors_[outcome.tensor], slot.param,
+        throw_floating_point_error(fault_text(outcome, tensors_[outcome.tensor], slot.param.object,
                                               {"param", slot.name}, grads[k], {"grad", slot.name}) +
                                    changed);
     }
@@ -324,13 +378,14 @@ void bind_model(py::module_& m) {
                         double root_floor, double mean_floor, double clip_threshold,
                         bool per_matrix, bool scale_parameter, double eps_scale,
                         bool scale_after_decay, bool relative_step, double warmup, double beta1,
-                        bool momentum_of_u, double decay_by_step, bool maximize, bool shared_t) {
+                        bool momentum_of_u, double decay_by_step, bool maximize, bool stochastic,
+                        bool shared_t) {
                 return Rule{beta2,       decay_rate,        decay_offset,  bias_correction,
                             eps_squares, eps_means,         eps_root,      root_floor,
                             mean_floor,  clip_threshold,    per_matrix,    scale_parameter,
                             eps_scale,   scale_after_decay, relative_step, warmup,
                             beta1,       momentum_of_u,     decay_by_step, maximize,
-                            shared_t};
+                            stochastic,  shared_t};
             }),
             py::kw_only(), py::arg("beta2"), py::arg("decay_rate"), py::arg("decay_offset"),
             py::arg("bias_correction"), py::arg("eps_squares"), py::arg("eps_means"),
@@ -338,19 +393,20 @@ void bind_model(py::module_& m) {
             py::arg("clip_threshold"), py::arg("per_matrix"), py::arg("scale_parameter"),
             py::arg("eps_scale"), py::arg("scale_after_decay"), py::arg("relative_step"),
             py::arg("warmup"), py::arg("beta1"), py::arg("momentum_of_u"), py::arg("decay_by_step"),
-            py::arg("maximize"), py::arg("shared_t"));
+            py::arg("maximize"), py::arg("stochastic"), py::arg("shared_t"));
 
     py::class_<Model>(m, "Model", "The tensors of one optimizer and their state.")
         .def(py::init<bool>(), py::arg("carry_param_rms") = false)
-        .def("add", &Model::add, py::arg("name"), py::arg("param"), py::arg("exp_row"),
-             py::arg("exp_col"), py::arg("v"), py::arg("m"), py::arg("row_axis"),
-             py::arg("col_axis"), py::arg("group"), py::arg("decays"))
+        .def("add", &Model::add, py::arg("name"), py::arg("param"), py::arg("copy"),
+             py::arg("exp_row"), py::arg("exp_col"), py::arg("v"), py::arg("m"), py::arg("master"),
+             py::arg("low"), py::arg("row_axis"), py::arg("col_axis"), py::arg("group"),
+             py::arg("decays"))
         .def("step", &Model::step,
              "One step of all tensors whose grad is not None, in place. Rules, lr and decay are "
              "the groups'; decay is what is taken from 1.",
              py::arg("rules"), py::arg("lr"), py::arg("decay"), py::arg("grads"),
              py::arg("grad_scale"), py::arg("max_grad_norm"), py::arg("nonfinite"),
-             py::arg("atomic"), py::arg("num_threads"))
+             py::arg("atomic"), py::arg("num_threads"), py::arg("seed"))
         .def("counts", &Model::counts)
         .def("set_counts", &Model::set_counts, py::arg("t"), py::arg("skipped"), py::arg("counts"))
         .def("forget_params", &Model::forget_params)

@@ -17,11 +17,13 @@ class Setup {
 public:
     Setup(py::object exp_row, py::object exp_col, py::object v, double lr, double beta2, double eps,
           double clip_threshold, bool scale_parameter, NonFinite nonfinite, int num_threads,
-          bool carry_param_rms)
+          bool carry_param_rms, bool stochastic, std::uint64_t seed)
         : hyper(seed_rule(lr, beta2, eps, clip_threshold, scale_parameter)),
           nonfinite(nonfinite),
           num_threads(num_threads),
           carries(carry_param_rms && scale_parameter),
+          stochastic(stochastic),
+          seed(seed),
           exp_row_(std::move(exp_row)),
           exp_col_(std::move(exp_col)),
           v_(std::move(v)) {}
@@ -36,7 +38,13 @@ public:
             require_disjoint(grad_object, grad, "grad", object, state, name);
             return reinterpret_cast<double*>(state.data);
         };
-        Tensor tensor{param, grad, 0, 1, nullptr, nullptr, nullptr, {}, nullptr, hyper};
+        Tensor tensor{};
+        tensor.param = param;
+        tensor.grad = grad;
+        tensor.row_axis = 0;
+        tensor.col_axis = 1;
+        tensor.hyper = hyper;
+        tensor.stochastic = stochastic;
         if (v_.is_none()) {
             const Array row = state_of(exp_row_, "exp_row"), col = state_of(exp_col_, "exp_col");
             const std::ptrdiff_t shape[2] = {row.shape[0], col.shape[0]};
@@ -55,6 +63,8 @@ public:
     const NonFinite nonfinite;
     const int num_threads;  // 0: as many as set_max_threads allows
     const bool carries;
+    const bool stochastic;
+    const std::uint64_t seed;
 
 private:
     static HyperParameters seed_rule(double lr, double beta2, double eps, double clip_threshold,
@@ -98,6 +108,7 @@ void update(Progress& progress, const Setup& setup, py::handle param, py::handle
     const Turn turn(progress.busy);
     const py::object grad = array_from(grad_or_scalar);
     Tensor tensor = setup.tensor(param, grad);
+    tensor.random = RandomStream::of(setup.seed, progress.t + 1, 0);
     if (setup.carries)
         tensor.carried = progress.carried_for(param);
     else
@@ -142,15 +153,17 @@ void bind_update(py::module_& m) {
         "is the limit of set_max_threads.")
         .def(py::init([](py::object exp_row, py::object exp_col, py::object v, double lr,
                          double beta2, double eps, double clip_threshold, bool scale_parameter,
-                         int nonfinite, int num_threads, bool carry_param_rms) {
+                         int nonfinite, int num_threads, bool carry_param_rms, bool stochastic,
+                         std::uint64_t seed) {
                  return std::make_unique<Setup>(std::move(exp_row), std::move(exp_col),
                                                 std::move(v), lr, beta2, eps, clip_threshold,
                                                 scale_parameter, NonFinite(nonfinite), num_threads,
-                                                carry_param_rms);
+                                                carry_param_rms, stochastic, seed);
              }),
              py::arg("exp_row"), py::arg("exp_col"), py::arg("v"), py::arg("lr"), py::arg("beta2"),
              py::arg("eps"), py::arg("clip_threshold"), py::arg("scale_parameter"),
-             py::arg("nonfinite"), py::arg("num_threads"), py::arg("carry_param_rms"));
+             py::arg("nonfinite"), py::arg("num_threads"), py::arg("carry_param_rms"),
+             py::arg("stochastic"), py::arg("seed"));
 
     m.def("update", &update, "One step of one tensor, in place.", py::arg("progress"),
           py::arg("setup"), py::arg("param"), py::arg("grad"));

@@ -5,6 +5,7 @@
 #include <string_view>
 #include <vector>
 
+#include "adafactor.hpp"
 #include "kernel/kernels.hpp"
 
 namespace adafactor {
@@ -17,5 +18,6 @@ std::string running_isa();
 bool set_isa(std::string_view name);
 
 const KernelTable& running_kernels();
+const HalfKernels& running_half_kernels(DType dtype);
 
 }  // namespace adafactor

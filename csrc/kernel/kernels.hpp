@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace adafactor {
 
@@ -18,6 +19,19 @@ struct Block {
     T* data;
     std::ptrdiff_t stride;
     std::size_t rows, cols;
+};
+
+// The bits of a bfloat16 or a float16 (IEEE binary16).
+using Half = std::uint16_t;
+
+// Of a block of floats to halves: to nearest, ties to even; or stochastic, to either neighbour, the
+// nearer one the more often, by random bits that depend on key, stream and the element's number:
+// that of the block's element (i, j) is first + i row_step + j, both being multiples of 32.
+struct Rounding {
+    bool stochastic = false;
+    bool streams = false;  // write past the caches
+    std::uint32_t key = 0, stream = 0;
+    std::uint64_t first = 0, row_step = 0;
 };
 
 // The rule of a second moment, v or a running mean, and of u, as in HyperParameters:
@@ -109,6 +123,14 @@ struct Kernels {
                         const Moment& moment, const Move& move);
 };
 
+// Of one of the two formats.
+struct HalfKernels {
+    void (*widen)(const Block<const Half>& from, const Block<float>& to);
+    void (*narrow)(const Block<const float>& from, const Block<Half>& to, const Rounding& rounding);
+    double (*sum_squares)(const Block<const Half>& param);
+    void (*measure_rows)(const Block<const Half>& grad, const Statistics& out, void* scratch);
+};
+
 // The running means of one axis of a matrix after this step. A line whose squares sum to zero has
 // no gradient: it is not `live`, and whatever is done with its zeros, u is zero there.
 struct Axis {
@@ -146,6 +168,11 @@ struct KernelTable {
     Kernels<float, double> f32_f64;
     Kernels<double, float> f64_f32;
     Kernels<double, double> f64_f64;
+    HalfKernels bfloat16, float16;
+    // A float as a bfloat16 and its own lower 16 bits.
+    void (*join)(const Block<const Half>& high, const Block<const Half>& low,
+                 const Block<float>& to);
+    void (*split)(const Block<const float>& from, const Block<Half>& high, const Block<Half>& low);
 
     void (*add_groups)(const CrossSums& sums, std::size_t begin, std::size_t end,
                        const Axis& crossed);

@@ -109,13 +109,13 @@ ADAFACTOR_INLINE double sum_by_fours(const double* x, std::size_t n) {
     return total;
 }
 
-// fp32 where param is float32, fp64 where it is float64.
+// fp32 where param is narrower than float64, which is summed in fp64.
 template <class P>
 double sum_squares(const Block<const P>& param) {
     double total = 0, sum_sq[kPanelRows];
     for (std::size_t begin = 0; begin < param.rows; begin += kPanelRows) {
         const std::size_t end = begin + kPanelRows < param.rows ? begin + kPanelRows : param.rows;
-        sum_squares_of_rows<P>(param, begin, end, sum_sq);
+        sum_squares_of_rows<SumType<P>>(param, begin, end, sum_sq);
         total += sum_by_fours(sum_sq, end - begin);
     }
     return total;
@@ -221,8 +221,9 @@ bool measure_panel_rows(const Block<const G>& grad, const Statistics& out, Acc* 
 // grad: at most kPanelRows whole rows. scratch: 2 * cols doubles, padded.
 template <class G>
 void measure_rows(const Block<const G>& grad, const Statistics& out, void* scratch) {
+    using Sum = SumType<G>;
     if (sizeof(G) < sizeof(double) && !out.wide &&
-        measure_panel_rows<G>(grad, out, static_cast<G*>(scratch)))
+        measure_panel_rows<Sum>(grad, out, static_cast<Sum*>(scratch)))
         return;
     measure_panel_rows<double>(grad, out, static_cast<double*>(scratch));
 }

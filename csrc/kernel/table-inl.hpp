@@ -2,7 +2,7 @@
 // kernel/<set>.cpp names the set and includes this. Everything is in an anonymous namespace and no
 // header here defines a function that another set could share: the linker might keep the copy with
 // the widest instructions for everyone.
-#if defined(__AVX2__)
+#if defined(__SSE2__)
 #include <immintrin.h>  // functions that are always inlined
 #endif
 #if defined(__AVX512F__) && !defined(__clang__)
@@ -25,6 +25,8 @@ namespace {
 //
 #include "doubles-inl.hpp"
 //
+#include "half_formats-inl.hpp"
+//
 #include "measure-inl.hpp"
 //
 #include "apply-inl.hpp"
@@ -32,12 +34,22 @@ namespace {
 #include "unfactored-inl.hpp"
 //
 #include "small-inl.hpp"
+//
+#include "halves-inl.hpp"
 
 template <class P, class G>
 constexpr Kernels<P, G> kernels_of = {
     sum_squares<P>,         measure_rows<G>,     measure_cols<G>,
     sum_u_squares<G>,       apply<P, G>,         measure_unfactored<P, G>,
     apply_unfactored<P, G>, measure_small<P, G>, apply_small<P, G>,
+};
+
+template <class Format>
+constexpr HalfKernels half_kernels_of = {
+    widen<Format>,
+    narrow<Format>,
+    sum_squares_of_halves<Format>,
+    measure_rows_of_halves<Format>,
 };
 
 }  // namespace
@@ -47,6 +59,10 @@ extern const KernelTable ADAFACTOR_TABLE = {
     kernels_of<float, double>,
     kernels_of<double, float>,
     kernels_of<double, double>,
+    half_kernels_of<Bfloat16>,
+    half_kernels_of<Float16>,
+    join,
+    split,
     add_groups,
     range_of,
     sum_over_means,

@@ -1,0 +1,371 @@
+"""Steps of half-precision arrays are the reference's, rounded once; what they keep, and refuse."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+import halves_reference as halves
+import model_reference
+from adafactor_native import AdaFactor, Optimizer
+from buffers import LAYOUTS, Buffer
+from compare_models import assert_state_close
+from convention_settings import SETTINGS
+from halves_reference import bfloat16, float16
+from problems import normal
+
+DTYPES = (float16, bfloat16, np.dtype(np.float32), np.dtype(np.float64))
+PAIRS = [pair for pair in itertools.product(DTYPES, DTYPES) if any(map(halves.is_half, pair))]
+SHAPES = {
+    "matrix": (37, 29),
+    "wide": (3, 2100),
+    "tall": (700, 5),
+    "vector": (2051,),
+    "scalar": (),
+    "kernel": (40, 9, 3, 3),
+    "heads": (3, 20, 33),
+    "empty": (0, 4),
+}
+
+
+def ulp(values, dtype):
+    """The distance from each number of a dtype to the next one away from zero."""
+    size = np.abs(np.asarray(values, np.float64))
+    digits, smallest = {"bfloat16": (7, -133), "float16": (10, -24)}[dtype.name]
+    return np.ldexp(1.0, np.maximum(np.frexp(size)[1] - 1 - digits, smallest))
+
+
+def rounded_once(values, dtype):
+    """Float64 values to the nearest half, ties to even."""
+    unit = ulp(values, dtype)
+    return np.rint(np.asarray(values, np.float64) / unit) * unit
+
+
+def assert_rounded(param, expected):
+    """Within one unit in the last place of the rounded truth, and almost always it."""
+    unit = ulp(np.maximum(np.abs(expected), np.abs(param.astype(np.float64))), param.dtype)
+    off = np.abs(param.astype(np.float64) - rounded_once(expected, param.dtype)) / unit
+    assert np.max(off, initial=0) <= 1
+    assert np.count_nonzero(off) <= max(1, 1e-3 * off.size)
+
+
+def assert_param_matches(param, expected):
+    if halves.is_half(param.dtype):
+        assert_rounded(param, expected)
+    else:
+        eps = np.finfo(param.dtype).eps if param.dtype == np.float32 else 1e-12
+        np.testing.assert_allclose(
+            param, expected, 8 * eps, 8 * eps * np.max(np.abs(expected), initial=0)
+        )
+
+
+@pytest.mark.parametrize("factored_axes", ["matrix", "last_two"])
+@pytest.mark.parametrize(("p", "g"), PAIRS, ids=lambda dtype: dtype.name)
+def test_every_pair_of_dtypes(p, g, factored_axes):
+    params = {name: normal(shape, p, seed=i) for i, (name, shape) in enumerate(SHAPES.items())}
+    opt = Optimizer(params, lr=0.1, factored_axes=factored_axes)
+    states = {name: model_reference.State() for name in params}
+    for t in range(1, 4):
+        grads = {name: normal(shape, g, seed=10 * t + len(name)) for name, shape in SHAPES.items()}
+        before = {name: param.copy() for name, param in params.items()}
+        opt.step(grads)
+        for name, param in params.items():
+            expected, states[name] = model_reference.step(
+                before[name], grads[name], states[name], t=t, lr=0.1, factored_axes=factored_axes
+            )
+            assert_param_matches(param, expected)
+
+
+@pytest.mark.parametrize("dtype", halves.HALVES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(45, 70), (33, 5, 7), (1500,)], ids=str)
+def test_every_layout(dtype, layout, shape):
+    values, slope = normal(shape, dtype), normal(shape, dtype, seed=1)
+    param, grad, copy = Buffer(values, layout), Buffer(slope, layout), Buffer(slope, layout)
+    master = Buffer(values.astype(np.float32), "C" if layout == "Fortran" else "Fortran")
+    expected, _ = model_reference.step(values, slope, model_reference.State(), lr=0.3)
+    Optimizer([param.array], lr=0.3).step([grad.array])
+    Optimizer([master.array], copies=[copy.array], lr=0.3).step([grad.array])
+    assert_rounded(param.array, expected)
+    assert np.array_equal(copy.array, halves.nearest(master.array, dtype))
+    for buffer in (param, grad, copy, master):
+        buffer.assert_guards_intact()
+
+
+@pytest.mark.parametrize("layout", ["C", "Fortran", "both steps", "misaligned", "record field"])
+def test_split_masters_of_every_layout(layout):
+    values, slope = normal((45, 70), bfloat16), normal((45, 70), bfloat16, seed=1)
+    param = Buffer(values, layout)
+    twin = Buffer(values.astype(np.float32), layout)
+    opt = Optimizer([param.array], lr=0.3, masters="split")
+    other = Optimizer([twin.array], lr=0.3)
+    for _ in range(3):
+        opt.step([slope])
+        other.step([slope])
+    word = np.ascontiguousarray(twin.array).view(np.uint32)
+    assert np.array_equal(halves.bits(param.array), ((word + 0x8000) >> 16).astype(np.uint16))
+    assert np.array_equal(opt.state["0"]["low"], word.astype(np.uint16))
+    param.assert_guards_intact()
+
+
+# What each convention is given besides its defaults
+ARGUMENTS = {
+    "seed": {"beta1": 0.9, "weight_decay": 0.1},
+    "paper": {"beta1": 0.9},
+    "huggingface": {"weight_decay": 0.1},
+    "torch": {"weight_decay": 0.1},
+    "optax": {"learning_rate": 0.1, "min_dim_size_to_factor": 4, "momentum": 0.5},
+    "keras": {"learning_rate": 0.1},
+    "t5x": {"learning_rate": 0.1, "min_dim_size_to_factor": 3},
+    "big_vision": {"lr": 0.1, "wd": 0.1, "min_dim_size_to_factor": 4},
+}
+
+
+@pytest.mark.parametrize("dtype", halves.HALVES, ids=str)
+@pytest.mark.parametrize("convention", SETTINGS)
+def test_every_convention(convention, dtype):
+    """Each step from the same stored numbers; the state follows from the gradients alone."""
+    switches = SETTINGS[convention](**ARGUMENTS[convention])
+    if switches.get("eps", 0) is None:
+        switches["eps"] = float(np.finfo(np.float32).eps)
+    params = {k: normal(shape, dtype, seed=i) for i, (k, shape) in enumerate(SHAPES.items())}
+    opt = Optimizer(params, convention, **ARGUMENTS[convention])
+    run = model_reference.Run(params, **switches)
+    for t in range(1, 4):
+        for k, param in params.items():
+            run.params[k] = param.astype(np.float64)
+        grads = {k: normal(shape, dtype, seed=10 * t + len(k)) for k, shape in SHAPES.items()}
+        opt.step(grads)
+        run.step(grads)
+        for k, param in params.items():
+            assert_rounded(param, run.params[k])
+            if param.size:
+                assert_state_close(opt.state[k], run.state(k), 2e-5)
+
+
+@pytest.mark.parametrize("dtype", halves.HALVES, ids=str)
+def test_masters_are_float32_params(dtype):
+    params = {name: normal(shape, dtype, seed=i) for i, (name, shape) in enumerate(SHAPES.items())}
+    twins = {name: param.astype(np.float32) for name, param in params.items()}
+    opt = Optimizer(params, masters=True, lr=1e-4, beta1=0.9)
+    other = Optimizer(twins, lr=1e-4, beta1=0.9)
+    for t in range(5):
+        grads = {name: normal(shape, dtype, seed=t) for name, shape in SHAPES.items()}
+        opt.step(grads)
+        other.step(grads)
+    for name, param in params.items():
+        assert np.array_equal(opt.state[name]["master"], twins[name])
+        assert np.array_equal(halves.bits(param), halves.bits(halves.nearest(twins[name], dtype)))
+
+
+def test_masters_follow_params_that_changed():
+    for masters in (True, "split"):
+        param = normal((6, 5), bfloat16)
+        opt = Optimizer([param], masters=masters, lr=0.1)
+        opt.step([normal((6, 5), bfloat16, seed=1)])
+        param[...] = 2
+        opt.params_changed()
+        kept = opt.state["0"]
+        if masters == "split":
+            assert not kept["low"].any()
+        else:
+            assert np.all(kept["master"] == 2)
+
+
+@pytest.mark.parametrize("dtype", halves.HALVES, ids=str)
+def test_first_moment_in_bfloat16_is_rounded_once(dtype):
+    shape = (20, 30)
+    param, beta1 = normal(shape, dtype), 0.9
+    opt = Optimizer([param], lr=0.1, beta1=beta1, momentum_dtype="bfloat16")
+    plain = Optimizer([param.copy()], lr=0.1, beta1=beta1)
+    assert opt.memory.by_kind["m"] * 2 == plain.memory.by_kind["m"]
+    m = opt.state["0"]["m"]
+    assert m.dtype == bfloat16
+    state = model_reference.State()
+    for t in range(1, 4):
+        grad = normal(shape, dtype, seed=t)
+        state = model_reference.State(state.exp_row, state.exp_col, None, m.astype(np.float64))
+        expected, state = model_reference.step(param, grad, state, t=t, lr=0.1, beta1=beta1)
+        opt.step([grad])
+        assert_rounded(m, state.m)
+        assert_rounded(param, expected)
+
+
+@pytest.mark.parametrize("dtype", halves.HALVES, ids=str)
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+def test_one_array_is_a_model_of_one(dtype, rounding):
+    for shape in SHAPES.values():
+        param, twin = normal(shape, dtype), normal(shape, dtype)
+        opt = AdaFactor(shape, lr=0.1, rounding=rounding, seed=3)
+        other = Optimizer([twin], lr=0.1, rounding=rounding, seed=3)
+        for t in range(3):
+            grad = normal(shape, dtype, seed=t)
+            opt.update(param, grad)
+            other.step([grad])
+        assert np.array_equal(halves.bits(param), halves.bits(twin))
+
+
+@pytest.mark.parametrize("dtype", halves.HALVES, ids=str)
+def test_carried_squares_are_those_of_rounded_params(dtype):
+    def run(carry, **options):
+        params = {k: normal(shape, dtype, seed=i) for i, (k, shape) in enumerate(SHAPES.items())}
+        params["large"] = normal((700, 900), dtype)
+        opt = Optimizer(params, lr=0.1, carry_param_rms=carry, **options)
+        for t in range(4):
+            opt.step({k: normal(x.shape, dtype, seed=t) for k, x in params.items()})
+        return [halves.bits(x).tobytes() for x in params.values()]
+
+    options = [{}, {"rounding": "stochastic"}, {"masters": True}]
+    if dtype == bfloat16:
+        options.append({"masters": "split"})
+    for each in options:
+        assert run(False, **each) == run(True, **each)
+
+
+@pytest.mark.parametrize("dtype", halves.HALVES, ids=str)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_bad_gradient_is_named_and_changes_nothing(dtype, bad):
+    params = {"a": normal((300, 40), dtype), "b": normal((50,), dtype)}
+    grads = {name: normal(param.shape, dtype, seed=1) for name, param in params.items()}
+    opt = Optimizer(params, masters=True, beta1=0.9, momentum_dtype="bfloat16")
+    opt.step(grads)
+    before = {key: array.tobytes() for key, array in opt.state_dict(params=True).items()}
+    grads["b"][17] = bad
+    with pytest.raises(FloatingPointError, match=rf"grads\['b'\]\[17\] is {bad}, must be finite"):
+        opt.step(grads)
+    assert {k: array.tobytes() for k, array in opt.state_dict(params=True).items()} == before
+
+
+def test_large_bfloat16_gradients_do_not_overflow():
+    """Their squares leave float32; the step does not."""
+    grad = (normal((20, 30)) * 1e30).astype(bfloat16)
+    param = normal((20, 30), bfloat16)
+    expected, _ = model_reference.step(param, grad, model_reference.State(), lr=0.1)
+    Optimizer([param], lr=0.1).step([grad])
+    assert_rounded(param, expected)
+
+
+def test_a_scalar_of_bfloat16_is_a_gradient():
+    param = np.ones((), bfloat16)
+    Optimizer([param], lr=0.5).step([np.ones((), bfloat16)[()]])
+    assert param == bfloat16.type(0.5)
+
+
+ERRORS = [
+    (
+        {"params": [np.ones(3, np.int16)]},
+        TypeError,
+        "params['0'] has dtype int16, must be float16, b",
+    ),
+    (
+        {"params": [np.ones(3, "V2")]},
+        TypeError,
+        "params['0'] has dtype |V2, must be float16, bfloat",
+    ),
+    (
+        {"params": [np.ones(3, float16)], "masters": "split"},
+        TypeError,
+        "masters is 'split', must be False or True for params['0'] of float16",
+    ),
+    (
+        {"params": [np.ones(3, bfloat16)], "masters": "split", "rounding": "stochastic"},
+        ValueError,
+        "rounding is 'stochastic', must be 'nearest' with masters 'split'",
+    ),
+    (
+        {"params": [np.ones(3)], "masters": "both"},
+        ValueError,
+        "masters is 'both', must be False, T",
+    ),
+    (
+        {"params": [np.ones(3)], "rounding": "up"},
+        ValueError,
+        "rounding is 'up', must be 'nearest' or",
+    ),
+    ({"params": [np.ones(3)], "seed": -1}, ValueError, "seed is -1, must be an int >= 0"),
+    (
+        {"params": [np.ones(3, float16)], "beta1": 0.9, "momentum_dtype": "float64"},
+        TypeError,
+        "momentum_dtype is float64, must be float32 or bfloat16 or None for params['0'] of float16",
+    ),
+    (
+        {"params": [np.ones(3)], "beta1": 0.9, "momentum_dtype": "bfloat16"},
+        TypeError,
+        "momentum_dtype is bfloat16, must be float64 or None for params['0'] of float64",
+    ),
+    (
+        {"params": [np.ones(3)], "copies": [np.ones(3, float16)]},
+        TypeError,
+        "params['0'] has dtype float64, must be float32 to have a copy",
+    ),
+    (
+        {"params": [np.ones(3, np.float32)], "copies": [np.ones(3, np.float32)]},
+        TypeError,
+        "copies['0'] has dtype float32, must be float16 or bfloat16",
+    ),
+    (
+        {"params": [np.ones(3, np.float32)], "copies": [np.ones(4, float16)]},
+        ValueError,
+        "copies['0'] has shape (4,), must be (3,)",
+    ),
+    (
+        {"params": {"w": np.ones(3, np.float32)}, "copies": {"v": np.ones(3, float16)}},
+        ValueError,
+        "copies has 'v', must have names of its params only",
+    ),
+    (
+        {"params": [np.ones(3, np.float32)], "copies": []},
+        ValueError,
+        "copies has 0 arrays, must have 1",
+    ),
+    (
+        {"params": [{"params": [np.ones(3, np.float32)]}], "copies": []},
+        TypeError,
+        "copies must be None with groups",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "text"), ERRORS, ids=[e[2][:40] for e in ERRORS])
+def test_errors(arguments, error, text):
+    with pytest.raises(error) as caught:
+        Optimizer(**arguments)
+    assert text in str(caught.value)
+
+
+def test_copies_are_checked_as_params_are():
+    param, copy = np.ones(8, np.float32), np.ones(8, float16)
+    copy.flags.writeable = False
+    with pytest.raises(ValueError, match=r"copies\['0'\] is read-only"):
+        Optimizer([param], copies=[copy])
+    memory = np.zeros(32, np.uint8)
+    with pytest.raises(ValueError, match=r"copies\['0'\] overlaps params\['0'\]"):
+        Optimizer([memory.view(np.float32)], copies=[memory.view(float16)[:8]])
+    groups = [{"params": [np.ones(8, np.float32)], "copies": [np.zeros(8, bfloat16)]}]
+    opt = Optimizer(groups, lr=0.0)
+    with pytest.raises(ValueError, match=r"grads\['0'\] overlaps copies\['0'\]"):
+        opt.step([groups[0]["copies"][0]])
+    opt.step([np.ones(8, float16)])
+    assert np.all(groups[0]["copies"][0] == 1)
+
+
+def test_ml_dtypes_is_not_imported(python):
+    """float16 needs nothing; bfloat16 by name says what it needs."""
+    python(
+        """
+        import sys
+        import numpy as np
+        from adafactor_native import Optimizer
+
+        param = np.ones((4, 3), np.float16)
+        Optimizer([param], masters=True, rounding="stochastic").step([param.copy()])
+        assert "ml_dtypes" not in sys.modules
+        sys.modules["ml_dtypes"] = None
+        try:
+            Optimizer([param], beta1=0.9, momentum_dtype="bfloat16")
+        except ModuleNotFoundError as error:
+            assert "momentum_dtype is 'bfloat16', which needs the package ml_dtypes" in str(error)
+        else:
+            raise AssertionError
+        """
+    )
