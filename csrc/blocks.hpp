@@ -62,18 +62,15 @@ struct Tiling {
     }
 };
 
-// Data that the kernels cannot take as they lie go through copies of this size, one per thread; those
-// that need no more than conversion, of the next one.
+// Data that the kernels cannot take as they lie go through copies of this size, one per thread.
 inline constexpr std::size_t kPackedRows = 32, kPackedCols = 256;
-inline constexpr std::size_t kConvertedRows = 4, kConvertedCols = 1024;
 
-template <std::size_t rows, std::size_t cols, class Body>  // body(part)
+template <class Body>  // body(part)
 void for_packed_parts(const Rect& tile, const Body& body) {
-    static_assert(rows * cols <= kPackedRows * kPackedCols);
-    for (std::size_t r = 0; r < tile.rows; r += rows)
-        for (std::size_t c = 0; c < tile.cols; c += cols)
-            body(Rect{tile.i + r, tile.j + c, std::min(rows, tile.rows - r),
-                      std::min(cols, tile.cols - c)});
+    for (std::size_t r = 0; r < tile.rows; r += kPackedRows)
+        for (std::size_t c = 0; c < tile.cols; c += kPackedCols)
+            body(Rect{tile.i + r, tile.j + c, std::min(kPackedRows, tile.rows - r),
+                      std::min(kPackedCols, tile.cols - c)});
 }
 
 template <class T>

@@ -153,14 +153,16 @@ private:
         return !grad_.is_direct() && !(grad_.has_unit_runs() && partition_.owns_outer);
     }
 
-    template <class Body>  // body(part)
-    void for_parts_of(const Rect& tile, const Body& body) const {
-        const bool gathers = !grad_like_param_.has_unit_runs() || !param_.has_unit_runs() ||
-                             !m_.has_unit_runs() || !copy_.has_unit_runs();
-        if (gathers)
-            for_packed_parts<kPackedRows, kPackedCols>(tile, body);
-        else
-            for_packed_parts<kConvertedRows, kConvertedCols>(tile, body);
+    bool is_stored_in_runs() const {
+        return kBothFloat && grad_like_param_.has_unit_runs() && param_.has_unit_runs() &&
+               m_.has_unit_runs() && copy_.has_unit_runs();
+    }
+
+    static Stored stored(const MatrixBatch& batch, std::size_t m, const Rect& part,
+                         bool exists = true) {
+        if (!exists) return {nullptr, 0, Format::none, 0};
+        const MatrixView matrix = batch[m];
+        return {matrix.at(part.i, part.j), matrix.outer_stride, format_of(matrix), matrix.low};
     }
 
     std::size_t n_tiles() const { return n_matrices_ * tiling_.n_tiles; }
@@ -258,7 +260,7 @@ private:
         if (sums_param_in_place())
             add_part(tiling_[tile]);
         else
-            for_parts_of(tiling_[tile], add_part);
+            for_packed_parts(tiling_[tile], add_part);
     }
 
     bool sums_param_in_place() const { return param_.has_unit_runs() && tensor_.param.low == 0; }
@@ -373,7 +375,7 @@ private:
                 return;
             }
             tile_sum_[index] = 0;
-            for_parts_of(tile, [&](const Rect& part) {
+            for_packed_parts(tile, [&](const Rect& part) {
                 tile_sum_[index] += kernels_.sum_u_squares(
                     packed_block<const G>(matrix, part, room + sums_room_), update_of(m, part));
             });
@@ -528,7 +530,15 @@ private:
             });
         };
         if (!packs()) return apply_to_all(tile);
-        for_parts_of(tile, apply_to_all);
+        if (is_stored_in_runs() && !wide_)
+            for_matrices(chunk, [&](std::size_t m) {
+                table_.apply_stored({stored(param_, m, tile), stored(m_, m, tile, has_momentum()),
+                                     stored(grad_like_param_, m, tile),
+                                     stored(copy_, m, tile, has_copy()), tile.rows, tile.cols},
+                                    update_of(m, tile), rounding_of(m, tile));
+            });
+        else
+            for_packed_parts(tile, apply_to_all);
         // What was written in parts, and perhaps rounded, is read as the next step would.
         if (written_ != nullptr) sum_param(chunk, index, room, written);
     }

@@ -36,6 +36,13 @@ struct MatrixView {
     }
 };
 
+inline Format format_of(const MatrixView& view) {
+    if (view.low != 0) return Format::split;
+    return view.dtype == DType::bfloat16  ? Format::bfloat16
+           : view.dtype == DType::float16 ? Format::float16
+                                          : Format::float32;
+}
+
 // The matrices of an array over two of its axes, one for each index of the others.
 class MatrixBatch {
 public:
@@ -98,9 +105,8 @@ void scatter(const void* from, const MatrixView& to, const Rect& part,
 void narrow(const Block<const float>& from, const MatrixView& to, const Rect& part,
             const Rounding& rounding);
 
-// Elements that stand in for those of a run, or of all matrices before, in numbers of elements that
-// Rounding counts by.
-inline std::uint64_t numbered(std::size_t n) { return (std::uint64_t(n) + 31) / 32 * 32; }
+// The numbers, as in Rounding, that a run of n elements takes up.
+inline std::uint64_t numbered(std::size_t n) { return (std::uint64_t(n) + 63) / 64 * 64; }
 
 // The elements of an array of any number of axes in an order shared by several arrays of the same
 // shape: axes sorted by the first array's strides, neighbours merged where all arrays allow it.

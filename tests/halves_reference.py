@@ -52,16 +52,18 @@ def stochastic(values, dtype, random):
 
 
 def random_words(seed, t, tensor, n):
-    """Return the words below 2**16 of elements 0 to n - 1 of a tensor's step."""
+    """Return the words below 2**16 of elements 0 to n - 1 of a run that a tensor's step begins with.
+
+    Sixteen words of 32 bits are for 64 elements: four take 16 neighbouring bits each of the same one.
+    """
     mixed = _splitmix((_splitmix((_splitmix(seed) + t) & _MASK64) + tensor) & _MASK64)
-    n_groups = -(-n // 32)
+    n_groups = -(-n // 64)
     left, right = philox(
         np.arange(8 * n_groups, dtype=np.uint64), mixed & 0xFFFFFFFF, key=mixed >> 32
     )
-    # Eight blocks of two words of 32 bits are the random bits of 32 elements: the lower halves of
-    # the sixteen words are the first elements', the upper ones the others'.
-    words = np.stack([left, right], axis=1).reshape(n_groups, 16)
-    return np.concatenate([words & 0xFFFF, words >> 16], axis=1).ravel()[:n].astype(np.int64)
+    words = np.stack([left, right], axis=1).reshape(n_groups, 16).astype(np.int64)
+    turned = [words, words >> 16, words >> 8, words >> 24 | words << 8]
+    return (np.concatenate(turned, axis=1) & 0xFFFF).ravel()[:n]
 
 
 def philox(left, right, key):

@@ -22,7 +22,23 @@ ADAFACTOR_INLINE Words where(const Ints& mask, const Words& x, const Words& y) {
 ADAFACTOR_INLINE Ints at_least_word(const Words& x, std::int32_t y) {
     return reinterpret_cast<Ints>(x) >= y;
 }
-ADAFACTOR_INLINE Halves narrowed(const Words& x) { return __builtin_convertvector(x, Halves); }
+// GCC converts between sixteen halves and words by halves of halves.
+ADAFACTOR_INLINE Words words_of(const Halves& x) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<Words>(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(x)));
+#elif defined(__AVX2__)
+    return reinterpret_cast<Words>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(x)));
+#else
+    return __builtin_convertvector(x, Words);
+#endif
+}
+ADAFACTOR_INLINE Halves narrowed(const Words& x) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<Halves>(_mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(x)));
+#else
+    return __builtin_convertvector(x, Halves);
+#endif
+}
 
 // Each format widens a vector, and rounds one to nearest, ties to even, or by `random` words below
 // 2^16: upwards in magnitude as often as the part that is lost is larger than such a word.
@@ -30,19 +46,21 @@ struct Bfloat16 {
     Half bits;
 
     static ADAFACTOR_INLINE Floats widened(const Halves& x) {
-        return floats_of(__builtin_convertvector(x, Words) << 16);
+        return floats_of(words_of(x) << 16);
     }
     static ADAFACTOR_INLINE Halves nearest(const Floats& x) {
-        const Words word = words_of(x);
-        return finished(x, word + (0x7fffu + (word >> 16 & 1u)));
+        const Words word = without_payload(x);
+        return narrowed((word + (0x7fffu + (word >> 16 & 1u))) >> 16);
     }
     static ADAFACTOR_INLINE Halves stochastic(const Floats& x, const Words& random) {
-        return finished(x, words_of(x) + random);
+        return narrowed((without_payload(x) + random) >> 16);
     }
 
 private:
-    static ADAFACTOR_INLINE Halves finished(const Floats& x, const Words& rounded) {
-        return narrowed(where(x != x, half_sign(x) | 0x7fc0u, rounded >> 16));
+    // A nan without its payload does not become anything else by rounding.
+    static ADAFACTOR_INLINE Words without_payload(const Floats& x) {
+        const Words word = words_of(x);
+        return where(x != x, (word & 0x80000000u) | 0x7fc00000u, word);
     }
 };
 
@@ -55,7 +73,7 @@ struct Float16 {
 #elif defined(__F16C__)
         return reinterpret_cast<Floats>(_mm256_cvtph_ps(reinterpret_cast<__m128i>(x)));
 #else
-        const Words half = __builtin_convertvector(x, Words), number = half & 0x7fffu;
+        const Words half = words_of(x), number = half & 0x7fffu;
         const Words normal = (number << 13) + (112u << 23);
         const Floats subnormal =
             __builtin_convertvector(reinterpret_cast<Ints>(number), Floats) * 0x1p-24f;
@@ -105,6 +123,19 @@ private:
     }
 };
 
+// A float as two halves: the nearest bfloat16, ties away from zero; and the float's own low bits,
+// which as a signed number lead from there to it.
+ADAFACTOR_INLINE Floats joined(const Halves& upper, const Halves& lower) {
+    const Words low = words_of(lower);
+    return floats_of((words_of(upper) << 16) + low - ((low & 0x8000u) << 1));
+}
+ADAFACTOR_INLINE Halves upper_half_of(const Floats& x) {
+    return narrowed(where(x != x, half_sign(x) | 0x7fc0u, (words_of(x) + 0x8000u) >> 16));
+}
+ADAFACTOR_INLINE Halves lower_half_of(const Floats& x) {
+    return narrowed(where(x != x, Words{}, words_of(x) & 0xffffu));
+}
+
 template <class T>
 constexpr bool kIsHalf = std::is_same_v<T, Bfloat16> || std::is_same_v<T, Float16>;
 
@@ -139,5 +170,23 @@ ADAFACTOR_INLINE Lanes<Acc> load_first(const Format* from, std::size_t count) {
     float lane[kLanes<float>];
     store(lane, x);
     return load<Acc>(lane);
+}
+
+// Writes past the caches where `streams` and the address allows it: for what is not read again soon.
+template <bool streams>
+ADAFACTOR_INLINE void store_halves(Half* to, const Halves& x) {
+#if defined(__SSE2__)
+    if constexpr (streams) {
+#if defined(__AVX512F__)
+        _mm256_stream_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(x));
+#elif defined(__AVX2__)
+        _mm_stream_si128(reinterpret_cast<__m128i*>(to), reinterpret_cast<__m128i>(x));
+#else
+        _mm_stream_si64(reinterpret_cast<long long*>(to), reinterpret_cast<long long>(x));
+#endif
+        return;
+    }
+#endif
+    *reinterpret_cast<HalvesAnywhere*>(to) = x;
 }
 

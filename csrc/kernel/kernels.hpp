@@ -26,7 +26,7 @@ using Half = std::uint16_t;
 
 // Of a block of floats to halves: to nearest, ties to even; or stochastic, to either neighbour, the
 // nearer one the more often, by random bits that depend on key, stream and the element's number:
-// that of the block's element (i, j) is first + i row_step + j, both being multiples of 32.
+// that of the block's element (i, j) is first + i row_step + j, both being multiples of 64.
 struct Rounding {
     bool stochastic = false;
     bool streams = false;  // write past the caches
@@ -123,6 +123,22 @@ struct Kernels {
                         const Moment& moment, const Move& move);
 };
 
+// How numbers lie in memory, for kernels that learn it when they run; none: there is no such array.
+enum class Format { none, float32, bfloat16, float16, split, any };
+
+// Rows of neighbouring elements. `low`: from bfloat16 upper halves to lower ones, in bytes, if split.
+struct Stored {
+    char* data;
+    std::ptrdiff_t stride;
+    Format format;
+    std::ptrdiff_t low;
+};
+
+struct StoredArrays {
+    Stored param, m, grad, copy;
+    std::size_t rows, cols;
+};
+
 // Of one of the two formats.
 struct HalfKernels {
     void (*widen)(const Block<const Half>& from, const Block<float>& to);
@@ -169,6 +185,9 @@ struct KernelTable {
     Kernels<double, float> f64_f32;
     Kernels<double, double> f64_f64;
     HalfKernels bfloat16, float16;
+    // apply, in float, of arrays of any formats; copy gets what param gets. No sums.
+    void (*apply_stored)(const StoredArrays& arrays, const Update& update,
+                         const Rounding& rounding);
     // A float as a bfloat16 and its own lower 16 bits.
     void (*join)(const Block<const Half>& high, const Block<const Half>& low,
                  const Block<float>& to);

@@ -35,6 +35,9 @@ namespace {
 //
 #include "small-inl.hpp"
 //
+#include "random-inl.hpp"
+//
+#include "apply_stored-inl.hpp"
 #include "halves-inl.hpp"
 
 template <class P, class G>
@@ -61,6 +64,7 @@ extern const KernelTable ADAFACTOR_TABLE = {
     kernels_of<double, double>,
     half_kernels_of<Bfloat16>,
     half_kernels_of<Float16>,
+    apply_stored,
     join,
     split,
     add_groups,
