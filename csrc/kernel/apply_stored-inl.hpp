@@ -241,8 +241,9 @@ void apply_stored_as(const StoredArrays& arrays, const Update& update, const Rou
     const bool streams = rounding.streams && arrays.copy.stride % sizeof(Halves) == 0 &&
                          reinterpret_cast<std::uintptr_t>(arrays.copy.data) % sizeof(Halves) == 0;
     std::size_t i = 0;
-    for (; i + 4 <= arrays.rows; i += 4)
-        apply_stored_rows<F, How, stochastic, 4>(arrays, i, update, how, rounding, streams);
+    if constexpr (!std::is_same_v<F, AnyFormats>)
+        for (; i + 4 <= arrays.rows; i += 4)
+            apply_stored_rows<F, How, stochastic, 4>(arrays, i, update, how, rounding, streams);
     for (; i < arrays.rows; ++i)
         apply_stored_rows<F, How, stochastic, 1>(arrays, i, update, how, rounding, streams);
 #if defined(__SSE2__)
@@ -276,18 +277,27 @@ ADAFACTOR_INLINE bool apply_if(const StoredArrays& arrays, const Update& update,
     return true;
 }
 
-void apply_stored(const StoredArrays& arrays, const Update& update, const Rounding& rounding) {
+// Steps of matrices as most are, by kernels of their own; false for others.
+bool apply_usual([[maybe_unused]] const StoredArrays& arrays, [[maybe_unused]] const Update& update,
+                 [[maybe_unused]] const Rounding& rounding) {
+#if defined(__AVX2__) || !defined(__SSE2__)
     using enum Format;
-    const bool usual = update.separable && arrays.m.format == none;
-    if (usual && (apply_if<bfloat16, bfloat16>(arrays, update, rounding) ||
-                  apply_if<float16, float16>(arrays, update, rounding) ||
-                  apply_if<float32, bfloat16>(arrays, update, rounding) ||
-                  apply_if<float32, float16>(arrays, update, rounding) ||
-                  apply_if<float32, bfloat16, bfloat16>(arrays, update, rounding) ||
-                  apply_if<float32, float16, float16>(arrays, update, rounding) ||
-                  apply_if<split, bfloat16>(arrays, update, rounding) ||
-                  apply_if<bfloat16, float32>(arrays, update, rounding)))
-        return;
+    if (!update.separable || arrays.m.format != none) return false;
+    return apply_if<bfloat16, bfloat16>(arrays, update, rounding) ||
+           apply_if<float16, float16>(arrays, update, rounding) ||
+           apply_if<float32, bfloat16>(arrays, update, rounding) ||
+           apply_if<float32, float16>(arrays, update, rounding) ||
+           apply_if<float32, bfloat16, bfloat16>(arrays, update, rounding) ||
+           apply_if<float32, float16, float16>(arrays, update, rounding) ||
+           apply_if<split, bfloat16>(arrays, update, rounding) ||
+           apply_if<bfloat16, float32>(arrays, update, rounding);
+#else
+    return false;  // of a processor that nobody has by now, a minute of everybody's compilation
+#endif
+}
+
+void apply_stored(const StoredArrays& arrays, const Update& update, const Rounding& rounding) {
+    if (apply_usual(arrays, update, rounding)) return;
     if (rounding.stochastic)
         apply_stored_as<AnyFormats, AnyHow, true>(arrays, update, rounding);
     else

@@ -45,9 +45,7 @@ ADAFACTOR_INLINE Halves narrowed(const Words& x) {
 struct Bfloat16 {
     Half bits;
 
-    static ADAFACTOR_INLINE Floats widened(const Halves& x) {
-        return floats_of(words_of(x) << 16);
-    }
+    static ADAFACTOR_INLINE Floats widened(const Halves& x) { return floats_of(words_of(x) << 16); }
     static ADAFACTOR_INLINE Halves nearest(const Floats& x) {
         const Words word = without_payload(x);
         return narrowed((word + (0x7fffu + (word >> 16 & 1u))) >> 16);
@@ -172,7 +170,8 @@ ADAFACTOR_INLINE Lanes<Acc> load_first(const Format* from, std::size_t count) {
     return load<Acc>(lane);
 }
 
-// Writes past the caches where `streams` and the address allows it: for what is not read again soon.
+// Writes past the caches where `streams` and the address allows it: for what is not read again
+// soon.
 template <bool streams>
 ADAFACTOR_INLINE void store_halves(Half* to, const Halves& x) {
 #if defined(__SSE2__)
@@ -189,4 +188,3 @@ ADAFACTOR_INLINE void store_halves(Half* to, const Halves& x) {
 #endif
     *reinterpret_cast<HalvesAnywhere*>(to) = x;
 }
-

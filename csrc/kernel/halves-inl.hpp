@@ -75,8 +75,8 @@ void join(const Block<const Half>& high, const Block<const Half>& low, const Blo
         const auto both = [](const Half* h, const Half* l) __attribute__((always_inline)) {
             Lanes<float> x;
             ADAFACTOR_PARTS {
-                x.part[part] = joined(load_halves(h + part * kWidth),
-                                             load_halves(l + part * kWidth));
+                x.part[part] =
+                    joined(load_halves(h + part * kWidth), load_halves(l + part * kWidth));
             }
             return x;
         };
@@ -117,12 +117,13 @@ void split(const Block<const float>& from, const Block<Half>& high, const Block<
 
 template <class Format>
 double sum_squares_of_halves(const Block<const Half>& param) {
-    return sum_squares<Format>({reinterpret_cast<const Format*>(param.data), param.stride,
-                                param.rows, param.cols});
+    return sum_squares<Format>(
+        {reinterpret_cast<const Format*>(param.data), param.stride, param.rows, param.cols});
 }
 
 template <class Format>
 void measure_rows_of_halves(const Block<const Half>& grad, const Statistics& out, void* scratch) {
-    measure_rows<Format>({reinterpret_cast<const Format*>(grad.data), grad.stride, grad.rows,
-                          grad.cols}, out, scratch);
+    measure_rows<Format>(
+        {reinterpret_cast<const Format*>(grad.data), grad.stride, grad.rows, grad.cols}, out,
+        scratch);
 }

@@ -126,7 +126,8 @@ struct Kernels {
 // How numbers lie in memory, for kernels that learn it when they run; none: there is no such array.
 enum class Format { none, float32, bfloat16, float16, split, any };
 
-// Rows of neighbouring elements. `low`: from bfloat16 upper halves to lower ones, in bytes, if split.
+// Rows of neighbouring elements. `low`: from bfloat16 upper halves to lower ones, in bytes, if
+// split.
 struct Stored {
     char* data;
     std::ptrdiff_t stride;
