@@ -7,6 +7,10 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.skipif(
+    "glibc" not in os.confstr("CS_GNU_LIBC_VERSION"), reason="needs glibc's own allocator"
+)
+
 COUNTER = """
 #include <stddef.h>
 long n_allocations = 0;
@@ -18,46 +22,75 @@ void* realloc(void* p, size_t n) { ++n_allocations; return __libc_realloc(p, n);
 void* aligned_alloc(size_t a, size_t n) { ++n_allocations; return __libc_memalign(a, n); }
 """
 
-# Prints the allocations of 100 steps after 5.
-STEPS = """
+# Prints the allocations of 100 calls of step() after 5.
+COUNT = """
 import ctypes, sys
-import numpy as np
-from adafactor_native import AdaFactor
 count = ctypes.c_long.in_dll(ctypes.CDLL(sys.argv[1]), "n_allocations")
-shape = tuple(map(int, sys.argv[2].split("x")))
-param, grad = np.ones(shape, np.float32), np.full(shape, 0.5, np.float32)
-opt = AdaFactor(shape, lr=1e-9, carry_param_rms=sys.argv[3] == "carried")
 for _ in range(5):
-    opt.update(param, grad)
+    step()
 before = count.value
 assert before > 0, "nothing is counted"
 for _ in range(100):
-    opt.update(param, grad)
+    step()
 print(count.value - before)
+"""
+
+ONE_ARRAY = """
+import sys
+import numpy as np
+from adafactor_native import AdaFactor
+shape = tuple(map(int, sys.argv[2].split("x")))
+dtype = np.float16 if sys.argv[3] == "half" else np.float32
+param, grad = np.ones(shape, dtype), np.full(shape, 0.5, dtype)
+opt = AdaFactor(shape, lr=1e-9, carry_param_rms=sys.argv[3] == "carried")
+def step():
+    opt.update(param, grad)
+"""
+
+MODEL = """
+import sys
+import numpy as np
+from adafactor_native import Optimizer
+params = [np.ones((30 + k % 7, 20), np.float32) for k in range(int(sys.argv[2]))]
+copies = [np.ones(param.shape, np.float16) for param in params]
+grads = [np.full(param.shape, 0.5, np.float16) for param in params]
+opt = Optimizer(params, copies=copies, lr=1e-9, beta1=0.9)
+def step():
+    opt.step(grads)
 """
 
 
 @pytest.fixture(scope="module")
 def counter(tmp_path_factory):
-    """A library that counts allocations when it is loaded before all others; glibc only."""
-    compiler = shutil.which("cc")
-    if compiler is None or "glibc" not in os.confstr("CS_GNU_LIBC_VERSION"):
-        pytest.skip("needs a C compiler and glibc")
+    """A library that counts allocations when it is loaded before all others."""
+    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang", "c++", "g++"))), None)
+    assert compiler is not None, "the compiler that built the package is not there any more"
     source = tmp_path_factory.mktemp("counter") / "counter.c"
     source.write_text(COUNTER)
     library = source.with_suffix(".so")
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
+    subprocess.run([compiler, "-x", "c", "-shared", "-fPIC", "-o", library, source], check=True)
     return library
 
 
-@pytest.mark.parametrize("way", ["read", "carried"])
-@pytest.mark.parametrize("shape", ["16x16", "100x37", "1024x512", "64x20000", "500", "8x3x31x67"])
-def test_none(shape, way, counter):
+def allocations(counter, script, *arguments):
     run = subprocess.run(
-        [sys.executable, "-c", STEPS, str(counter), shape, way],
+        [sys.executable, "-c", script + COUNT, str(counter), *arguments],
         env={**os.environ, "LD_PRELOAD": str(counter)},
         check=True,
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert int(run.stdout) == 0
+    return int(run.stdout)
+
+
+@pytest.mark.parametrize("way", ["read", "carried", "half"])
+@pytest.mark.parametrize("shape", ["16x16", "100x37", "1024x512", "64x20000", "500", "8x3x31x67"])
+def test_none_for_one_array(shape, way, counter):
+    assert allocations(counter, ONE_ARRAY, shape, way) == 0
+
+
+def test_for_a_model_only_those_of_its_report(counter):
+    """Whatever the number of tensors: a few a step, for NumPy's arrays."""
+    few = allocations(counter, MODEL, "3")
+    many = allocations(counter, MODEL, "300")
+    assert few <= many <= 1000

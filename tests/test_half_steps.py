@@ -236,13 +236,35 @@ def test_a_bad_gradient_is_named_and_changes_nothing(dtype, bad):
     assert {k: array.tobytes() for k, array in opt.state_dict(params=True).items()} == before
 
 
-def test_large_bfloat16_gradients_do_not_overflow():
-    """Their squares leave float32; the step does not."""
-    grad = (normal((20, 30)) * 1e30).astype(bfloat16)
-    param = normal((20, 30), bfloat16)
-    expected, _ = model_reference.step(param, grad, model_reference.State(), lr=0.1)
-    Optimizer([param], lr=0.1).step([grad])
+@pytest.mark.parametrize("eps", [0.0, 1e-30])
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+@pytest.mark.parametrize("shape", [(20, 30), (6, 2100), (50, 3, 3)], ids=str)
+def test_squares_that_leave_float32(shape, size, eps):
+    grad = (normal(shape) * size).astype(bfloat16)
+    param = normal(shape, bfloat16)
+    options = {"lr": 0.1, "eps": eps, "factored_axes": "last_two"}
+    expected, _ = model_reference.step(param, grad, model_reference.State(), **options)
+    Optimizer([param], **options).step([grad])
     assert_rounded(param, expected)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", halves.HALVES, ids=str)
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize("layout", ["C", "column slice", "Fortran", "misaligned"])
+def test_copies_so_large_that_they_are_streamed(layout, rounding, dtype):
+    """Rows whose ends no vector fits, at any alignment."""
+    shape = (1030, 1041)
+    param = normal(shape, np.float32)
+    copy = Buffer(np.zeros(shape, dtype), layout)
+    grad = normal(shape, dtype, seed=1)
+    Optimizer([param], copies=[copy.array], lr=0.1, rounding=rounding).step([grad])
+    copy.assert_guards_intact()
+    if rounding == "nearest":
+        assert np.array_equal(copy.array, halves.nearest(param, dtype))
+        return
+    words = halves.random_words(0, 1, 0, 1030 * 1088).reshape(1030, 1088)[:, :1041]
+    assert np.array_equal(copy.array, halves.stochastic(param, dtype, words))
 
 
 def test_a_scalar_of_bfloat16_is_a_gradient():
