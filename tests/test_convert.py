@@ -366,3 +366,22 @@ def test_what_cannot_be_said_there():
     refused(other, ValueError, text, convert.to_optax, optax_state())
     text = "like has 0 parts with the fields"
     refused(other, ValueError, text, convert.to_optax, ())
+
+
+@pytest.mark.parametrize(
+    ("convention", "options"), [("torch", {}), ("huggingface", {"relative_step": False})]
+)
+def test_statistics_of_half_precision_leave_in_float32(convention, options):
+    """A float16 would make zeros of them."""
+    params = {"w": normal((4, 3), np.float16), "b": normal(3, np.float16)}
+    opt = Optimizer(params, convention, lr=1e-3, **options)
+    grads = {name: normal(x.shape, np.float16, seed=1, scale=1e-4) for name, x in params.items()}
+    opt.step(grads)
+    there = getattr(convert, f"to_{convention}")(opt)
+    kept = [x for x in there["state"][0].values() if isinstance(x, np.ndarray) and x.ndim]
+    assert kept and all(x.dtype == np.float32 and x.all() for x in kept)
+    twin = copy.deepcopy(opt)
+    getattr(convert, f"load_{convention}")(twin, there)
+    for name in params:
+        for kind, array in opt.state[name].items():
+            np.testing.assert_allclose(twin.state[name][kind], array, rtol=1e-7)

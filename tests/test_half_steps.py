@@ -143,12 +143,62 @@ def test_every_convention(convention, dtype):
                 assert_state_close(opt.state[k], run.state(k), 2e-5)
 
 
+def numbers(shape, axes):
+    """The number of each element in the order that random bits are counted by: that of memory, with
+    every run of a matrix, or group of eight small ones, beginning at a multiple of 64."""
+
+    def up(n):
+        return -(-n // 64) * 64
+
+    n = int(np.prod(shape))
+    if (axes == "matrix" and len(shape) != 2) or len(shape) < 2:
+        return np.arange(n).reshape(shape)
+    rows, cols = shape[-2:]
+    matrices = n // (rows * cols)
+    if rows * cols <= 256 and matrices >= 8:
+        matrix, row, col = np.ogrid[:matrices, :rows, :cols]
+        group, lane = matrix // 8 * 8, matrix % 8
+        return (group * up(rows * cols * 8) + (row * cols + col) * 8 + lane).reshape(shape)
+    run = np.arange(matrices * rows)[:, None]
+    return (run * up(cols) + np.arange(cols)).reshape(shape)
+
+
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("dtype", halves.HALVES, ids=str)
-def test_masters_are_float32_params(dtype):
+@pytest.mark.parametrize("factored_axes", ["matrix", "last_two"])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_stochastic_steps_are_float32_steps_rounded_by_the_references_bits(
+    decay, factored_axes, dtype
+):
+    shapes = [shape for shape in SHAPES.values() if 0 not in shape]
+    params = [normal(shape, dtype, seed=i) for i, shape in enumerate(shapes)]
+    floats = [param.astype(np.float32) for param in params]
+    copies = [np.zeros(shape, dtype) for shape in shapes]
+    options = {"lr": 0.1, "factored_axes": factored_axes, "weight_decay": decay}
+    opt = Optimizer(params, rounding="stochastic", seed=6, **options)
+    copying = Optimizer(floats, copies=copies, rounding="stochastic", seed=6, **options)
+    for t in (1, 2):
+        for param, values in zip(params, floats):
+            values[...] = param
+        grads = [normal(shape, dtype, seed=10 * t + k) for k, shape in enumerate(shapes)]
+        opt.step(grads)
+        copying.step(grads)
+        for k, shape in enumerate(shapes):
+            number = numbers(shape, factored_axes)
+            words = halves.random_words(6, t, k, int(number.max()) + 1)[number]
+            expected = halves.bits(halves.stochastic(floats[k], dtype, words))
+            assert np.array_equal(halves.bits(params[k]), expected), shape
+            assert np.array_equal(halves.bits(copies[k]), expected), shape
+
+
+@pytest.mark.parametrize("dtype", halves.HALVES, ids=str)
+@pytest.mark.parametrize("factored_axes", ["matrix", "last_two"])
+def test_masters_are_float32_params(factored_axes, dtype):
     params = {name: normal(shape, dtype, seed=i) for i, (name, shape) in enumerate(SHAPES.items())}
     twins = {name: param.astype(np.float32) for name, param in params.items()}
-    opt = Optimizer(params, masters=True, lr=1e-4, beta1=0.9)
-    other = Optimizer(twins, lr=1e-4, beta1=0.9)
+    options = {"lr": 1e-4, "beta1": 0.9, "factored_axes": factored_axes}
+    opt = Optimizer(params, masters=True, **options)
+    other = Optimizer(twins, **options)
     for t in range(5):
         grads = {name: normal(shape, dtype, seed=t) for name, shape in SHAPES.items()}
         opt.step(grads)
