@@ -25,6 +25,7 @@ OPTIONS = {
 def model(dtype):
     params = {name: normal(shape, dtype, seed=i) for i, (name, shape) in enumerate(SHAPES.items())}
     params["f"] = np.asfortranarray(params["f"])
+    params["z"] = np.asfortranarray(params["z"])
     params["s"] = np.zeros((14, 27), dtype)[::2, ::-3]  # neither order
     params["s"][...] = normal(SHAPES["s"], dtype, seed=9)
     return params

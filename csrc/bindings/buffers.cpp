@@ -135,11 +135,8 @@ Array array_of(py::handle object, const Name& name, Access access) {
         fail_type(name.text() + " has dtype " + text(dtype) +
                   ", must be float16, bfloat16, float32 or float64");
     require_native(dtype, name);
-    const Array result{static_cast<char*>(const_cast<void*>(array.data())),
-                       found,
-                       int(array.ndim()),
-                       array.shape(),
-                       array.strides()};
+    const Array result{static_cast<char*>(const_cast<void*>(array.data())), found,
+                       int(array.ndim()), array.shape(), array.strides()};
     if (access == Access::write) require_writeable(array, result, name);
     return result;
 }
@@ -150,7 +147,7 @@ Array low_halves_of(py::handle object, const Name& name, const Array& high) {
                        int(array.ndim()), array.shape(), array.strides()};
     if (array.dtype().num() != kNumpyUint16 || result.ndim != high.ndim ||
         !std::equal(high.shape, high.shape + high.ndim, result.shape) ||
-        !std::equal(high.strides, high.strides + high.ndim, result.strides))
+        (size_of(high) > 0 && !std::equal(high.strides, high.strides + high.ndim, result.strides)))
         fail_type(name.text() + " must be an array of uint16 with the shape and strides of param");
     require_native(array.dtype(), name);
     require_writeable(array, result, name);

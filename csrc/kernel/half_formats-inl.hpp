@@ -22,6 +22,21 @@ ADAFACTOR_INLINE Words where(const Ints& mask, const Words& x, const Words& y) {
 ADAFACTOR_INLINE Ints at_least_word(const Words& x, std::int32_t y) {
     return reinterpret_cast<Ints>(x) >= y;
 }
+ADAFACTOR_INLINE bool any(const Ints& mask) {
+#if defined(__AVX512F__)
+    const auto bits = reinterpret_cast<__m512i>(mask);
+    return _mm512_test_epi32_mask(bits, bits) != 0;
+#elif defined(__AVX2__)
+    return _mm256_movemask_epi8(reinterpret_cast<__m256i>(mask)) != 0;
+#elif defined(__SSE2__)
+    return _mm_movemask_epi8(reinterpret_cast<__m128i>(mask)) != 0;
+#else
+    std::int32_t all = 0;
+    for (std::size_t k = 0; k < kWidth; ++k) all |= mask[k];
+    return all != 0;
+#endif
+}
+
 // GCC converts between sixteen halves and words by halves of halves.
 ADAFACTOR_INLINE Words words_of(const Halves& x) {
 #if defined(__AVX512F__)
@@ -112,12 +127,16 @@ private:
     static constexpr std::int32_t kSmallestNormal = 113 << 23;  // 2^-14
     static constexpr std::int32_t kOverflow = 143 << 23;        // 2^16, as everything above 65520
 
+    // `word`: the magnitude. `normal` and `subnormal` need not be right for numbers of the other kind.
     static ADAFACTOR_INLINE Halves finished(const Floats& x, const Words& word, const Words& normal,
                                             const Words& subnormal) {
-        const Words nan = (word >> 13 & 0x3ffu) | 0x7e00u;
         Words half = where(at_least_word(word, kSmallestNormal), normal, subnormal);
-        half = where(at_least_word(word, kOverflow), Words{} + 0x7c00u, half);
-        return narrowed(where(x != x, nan, half) | half_sign(x));
+        const Ints overflows = at_least_word(word, kOverflow);
+        if (__builtin_expect(any(overflows), false)) {
+            const Words nan = (word >> 13 & 0x3ffu) | 0x7e00u;
+            half = where(x != x, nan, where(overflows, Words{} + 0x7c00u, half));
+        }
+        return narrowed(half | half_sign(x));
     }
 };
 
