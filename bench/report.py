@@ -59,28 +59,34 @@ def write_report(path: Path) -> Path:
 
 def heading(recorded: Recorded) -> str:
     run = recorded.run
-    machine, software = run["machine"], run["software"]
-    native = software["adafactor_native"]
-    caches = ", ".join(f"{level} {size}" for level, size in machine["caches"].items())
-    compiler = f"{native['compiler']['name']} {native['compiler']['version']}"
     return (
-        f"# One Adafactor step: {run['mode']} run of {run['date']}\n\n"
-        f"{machine['processor']}, {machine['cores']} cores; {caches}; "
-        f"{machine['memory GiB']} GiB; {machine['system']}; "
-        f"load average before the run {machine['load before the run']}.\n"
-        f"adafactor_native {native['version']} at {software['commit']} ({compiler}, instruction "
-        f"set {native['instruction sets']['running']}, {native['openmp']['runtime']}), "
-        f"Python {software['python']}, NumPy {software['numpy']}, numba {software['numba']}.\n"
-        f"{other_libraries(recorded)}\n\n"
+        f"# One Adafactor step: {run['mode']} run of {run['date']}\n\n{circumstances(run)}\n\n"
         "All contenders take turns in one process, on the same numbers and the same number of "
         "threads, each checked first against what it is to compute, in float64. Times are medians "
         "of a step."
     )
 
 
-def other_libraries(recorded: Recorded) -> str:
-    taking_part = ", ".join(f"{name} {version}" for name, version in recorded.peer_versions.items())
-    absent = ", ".join(recorded.run.get("absent", []))
+def circumstances(run: dict[str, Any]) -> str:
+    machine, software = run["machine"], run["software"]
+    native = software["adafactor_native"]
+    caches = ", ".join(f"{level} {size}" for level, size in machine["caches"].items())
+    compiler = f"{native['compiler']['name']} {native['compiler']['version']}"
+    return (
+        f"{machine['processor']}, {machine['cores']} cores; {caches}; "
+        f"{machine['memory GiB']} GiB; {machine['system']}; "
+        f"load average before the run {machine['load before the run']}.\n"
+        f"adafactor_native {native['version']} at {software['commit']} ({compiler}, instruction "
+        f"set {native['instruction sets']['running']}, {native['openmp']['runtime']}), "
+        f"Python {software['python']}, NumPy {software['numpy']}, numba {software['numba']}.\n"
+        f"{other_libraries(run)}"
+    )
+
+
+def other_libraries(run: dict[str, Any]) -> str:
+    versions = run["software"].get("peers", {})
+    taking_part = ", ".join(f"{name} {version}" for name, version in versions.items())
+    absent = ", ".join(run.get("absent", []))
     return f"Other libraries: {taking_part or 'none'}; not installed: {absent or 'none'}."
 
 
