@@ -201,7 +201,8 @@ def in_halves(recorded: Recorded, problem: Problem) -> str:
         "parameter is rounded to nearest after every step and nothing else is kept, beside float64 "
         "rounded likewise. Rounding to bfloat16 once is off by 0.004 at most, a step that rounds "
         "stochastically by 0.008. torch's Adafactor keeps its state and computes in the parameter's "
-        "type, torch's AdamW keeps its state in it; transformers works in float32, as we do. "
+        "type, torch's AdamW keeps its state in it; transformers works in float32, as we do. Optimizer "
+        "has the seed's convention. "
         f"{where(recorded)}"
     )
 

@@ -53,6 +53,9 @@ def adafactor_reference(param: Array, lr: float) -> Update:
     return TorchAdafactor(param, lr).update
 
 
+half_adafactor_reference = rounded_after_steps(adafactor_reference, "bfloat16")
+
+
 def adamw_reference(param: Array, lr: float) -> Update:
     return AdamW(param, lr).update
 
@@ -95,7 +98,7 @@ CONTENDERS = [
         Contender(
             name,
             half_torch_steps(adafactor(foreach)),
-            rounded_after_steps(adafactor_reference, "bfloat16"),
+            half_adafactor_reference,
             bytes_moved.in_halves(bytes_moved.adafactor),
             allowed_error=within(1, "bfloat16"),
             half=True,
