@@ -73,7 +73,7 @@ def thread_settings() -> Iterator[tuple[Callable[[], int], Callable[[int], None]
 
 def race(problem: Problem, contenders: list[Contender], seconds: float) -> list[Result]:
     """Time the contenders on one problem, for about `seconds` each."""
-    contenders = [c for c in contenders if c.takes(problem)]
+    contenders = [c for c in contenders if c.half == problem.half and c.takes(problem)]
     params, grads, other_grads = problem.arrays()
     with all_on(problem.threads):
         errors = verify(problem, contenders, params, [grads, other_grads])

@@ -48,7 +48,7 @@ def peak_of_first_step(contender: Contender) -> int:
     """
     first_step(contender, WARM_UP).timeit(1)
     step = first_step(contender, PROBLEM)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    forget_peak()
     before = process_bytes("VmRSS")
     step.timeit(1)
     return process_bytes("VmHWM") - before
@@ -57,6 +57,10 @@ def peak_of_first_step(contender: Contender) -> int:
 def first_step(contender: Contender, problem: Problem) -> Timer:
     params, grads, _ = problem.arrays()
     return ready(contender, params, grads, TIMED_LR).timer()
+
+
+def forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def process_bytes(field: str) -> int:

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -29,6 +30,7 @@ class Problem:
     dtype: str = "float32"
     layout: str = "C"  # of param and grad: "C", "Fortran", or "slice" of a matrix twice as wide
     model: str | None = None
+    half: bool = False  # values that bfloat16 and float16 hold too, for contenders that use these
 
     @property
     def name(self) -> str:
@@ -37,6 +39,8 @@ class Problem:
             name += f" {self.dtype}"
         if self.layout != "C":
             name += f" {self.layout}"
+        if self.half:
+            name += " half"
         return name
 
     @property
@@ -63,8 +67,13 @@ class Problem:
             laid_out = np.empty(values.shape, self.dtype, order="F")
         else:
             laid_out = np.empty(values.shape, self.dtype)
-        laid_out[...] = values
+        laid_out[...] = held_by_halves(values) if self.half else values
         return laid_out
+
+
+def held_by_halves(values: Array) -> Array:
+    """The nearest bfloat16, and of that the nearest float16, which is a bfloat16 again."""
+    return values.astype(ml_dtypes.bfloat16).astype(np.float16)
 
 
 def uneven(shape: Shape, rng: np.random.Generator) -> Array:
@@ -81,6 +90,10 @@ def one_array(
     group: str, shape: Shape, threads: int, dtype: str = "float32", layout: str = "C"
 ) -> Problem:
     return Problem(group, (shape,), threads, dtype, layout)
+
+
+def half(shape: Shape, threads: int) -> Problem:
+    return Problem("half", (shape,), threads, half=True)
 
 
 def model(name: str, threads: int) -> Problem:
@@ -120,6 +133,7 @@ def all_problems() -> list[Problem]:
             for n in (1024, 2048, 4096)
             for threads in thread_counts(cores)
         ),
+        half((4096, 4096), cores),
         *many_small(cores),
         *(model(name, cores) for name in MODELS),
     ]
@@ -133,6 +147,7 @@ def quick_problems() -> list[Problem]:
         one_array("vector", (10**6,), cores),
         one_array("layout", (1024, 1024), cores, layout="slice"),
         *(one_array("threads", (1024, 1024), threads) for threads in thread_counts(cores)),
+        half((1024, 1024), cores),
         model("ResNet-50", cores),
     ]
 

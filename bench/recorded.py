@@ -33,7 +33,7 @@ class Recorded:
         ]
 
     def arrays(self) -> list[Problem]:
-        return [p for p in self.on_all_cores() if p["group"] != "model"]
+        return [p for p in self.on_all_cores() if p["group"] not in ("model", "half")]
 
     def among(self, contenders: list[str]) -> list[str]:
         return [contender for contender in contenders if contender in self.contenders]

@@ -10,6 +10,7 @@ from typing import Any
 import plots
 from names import (
     CARRIED,
+    FLOAT32,
     FLOOR,
     IN_PLACE,
     NATIVE,
@@ -44,6 +45,7 @@ def write_report(path: Path) -> Path:
         *([speed(recorded)] if recorded.arrays() else []),
         *against_peers(recorded),
         *models(recorded),
+        *halves(recorded),
         *([threads(recorded)] if recorded.by_threads() else []),
         *([neighbours(recorded)] if "neighbours" in recorded.run else []),
         *([pools(recorded)] if "pools" in recorded.run else []),
@@ -57,28 +59,34 @@ def write_report(path: Path) -> Path:
 
 def heading(recorded: Recorded) -> str:
     run = recorded.run
-    machine, software = run["machine"], run["software"]
-    native = software["adafactor_native"]
-    caches = ", ".join(f"{level} {size}" for level, size in machine["caches"].items())
-    compiler = f"{native['compiler']['name']} {native['compiler']['version']}"
     return (
-        f"# One Adafactor step: {run['mode']} run of {run['date']}\n\n"
-        f"{machine['processor']}, {machine['cores']} cores; {caches}; "
-        f"{machine['memory GiB']} GiB; {machine['system']}; "
-        f"load average before the run {machine['load before the run']}.\n"
-        f"adafactor_native {native['version']} at {software['commit']} ({compiler}, instruction "
-        f"set {native['instruction sets']['running']}, {native['openmp']['runtime']}), "
-        f"Python {software['python']}, NumPy {software['numpy']}, numba {software['numba']}.\n"
-        f"{other_libraries(recorded)}\n\n"
+        f"# One Adafactor step: {run['mode']} run of {run['date']}\n\n{circumstances(run)}\n\n"
         "All contenders take turns in one process, on the same numbers and the same number of "
         "threads, each checked first against what it is to compute, in float64. Times are medians "
         "of a step."
     )
 
 
-def other_libraries(recorded: Recorded) -> str:
-    taking_part = ", ".join(f"{name} {version}" for name, version in recorded.peer_versions.items())
-    absent = ", ".join(recorded.run.get("absent", []))
+def circumstances(run: dict[str, Any]) -> str:
+    machine, software = run["machine"], run["software"]
+    native = software["adafactor_native"]
+    caches = ", ".join(f"{level} {size}" for level, size in machine["caches"].items())
+    compiler = f"{native['compiler']['name']} {native['compiler']['version']}"
+    return (
+        f"{machine['processor']}, {machine['cores']} cores; {caches}; "
+        f"{machine['memory GiB']} GiB; {machine['system']}; "
+        f"load average before the run {machine['load before the run']}.\n"
+        f"adafactor_native {native['version']} at {software['commit']} ({compiler}, instruction "
+        f"set {native['instruction sets']['running']}, {native['openmp']['runtime']}), "
+        f"Python {software['python']}, NumPy {software['numpy']}, numba {software['numba']}.\n"
+        f"{other_libraries(run)}"
+    )
+
+
+def other_libraries(run: dict[str, Any]) -> str:
+    versions = run["software"].get("peers", {})
+    taking_part = ", ".join(f"{name} {version}" for name, version in versions.items())
+    absent = ", ".join(run.get("absent", []))
     return f"Other libraries: {taking_part or 'none'}; not installed: {absent or 'none'}."
 
 
@@ -159,6 +167,44 @@ def models(recorded: Recorded) -> list[str]:
             "libraries and with convention='torch', but not by the seed, nor by us otherwise."
         )
     ]
+
+
+def halves(recorded: Recorded) -> list[str]:
+    return [
+        f"## Half precision on {count(recorded.cores, 'thread')}\n\n{in_halves(recorded, problem)}"
+        for problem in recorded.on_all_cores("half")
+    ]
+
+
+def in_halves(recorded: Recorded, problem: Problem) -> str:
+    shown = ["median", "p10", "p90"]
+    header = ["contender", *shown, f"median / that of {FLOAT32}"]
+    header += ["bytes per parameter", "GB/s", "error"]
+    rows = [
+        [
+            contender,
+            *(duration(result["ns"][quantile]) for quantile in shown),
+            times(recorded.ratio(problem, contender, to=FLOAT32)),
+            f"{result['bytes per parameter']:g}",
+            three_digits(recorded.gigabytes_per_s(problem, contender) or 0),
+            f"{result['error']:.0e}",
+        ]
+        for contender in recorded.contenders
+        if (result := recorded.result(problem, contender))
+    ]
+    return (
+        f"{table(header, rows)}\n\n"
+        f"A step of one {problem['name'].removesuffix(' half')} array. Where only the gradient is named, "
+        "the parameter is float32; otherwise one type is that of both. Bytes are those that the "
+        "algorithm has to move. The error is of what a forward pass would read, the half-precision "
+        "copy or parameter, after three steps, relative to max|param|, beside float64; where the "
+        "parameter is rounded to nearest after every step and nothing else is kept, beside float64 "
+        "rounded likewise. Rounding to bfloat16 once is off by 0.004 at most, a step that rounds "
+        "stochastically by 0.008. torch's Adafactor keeps its state and computes in the parameter's "
+        "type, torch's AdamW keeps its state in it; transformers works in float32, as we do. Optimizer "
+        "has the seed's convention. "
+        f"{where(recorded)}"
+    )
 
 
 def with_ratio(recorded: Recorded, problem: Problem, contender: str) -> str:
@@ -307,9 +353,10 @@ def count(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
-README_START, README_MODELS, README_END = (
+README_START, README_MODELS, README_HALF, README_END = (
     "<!-- bench/results -->",
     "<!-- bench/results, models -->",
+    "<!-- bench/results, half -->",
     "<!-- end -->",
 )
 
@@ -321,6 +368,8 @@ def write_into_readme(recorded: Recorded, readme: Path) -> None:
         text = replaced(text, README_START, summary(recorded))
     if table_of_models := in_one_call(recorded):
         text = replaced(text, README_MODELS, table_of_models)
+    for problem in recorded.on_all_cores("half"):
+        text = replaced(text, README_HALF, in_halves(recorded, problem))
     readme.write_text(text, encoding="utf-8")
 
 
@@ -340,6 +389,7 @@ def summary(recorded: Recorded) -> str:
             *(times(recorded.ratio(problem, ours, to=FLOOR)) for ours in OURS),
         ]
         for problem in recorded.on_all_cores()
+        if recorded.result(problem, NATIVE)
     ]
     header = ["param", "ours", *others]
     header += ["ours / floor", "... without RMS(param)", "... carrying it"]

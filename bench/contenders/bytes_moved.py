@@ -6,6 +6,8 @@ the same, so that those who move more bytes show fewer GB/s.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from models import Shape
 
 FLOAT64 = 8
@@ -38,6 +40,18 @@ def keras_adafactor(shape: Shape, itemsize: int) -> int:
 def adamw(shape: Shape, itemsize: int) -> int:
     """One sweep: grad read; param and both moments read and written."""
     return 7 * itemsize
+
+
+def of_types(param: int, grad: int, copy: int = 0) -> Callable[[Shape, int], int]:
+    """`seed` of a matrix: grad twice, param twice and written, a copy written; bytes of each.
+
+    What is kept beside a half-precision param counts as part of it, wherever it is read and written.
+    """
+    return lambda shape, itemsize: 2 * grad + 3 * param + copy
+
+
+def in_halves(bytes_of: Callable[[Shape, int], int]) -> Callable[[Shape, int], int]:
+    return lambda shape, itemsize: bytes_of(shape, 2)
 
 
 def floor(shape: Shape, itemsize: int) -> int:

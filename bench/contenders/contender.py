@@ -48,6 +48,7 @@ class Contender:
     takes: Callable[[Problem], bool] = lambda problem: True
     allowed_error: Callable[[Problem], float] = allowed_error
     roof: bool = False  # not an optimizer
+    half: bool = False  # steps the problems in half precision, and no others
 
     def bytes_per_param(self, problem: Problem) -> float:
         moved = sum(

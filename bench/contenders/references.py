@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+import ml_dtypes
 import numpy as np
 
 from models import Shape
@@ -109,6 +110,16 @@ class AdamW:
         v_hat = self.v / (1 - 0.999**self.t)
         param -= self.lr * 0.01 * param
         param -= self.lr * m_hat / (np.sqrt(v_hat) + 1e-8)
+        return param
+
+
+class HalfAdamW(AdamW):
+    """Parameter and both moments are rounded to bfloat16 after every step."""
+
+    def update(self, param: Array, grad: Array) -> Array:
+        super().update(param, grad)
+        for kept in (param, self.m, self.v):
+            kept[...] = kept.astype(ml_dtypes.bfloat16)
         return param
 
 

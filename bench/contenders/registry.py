@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import names
 from adafactor_native import AdaFactor
-from contenders import bytes_moved, one_call, roof
+from contenders import bytes_moved, half, one_call, roof
 from contenders.contender import Contender, Update, array_by_array
 from contenders.numba_adafactor import NumbaAdaFactor
 from contenders.numpy_in_place import NumpyInPlace
@@ -62,6 +62,7 @@ CONTENDERS = [
         bytes_moved.carried_seed,
     ),
     *one_call.CONTENDERS,
+    *half.CONTENDERS,
     Contender(
         names.FLOOR,
         array_by_array(lambda param, lr: roof.Floor(lr).update),
@@ -82,5 +83,5 @@ CONTENDERS = [
 OPTIMIZERS = [
     contender
     for contender in CONTENDERS
-    if not contender.roof and contender not in one_call.CONTENDERS
+    if not (contender.roof or contender.half or contender in one_call.CONTENDERS)
 ]

@@ -9,11 +9,13 @@ import torch
 import names
 from contenders import bytes_moved
 from contenders.contender import Contender, Update
-from contenders.references import AdamW, TorchAdafactor
+from contenders.half import rounded_after_steps, within
+from contenders.references import AdamW, HalfAdamW, TorchAdafactor
 from contenders.torch_steps import (
     MakeOptimizer,
     allowed_error,
     compiled_torch_steps,
+    half_torch_steps,
     torch_steps,
 )
 from problems import Array, Problem, usable_cores
@@ -51,8 +53,15 @@ def adafactor_reference(param: Array, lr: float) -> Update:
     return TorchAdafactor(param, lr).update
 
 
+half_adafactor_reference = rounded_after_steps(adafactor_reference, "bfloat16")
+
+
 def adamw_reference(param: Array, lr: float) -> Update:
     return AdamW(param, lr).update
+
+
+def half_adamw_reference(param: Array, lr: float) -> Update:
+    return HalfAdamW(param, lr).update
 
 
 CONTENDERS = [
@@ -84,5 +93,24 @@ CONTENDERS = [
         adamw_reference,
         bytes_moved.adamw,
         takes=without_gaps,
+    ),
+    *(
+        Contender(
+            name,
+            half_torch_steps(adafactor(foreach)),
+            half_adafactor_reference,
+            bytes_moved.in_halves(bytes_moved.adafactor),
+            allowed_error=within(1, "bfloat16"),
+            half=True,
+        )
+        for name, foreach in ((names.TORCH_HALF, False), (names.TORCH_FOREACH_HALF, True))
+    ),
+    Contender(
+        names.TORCH_ADAMW_HALF,
+        half_torch_steps(adamw),
+        half_adamw_reference,
+        bytes_moved.in_halves(bytes_moved.adamw),
+        allowed_error=within(1, "bfloat16"),
+        half=True,
     ),
 ]

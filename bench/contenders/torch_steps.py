@@ -7,6 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import ml_dtypes
+import numpy as np
 import torch
 
 from contenders import contender
@@ -30,18 +32,35 @@ def allowed_error(problem: Problem) -> float:
 class TorchSteps:
     def __init__(self, make: MakeOptimizer, params: list[Array], lr: float) -> None:
         self._arrays = params
-        self._tensors = [torch.from_numpy(param) for param in params]
+        self._tensors = [self.tensor(param) for param in params]
         self._step = make(self._tensors, lr).step
 
     def use(self, grads: list[Array]) -> None:
         for tensor, grad in zip(self._tensors, grads):
-            tensor.grad = torch.from_numpy(grad)
+            tensor.grad = self.tensor(grad)
 
     def timer(self) -> timeit.Timer:
         return stopwatch("step()", step=self._step)
 
     def params(self) -> list[Array]:
         return self._arrays
+
+    @staticmethod
+    def tensor(array: Array) -> Any:
+        return torch.from_numpy(array)
+
+
+class HalfTorchSteps(TorchSteps):
+    """Parameters, gradients, and what the optimizer makes of them: all bfloat16."""
+
+    def params(self) -> list[Array]:
+        return [tensor.float().numpy() for tensor in self._tensors]
+
+    @staticmethod
+    def tensor(array: Array) -> Any:
+        """A copy in memory of NumPy's, as all others have it, whose bfloat16 torch does not take."""
+        bits = array.astype(ml_dtypes.bfloat16).view(np.int16)
+        return torch.from_numpy(bits).view(torch.bfloat16)
 
 
 class CompiledTorchSteps(TorchSteps):
@@ -55,6 +74,10 @@ class CompiledTorchSteps(TorchSteps):
 
 def torch_steps(make: MakeOptimizer) -> Start:
     return partial(TorchSteps, make)
+
+
+def half_torch_steps(make: MakeOptimizer) -> Start:
+    return partial(HalfTorchSteps, make)
 
 
 def compiled_torch_steps(make: MakeOptimizer) -> Start:

@@ -9,8 +9,9 @@ from transformers.optimization import Adafactor
 import names
 from contenders import bytes_moved
 from contenders.contender import Contender, Update
+from contenders.half import rounded_after_steps, within
 from contenders.references import TransformersAdafactor
-from contenders.torch_steps import allowed_error, torch_steps
+from contenders.torch_steps import allowed_error, half_torch_steps, torch_steps
 from problems import Array
 
 
@@ -29,5 +30,13 @@ CONTENDERS = [
         reference,
         bytes_moved.adafactor,
         allowed_error=allowed_error,
+    ),
+    Contender(
+        names.TRANSFORMERS_HALF,
+        half_torch_steps(adafactor),
+        rounded_after_steps(reference, "bfloat16"),
+        bytes_moved.in_halves(bytes_moved.adafactor),
+        allowed_error=within(1, "bfloat16"),
+        half=True,
     ),
 ]
