@@ -67,8 +67,8 @@ struct HyperParameters {
 
 class CarriedSquares;
 
-// One tensor with its state. Halves are read as float32, and a float32 is what becomes of them until
-// it is rounded. A factored one is a batch of matrices, over all axes but row_axis and
+// One tensor with its state. Halves are read as float32, and a float32 is what becomes of them
+// until it is rounded. A factored one is a batch of matrices, over all axes but row_axis and
 // col_axis: exp_row (matrices, rows) and exp_col (matrices, cols), v is null. Any other keeps v,
 // C-contiguous and of the tensor's shape, and exp_row, exp_col are null.
 struct Tensor {

@@ -230,7 +230,8 @@ private:
         const Rect part =
             partition_.owns_outer ? Rect{k, 0, n, matrix.inner} : Rect{0, k, matrix.outer, n};
         if (is_half(matrix.dtype) && !packs_grad()) {
-            running_half_kernels(matrix.dtype).measure_rows(block_of<const Half>(matrix, part), out, room);
+            running_half_kernels(matrix.dtype)
+                .measure_rows(block_of<const Half>(matrix, part), out, room);
             return;
         }
         const auto grad = packs_grad() ? packed_block<const G>(matrix, part, room + sums_room_)
@@ -270,7 +271,8 @@ private:
         if (!sums_param_in_place())
             return kernels_.sum_squares(packed_block<const P>(matrix, part, room + sums_room_));
         if (is_half(matrix.dtype))
-            return running_half_kernels(matrix.dtype).sum_squares(block_of<const Half>(matrix, part));
+            return running_half_kernels(matrix.dtype)
+                .sum_squares(block_of<const Half>(matrix, part));
         return kernels_.sum_squares(block_of<const P>(matrix, part));
     }
 
@@ -547,8 +549,8 @@ private:
     const Kernels<P, G>& kernels_;
     MatrixBatch param_, grad_, grad_like_param_;
     MatrixBatch m_, copy_;  // param_ again where there is none
-    Partition partition_;  // of each matrix of grad
-    Tiling tiling_;        // of each matrix of param
+    Partition partition_;   // of each matrix of grad
+    Tiling tiling_;         // of each matrix of param
     std::size_t rows_, cols_, n_matrices_;
     bool owns_rows_;
 

@@ -124,8 +124,8 @@ void narrow(const Block<const float>& from, const MatrixView& to, const Rect& pa
     }
     for_half_parts(part, [&](const Rect& p) {
         Half high[kHalfRows * kHalfCols], low[kHalfRows * kHalfCols];
-        const char* const data = reinterpret_cast<const char*>(from.data + p.j) +
-                                 std::ptrdiff_t(p.i) * from.stride;
+        const char* const data =
+            reinterpret_cast<const char*>(from.data + p.j) + std::ptrdiff_t(p.i) * from.stride;
         Rounding here = rounding;
         here.streams = false;
         here.first += p.i * rounding.row_step + p.j;
@@ -176,17 +176,15 @@ void MatrixBatch::for_lanes(std::size_t first, std::size_t n, const Copy& copy) 
 template <std::size_t item>
 void MatrixBatch::gather_items(std::size_t first, std::size_t n, char* to,
                                std::ptrdiff_t offset) const {
-    for_lanes(first, n, [=](const char* p, std::size_t k) {
-        std::memcpy(to + k * item, p + offset, item);
-    });
+    for_lanes(first, n,
+              [=](const char* p, std::size_t k) { std::memcpy(to + k * item, p + offset, item); });
 }
 
 template <std::size_t item>
 void MatrixBatch::scatter_items(const char* from, std::size_t first, std::size_t n,
                                 std::ptrdiff_t offset) const {
-    for_lanes(first, n, [=](char* p, std::size_t k) {
-        std::memcpy(p + offset, from + k * item, item);
-    });
+    for_lanes(first, n,
+              [=](char* p, std::size_t k) { std::memcpy(p + offset, from + k * item, item); });
 }
 
 void MatrixBatch::gather(std::size_t first, std::size_t n, void* to) const {
@@ -220,8 +218,7 @@ void MatrixBatch::scatter(const void* from, std::size_t first, std::size_t n,
     narrow(first_.dtype, packed(static_cast<const float*>(from), 1, size), packed(high, 1, size),
            first_.low != 0 ? packed(low, 1, size) : Block<Half>{}, rounding);
     scatter_items<2>(reinterpret_cast<const char*>(high), first, n);
-    if (first_.low != 0)
-        scatter_items<2>(reinterpret_cast<const char*>(low), first, n, first_.low);
+    if (first_.low != 0) scatter_items<2>(reinterpret_cast<const char*>(low), first, n, first_.low);
 }
 
 std::size_t MatrixBatch::interleaved() const {
@@ -391,8 +388,7 @@ void ElementOrder::scatter(const void* from, int a, std::size_t k, std::size_t n
     narrow(dtype_[a], packed(static_cast<const float*>(from), 1, n), run.high, run.low, rounding);
     if (!run.is_copied) return;
     scatter_items(reinterpret_cast<const char*>(run.high_place), a, k, n, 0);
-    if (low_[a] != 0)
-        scatter_items(reinterpret_cast<const char*>(run.low_place), a, k, n, low_[a]);
+    if (low_[a] != 0) scatter_items(reinterpret_cast<const char*>(run.low_place), a, k, n, low_[a]);
 }
 
 }  // namespace adafactor

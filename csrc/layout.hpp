@@ -114,7 +114,7 @@ class ElementOrder {
 public:
     static constexpr int kMaxArrays = 5;
     static constexpr std::size_t kMaxRun = kChunk;  // elements that are copied at a time
-    static constexpr int kMaxAxes = 64;  // NumPy's own limit
+    static constexpr int kMaxAxes = 64;             // NumPy's own limit
 
     ElementOrder(std::initializer_list<const Array*> arrays);
 

@@ -36,8 +36,8 @@ py::object array_from(py::handle object);
 // the machine's and, to be written, for a read-only array or one whose elements overlap each other.
 Array array_of(py::handle object, const Name& name, Access access);
 
-// The lower halves of a float32 whose upper ones are `high`: uint16, of its shape and strides, to be
-// written.
+// The lower halves of a float32 whose upper ones are `high`: uint16, of its shape and strides, to
+// be written.
 Array low_halves_of(py::handle object, const Name& name, const Array& high);
 
 // array_of for an array of the state: float64, C-contiguous, to be written.

@@ -113,9 +113,9 @@ public:
             const Name name("m", tensor);
             const Array first_moment = array_of(m, name, Access::write);
             require_params_shape(first_moment, name);
-            if (array.dtype == DType::float64 ? first_moment.dtype != DType::float64
-                                              : first_moment.dtype != DType::float32 &&
-                                                    first_moment.dtype != DType::bfloat16)
+            if (array.dtype == DType::float64
+                    ? first_moment.dtype != DType::float64
+                    : first_moment.dtype != DType::float32 && first_moment.dtype != DType::bfloat16)
                 throw py::type_error(name.text() +
                                      " must be of float64 with a param of float64, or else of "
                                      "float32 or bfloat16");
@@ -372,28 +372,28 @@ private:
 
 void bind_model(py::module_& m) {
     py::class_<Rule>(m, "Rule", "What the tensors of a group have in common. Immutable.")
-        .def(
-            py::init([](double beta2, double decay_rate, std::int64_t decay_offset,
-                        bool bias_correction, double eps_squares, double eps_means, double eps_root,
-                        double root_floor, double mean_floor, double clip_threshold,
-                        bool per_matrix, bool scale_parameter, double eps_scale,
-                        bool scale_after_decay, bool relative_step, double warmup, double beta1,
-                        bool momentum_of_u, double decay_by_step, bool maximize, bool stochastic,
-                        bool shared_t) {
-                return Rule{beta2,       decay_rate,        decay_offset,  bias_correction,
-                            eps_squares, eps_means,         eps_root,      root_floor,
-                            mean_floor,  clip_threshold,    per_matrix,    scale_parameter,
-                            eps_scale,   scale_after_decay, relative_step, warmup,
-                            beta1,       momentum_of_u,     decay_by_step, maximize,
-                            stochastic,  shared_t};
-            }),
-            py::kw_only(), py::arg("beta2"), py::arg("decay_rate"), py::arg("decay_offset"),
-            py::arg("bias_correction"), py::arg("eps_squares"), py::arg("eps_means"),
-            py::arg("eps_root"), py::arg("root_floor"), py::arg("mean_floor"),
-            py::arg("clip_threshold"), py::arg("per_matrix"), py::arg("scale_parameter"),
-            py::arg("eps_scale"), py::arg("scale_after_decay"), py::arg("relative_step"),
-            py::arg("warmup"), py::arg("beta1"), py::arg("momentum_of_u"), py::arg("decay_by_step"),
-            py::arg("maximize"), py::arg("stochastic"), py::arg("shared_t"));
+        .def(py::init([](double beta2, double decay_rate, std::int64_t decay_offset,
+                         bool bias_correction, double eps_squares, double eps_means,
+                         double eps_root, double root_floor, double mean_floor,
+                         double clip_threshold, bool per_matrix, bool scale_parameter,
+                         double eps_scale, bool scale_after_decay, bool relative_step,
+                         double warmup, double beta1, bool momentum_of_u, double decay_by_step,
+                         bool maximize, bool stochastic, bool shared_t) {
+                 return Rule{beta2,       decay_rate,        decay_offset,  bias_correction,
+                             eps_squares, eps_means,         eps_root,      root_floor,
+                             mean_floor,  clip_threshold,    per_matrix,    scale_parameter,
+                             eps_scale,   scale_after_decay, relative_step, warmup,
+                             beta1,       momentum_of_u,     decay_by_step, maximize,
+                             stochastic,  shared_t};
+             }),
+             py::kw_only(), py::arg("beta2"), py::arg("decay_rate"), py::arg("decay_offset"),
+             py::arg("bias_correction"), py::arg("eps_squares"), py::arg("eps_means"),
+             py::arg("eps_root"), py::arg("root_floor"), py::arg("mean_floor"),
+             py::arg("clip_threshold"), py::arg("per_matrix"), py::arg("scale_parameter"),
+             py::arg("eps_scale"), py::arg("scale_after_decay"), py::arg("relative_step"),
+             py::arg("warmup"), py::arg("beta1"), py::arg("momentum_of_u"),
+             py::arg("decay_by_step"), py::arg("maximize"), py::arg("stochastic"),
+             py::arg("shared_t"));
 
     py::class_<Model>(m, "Model", "The tensors of one optimizer and their state.")
         .def(py::init<bool>(), py::arg("carry_param_rms") = false)

@@ -127,7 +127,8 @@ private:
     static constexpr std::int32_t kSmallestNormal = 113 << 23;  // 2^-14
     static constexpr std::int32_t kOverflow = 143 << 23;        // 2^16, as everything above 65520
 
-    // `word`: the magnitude. `normal` and `subnormal` need not be right for numbers of the other kind.
+    // `word`: the magnitude. `normal` and `subnormal` need not be right for numbers of the other
+    // kind.
     static ADAFACTOR_INLINE Halves finished(const Floats& x, const Words& word, const Words& normal,
                                             const Words& subnormal) {
         Words half = where(at_least_word(word, kSmallestNormal), normal, subnormal);
