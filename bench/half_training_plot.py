@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from plots import STYLE, caption, title
 from transformer import Array
@@ -23,6 +24,7 @@ LINES: list[dict[str, Any]] = [  # on top of each other, where they agree
     {"color": "#222222", "linewidth": 1.2, "linestyle": (0, (1, 2))},
 ]
 WINDOWS = 12  # of smoothing, in a training
+LABELLED = (1, 2, 3, 4, 5, 7)  # times powers of ten
 BANDS = 2.5  # shown of differences, in the band's largest half width
 
 
@@ -42,7 +44,7 @@ def draw(panels: list[Panel], what: str, path: Path) -> None:
             draw_losses(losses, panel, what)
             draw_differences(differences, panel)
         columns[0][0].set_ylabel("training loss, nats")
-        columns[0][1].set_ylabel(f"less the mean of {what}")
+        columns[0][1].set_ylabel(f"less the mean of {what}'s")
         handles, labels = columns[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper right", ncols=len(labels))
         title(figure, "Training in bfloat16")
@@ -51,8 +53,8 @@ def draw(panels: list[Panel], what: str, path: Path) -> None:
             figure,
             f"Running means over 1/{WINDOWS} of the steps. Grey: the lowest and the highest of {orders} runs "
             f"of {what}, each with its own order of the data. Lines: means of {orders} runs\n"
-            "with the same orders. Steps are small: to nearest, those of less than half a unit in "
-            "the last place are lost.",
+            "with the same orders. To nearest, steps of less than half a unit in the last place are "
+            "lost: below, that line is off the scale.",
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
@@ -65,8 +67,9 @@ def draw_losses(axes: Axes, panel: Panel, what: str) -> None:
     for (name, losses), line in zip(panel.others.items(), LINES):
         axes.plot(x, smoothed(losses).mean(axis=0), label=name, **line)
     axes.set(title=panel.heading, yscale="log")
-    for axis_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        axis_formatter("{x:g}")
+    axes.yaxis.set_major_locator(LogLocator(subs=LABELLED))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
 
 
 def draw_differences(axes: Axes, panel: Panel) -> None:
