@@ -55,6 +55,7 @@ WEIGHTS = {"lr": 0.05, "scale_parameter": True, "weight_decay": 0.05}
 OTHERS = {"lr": 0.005, "scale_parameter": False, "weight_decay": 0.0}
 LOOKED_UP = ("characters", "positions")
 BOTH: dict[str, Any] = {"beta1": 0.9, "max_grad_norm": 1.0}
+OPTIONS = {"convention": "paper", "relative_step": False, "factored_axes": "last_two", **BOTH}
 
 # Relative, of the losses in so many steps as --quick takes. What rounds differently gives 3e-8 there.
 TOLERANCE = 1e-5
@@ -86,14 +87,6 @@ class Training:
     def final_loss(self) -> float:
         """Mean over the last twentieth of the steps."""
         return float(np.mean(self.losses[-math.ceil(len(self.losses) / 20) :]))
-
-    def validation_loss(self) -> float:
-        text = self.prose.validation
-        starts = np.arange(0, len(text) - CONTEXT, CONTEXT)
-        windows = text[starts[:, None] + np.arange(CONTEXT + 1)]
-        parts = np.array_split(windows, math.ceil(len(windows) / BATCH))
-        losses = [loss(self.params, part[:, :-1], part[:, 1:]) for part in parts]
-        return float(np.average(losses, weights=[len(part) for part in parts]))
 
 
 def main() -> None:
@@ -169,11 +162,8 @@ def drawn(native: Training, numpy: Training, steps: int) -> Drawn:
 def native_training(name: str, params: Arrays, prose: Prose, steps: int) -> Training:
     optimizer = Optimizer(
         groups(params),
-        convention="paper",
-        relative_step=False,
-        factored_axes="last_two",
         schedule=partial(schedule, steps=steps),
-        **BOTH,
+        **OPTIONS,
     )
     return Training(name, params, optimizer, prose)
 
@@ -198,10 +188,22 @@ def schedule(t: int, steps: int) -> float:
 
 def batch(prose: Prose, t: int) -> tuple[Array, Array]:
     """What the model reads at a step and what follows; t alone decides, so a resumed run has it."""
-    rng = np.random.default_rng(t)
+    return drawn_batch(prose, np.random.default_rng(t))
+
+
+def drawn_batch(prose: Prose, rng: np.random.Generator) -> tuple[Array, Array]:
     starts = rng.integers(len(prose.training) - CONTEXT, size=(BATCH, 1))
     windows = prose.training[starts + np.arange(CONTEXT + 1)]
     return windows[:, :-1], windows[:, 1:]
+
+
+def validation_loss(params: Arrays, prose: Prose) -> float:
+    text = prose.validation
+    starts = np.arange(0, len(text) - CONTEXT, CONTEXT)
+    windows = text[starts[:, None] + np.arange(CONTEXT + 1)]
+    parts = np.array_split(windows, math.ceil(len(windows) / BATCH))
+    losses = [loss(params, part[:, :-1], part[:, 1:]) for part in parts]
+    return float(np.average(losses, weights=[len(part) for part in parts]))
 
 
 def written(training: Training) -> str:
@@ -254,7 +256,10 @@ def comparison(native: Training, numpy: Training) -> str:
     def optimizer_ms(training: Training) -> float:
         return 1e3 * median(training.optimizer_seconds)
 
-    nats = {training.name: training.validation_loss() for training in (numpy, native)}
+    nats = {
+        training.name: validation_loss(training.params, training.prose)
+        for training in (numpy, native)
+    }
     gain = f"   {optimizer_ms(numpy) / optimizer_ms(native):.1f} times faster"
     line("training loss at the end, nats per character", Training.final_loss, 4)
     line("validation loss, nats per character", lambda training: nats[training.name], 4)
