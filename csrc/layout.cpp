@@ -127,7 +127,6 @@ void narrow(const Block<const float>& from, const MatrixView& to, const Rect& pa
         const char* const data =
             reinterpret_cast<const char*>(from.data + p.j) + std::ptrdiff_t(p.i) * from.stride;
         Rounding here = rounding;
-        here.streams = false;
         here.first += p.i * rounding.row_step + p.j;
         narrow(to.dtype, {reinterpret_cast<const float*>(data), from.stride, p.rows, p.cols},
                packed(high, p.rows, p.cols),

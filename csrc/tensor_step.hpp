@@ -55,9 +55,6 @@ public:
     TensorReport& report() { return report_; }
 
 protected:
-    // Copies of so many elements would push out of the caches what is needed sooner.
-    static constexpr std::size_t kStreamed = std::size_t(1) << 20;
-
     TensorStep(const Tensor& tensor, TensorReport& report)
         : tensor_(tensor),
           hyper_(tensor.hyper),
@@ -77,12 +74,7 @@ protected:
 
     // Of elements that are numbered as in Rounding.
     Rounding rounding(std::uint64_t first, std::uint64_t row_step = 0) const {
-        return {tensor_.stochastic,
-                has_copy() && size_of(tensor_.param) >= kStreamed,
-                tensor_.random.key,
-                tensor_.random.stream,
-                first,
-                row_step};
+        return {tensor_.stochastic, tensor_.random.key, tensor_.random.stream, first, row_step};
     }
 
     const Tensor& tensor_;

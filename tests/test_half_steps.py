@@ -302,7 +302,7 @@ def test_squares_that_leave_float32(shape, size, eps):
 @pytest.mark.parametrize("dtype", halves.HALVES, ids=str)
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 @pytest.mark.parametrize("layout", ["C", "column slice", "Fortran", "misaligned"])
-def test_copies_so_large_that_they_are_streamed(layout, rounding, dtype):
+def test_large_copies(layout, rounding, dtype):
     """Rows whose ends no vector fits, at any alignment."""
     shape = (1030, 1041)
     param = normal(shape, np.float32)

@@ -81,15 +81,19 @@ ADAFACTOR_INLINE void apply_some_rows(const Block<P>& param, const Block<P>& m,
         for (std::size_t r = 0; r < R; ++r) sum[r] = broadcast(Acc(0));
         for (; j + kLanes<Acc> <= end; j += kLanes<Acc>) {
             const Lanes<Acc> col = load<Acc>(col_factor + j);
+            // All rows are read before any is written: a store holds up loads from places whose
+            // lower address bits are the same, and those of another array's next row often are.
+            Lanes<Acc> now[R], first_moment[R];
             for (std::size_t r = 0; r < R; ++r) {
                 const Lanes<Acc> x = x_of(load<Acc>(g[r] + j), r, col);
+                if constexpr (has_momentum) first_moment[r] = load<Acc>(p_m[r] + j);
+                now[r] = moved(load<Acc>(p[r] + j), x, first_moment[r]);
+                if constexpr (sums) sum[r] = sum[r] + now[r] * now[r];
+            }
+            for (std::size_t r = 0; r < R; ++r) {
                 __builtin_prefetch(reinterpret_cast<const char*>(p[r] + j) + kWriteAhead, 1);
-                Lanes<Acc> first_moment;
-                if constexpr (has_momentum) first_moment = load<Acc>(p_m[r] + j);
-                const Lanes<Acc> now = moved(load<Acc>(p[r] + j), x, first_moment);
-                if constexpr (has_momentum) store(p_m[r] + j, first_moment);
-                store(p[r] + j, now);
-                if constexpr (sums) sum[r] = sum[r] + now * now;
+                if constexpr (has_momentum) store(p_m[r] + j, first_moment[r]);
+                store(p[r] + j, now[r]);
             }
         }
         if (const std::size_t n = end - j; n > 0) {

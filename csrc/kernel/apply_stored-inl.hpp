@@ -27,36 +27,31 @@ ADAFACTOR_INLINE Lanes<float> read(const char* row, Format format, std::ptrdiff_
 }
 
 template <class HalfFormat>
-ADAFACTOR_INLINE void write_halves(Half* to, const Lanes<float>& x, const Words* random,
-                                   bool streams) {
+ADAFACTOR_INLINE void write_halves(Half* to, const Lanes<float>& x, const Words* random) {
     ADAFACTOR_PARTS {
-        const Halves halves = random == nullptr
-                                  ? HalfFormat::nearest(x.part[part])
-                                  : HalfFormat::stochastic(x.part[part], random[part]);
-        if (streams)
-            store_halves<true>(to + part * kWidth, halves);
-        else
-            store_halves<false>(to + part * kWidth, halves);
+        store_halves(to + part * kWidth, random == nullptr
+                                             ? HalfFormat::nearest(x.part[part])
+                                             : HalfFormat::stochastic(x.part[part], random[part]));
     }
 }
 
 // `random`: of each part, or null to round to nearest.
 template <Format known>
 ADAFACTOR_INLINE void write(char* row, Format format, std::ptrdiff_t low, std::size_t j,
-                            const Lanes<float>& x, const Words* random, bool streams = false) {
+                            const Lanes<float>& x, const Words* random) {
     Half* const half = reinterpret_cast<Half*>(row) + j;
     switch (known == Format::any ? format : known) {
         case Format::float32:
             return store(reinterpret_cast<float*>(row) + j, x);
         case Format::bfloat16:
-            return write_halves<Bfloat16>(half, x, random, streams);
+            return write_halves<Bfloat16>(half, x, random);
         case Format::float16:
-            return write_halves<Float16>(half, x, random, streams);
+            return write_halves<Float16>(half, x, random);
         case Format::split: {
             auto* const lower = reinterpret_cast<Half*>(reinterpret_cast<char*>(half) + low);
             ADAFACTOR_PARTS {
-                store_halves<false>(half + part * kWidth, upper_half_of(x.part[part]));
-                store_halves<false>(lower + part * kWidth, lower_half_of(x.part[part]));
+                store_halves(half + part * kWidth, upper_half_of(x.part[part]));
+                store_halves(lower + part * kWidth, lower_half_of(x.part[part]));
             }
             return;
         }
@@ -153,19 +148,32 @@ struct Places {
     std::ptrdiff_t p_low;
 };
 
-// Sixteen elements of a row.
+// What sixteen elements of a row become.
+struct Moved {
+    Lanes<float> param, m;
+};
+
+template <class F>
+ADAFACTOR_INLINE bool has_momentum(const StoredArrays& arrays) {
+    return F::m != Format::none && arrays.m.format != Format::none;
+}
+
 template <class F, class How>
-ADAFACTOR_INLINE void apply_to_vector(const StoredArrays& arrays, const Places& at, std::size_t j,
-                                      const Lanes<float>& row, const Lanes<float>& col,
-                                      const How& how, const Words* random, bool streams) {
+ADAFACTOR_INLINE Moved moved(const StoredArrays& arrays, const Places& at, std::size_t j,
+                             const Lanes<float>& row, const Lanes<float>& col, const How& how) {
     const Lanes<float> x = how.x(read<F::g>(at.g, arrays.grad.format, 0, j), row, col);
-    Lanes<float> m;
-    const bool has_momentum = F::m != Format::none && arrays.m.format != Format::none;
-    if (has_momentum) m = read<F::m>(at.m, arrays.m.format, 0, j);
-    const Lanes<float> now = how.moved(read<F::p>(at.p, arrays.param.format, at.p_low, j), x, m);
-    if (has_momentum) write<F::m>(at.m, arrays.m.format, 0, j, m, nullptr);
-    write<F::p>(at.p, arrays.param.format, at.p_low, j, now, random);
-    write<F::c>(at.c, arrays.copy.format, 0, j, now, random, streams);
+    Moved now;
+    if (has_momentum<F>(arrays)) now.m = read<F::m>(at.m, arrays.m.format, 0, j);
+    now.param = how.moved(read<F::p>(at.p, arrays.param.format, at.p_low, j), x, now.m);
+    return now;
+}
+
+template <class F>
+ADAFACTOR_INLINE void put(const StoredArrays& arrays, const Places& at, std::size_t j,
+                          const Moved& now, const Words* random) {
+    if (has_momentum<F>(arrays)) write<F::m>(at.m, arrays.m.format, 0, j, now.m, nullptr);
+    write<F::p>(at.p, arrays.param.format, at.p_low, j, now.param, random);
+    write<F::c>(at.c, arrays.copy.format, 0, j, now.param, random);
 }
 
 template <class F, class How>
@@ -175,7 +183,7 @@ ADAFACTOR_INLINE void apply_to_tail(const StoredArrays& arrays, const Places& at
     Tail p(at.p, arrays.param.format, at.p_low, j, n), m(at.m, arrays.m.format, 0, j, n);
     Tail g(at.g, arrays.grad.format, 0, j, n), c(at.c, arrays.copy.format, 0, j, n);
     const Places tails{p.lanes[0], m.lanes[0], g.lanes[0], c.lanes[0], sizeof(p.lanes[0])};
-    apply_to_vector<F>(arrays, tails, 0, row, col, how, random, false);
+    put<F>(arrays, tails, 0, moved<F>(arrays, tails, 0, row, col, how), random);
     p.put_back();
     m.put_back();
     c.put_back();
@@ -184,7 +192,7 @@ ADAFACTOR_INLINE void apply_to_tail(const StoredArrays& arrays, const Places& at
 template <class F, class How, bool stochastic, std::size_t R>
 ADAFACTOR_INLINE void apply_stored_rows(const StoredArrays& arrays, std::size_t i,
                                         const Update& update, const How& how,
-                                        const Rounding& rounding, bool streams) {
+                                        const Rounding& rounding) {
     constexpr std::size_t width = kLanes<float>, group = stochastic ? kDrawn : width;
     const auto* const col_factor = static_cast<const float*>(update.col);
     const std::size_t cols = arrays.cols;
@@ -217,12 +225,16 @@ ADAFACTOR_INLINE void apply_stored_rows(const StoredArrays& arrays, std::size_t 
         draw_from(j);
 #pragma GCC unroll 4
         for (std::size_t k = 0; k < group / width; ++k) {
-            const Lanes<float> col = load<float>(col_factor + j + k * width);
+            const std::size_t here = j + k * width;
+            const Lanes<float> col = load<float>(col_factor + here);
+            Moved now[R];  // all before any is written, as in apply_some_rows
+#pragma GCC unroll 4
+            for (std::size_t r = 0; r < R; ++r)
+                now[r] = moved<F>(arrays, at[r], here, row[r], col, how);
 #pragma GCC unroll 4
             for (std::size_t r = 0; r < R; ++r) {
-                __builtin_prefetch(at[r].p + (j + k * width) * size_in(F::p) + kWriteAhead, 1);
-                apply_to_vector<F>(arrays, at[r], j + k * width, row[r], col, how, random_of(r, k),
-                                   streams);
+                __builtin_prefetch(at[r].p + here * size_in(F::p) + kWriteAhead, 1);
+                put<F>(arrays, at[r], here, now[r], random_of(r, k));
             }
         }
     }
@@ -238,17 +250,12 @@ ADAFACTOR_INLINE void apply_stored_rows(const StoredArrays& arrays, std::size_t 
 template <class F, class How, bool stochastic>
 void apply_stored_as(const StoredArrays& arrays, const Update& update, const Rounding& rounding) {
     const How how(update, arrays.m.data);
-    const bool streams = rounding.streams && arrays.copy.stride % sizeof(Halves) == 0 &&
-                         reinterpret_cast<std::uintptr_t>(arrays.copy.data) % sizeof(Halves) == 0;
     std::size_t i = 0;
     if constexpr (!std::is_same_v<F, AnyFormats>)
         for (; i + 4 <= arrays.rows; i += 4)
-            apply_stored_rows<F, How, stochastic, 4>(arrays, i, update, how, rounding, streams);
+            apply_stored_rows<F, How, stochastic, 4>(arrays, i, update, how, rounding);
     for (; i < arrays.rows; ++i)
-        apply_stored_rows<F, How, stochastic, 1>(arrays, i, update, how, rounding, streams);
-#if defined(__SSE2__)
-    if (streams) _mm_sfence();
-#endif
+        apply_stored_rows<F, How, stochastic, 1>(arrays, i, update, how, rounding);
 }
 
 template <class F, bool stochastic>

@@ -190,21 +190,6 @@ ADAFACTOR_INLINE Lanes<Acc> load_first(const Format* from, std::size_t count) {
     return load<Acc>(lane);
 }
 
-// Writes past the caches where `streams` and the address allows it: for what is not read again
-// soon.
-template <bool streams>
 ADAFACTOR_INLINE void store_halves(Half* to, const Halves& x) {
-#if defined(__SSE2__)
-    if constexpr (streams) {
-#if defined(__AVX512F__)
-        _mm256_stream_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<__m256i>(x));
-#elif defined(__AVX2__)
-        _mm_stream_si128(reinterpret_cast<__m128i*>(to), reinterpret_cast<__m128i>(x));
-#else
-        _mm_stream_si64(reinterpret_cast<long long*>(to), reinterpret_cast<long long>(x));
-#endif
-        return;
-    }
-#endif
     *reinterpret_cast<HalvesAnywhere*>(to) = x;
 }

@@ -12,7 +12,7 @@ void widen(const Block<const Half>& from, const Block<float>& to) {
     }
 }
 
-template <class Format, bool stochastic, bool streams>
+template <class Format, bool stochastic>
 ADAFACTOR_INLINE void narrow_run(const float* from, Half* to, std::size_t cols,
                                  const Rounding& rounding, std::uint64_t first) {
     constexpr std::size_t width = kLanes<float>;
@@ -30,13 +30,13 @@ ADAFACTOR_INLINE void narrow_run(const float* from, Half* to, std::size_t cols,
             }
             if (n >= width) {
                 const Lanes<float> x = load<float>(from + j);
-                ADAFACTOR_PARTS store_halves<streams>(to + j + part * kWidth,
-                                                      rounded(x.part[part], random[part]));
+                ADAFACTOR_PARTS store_halves(to + j + part * kWidth,
+                                             rounded(x.part[part], random[part]));
             } else {
                 const Lanes<float> x = load_first<float>(from + j, n);
                 Half half[width];
-                ADAFACTOR_PARTS store_halves<false>(half + part * kWidth,
-                                                    rounded(x.part[part], random[part]));
+                ADAFACTOR_PARTS store_halves(half + part * kWidth,
+                                             rounded(x.part[part], random[part]));
                 __builtin_memcpy(to + j, half, n * sizeof(Half));
             }
         }
@@ -47,16 +47,9 @@ template <class Format, bool stochastic>
 ADAFACTOR_INLINE void narrow_as(const Block<const float>& from, const Block<Half>& to,
                                 const Rounding& rounding) {
     for (std::size_t i = 0; i < from.rows; ++i) {
-        Half* const t = row_of(to, i);
         const std::uint64_t first = rounding.first + i * rounding.row_step;
-        if (rounding.streams && reinterpret_cast<std::uintptr_t>(t) % sizeof(Halves) == 0)
-            narrow_run<Format, stochastic, true>(row_of(from, i), t, from.cols, rounding, first);
-        else
-            narrow_run<Format, stochastic, false>(row_of(from, i), t, from.cols, rounding, first);
+        narrow_run<Format, stochastic>(row_of(from, i), row_of(to, i), from.cols, rounding, first);
     }
-#if defined(__SSE2__)
-    if (rounding.streams) _mm_sfence();
-#endif
 }
 
 template <class Format>
@@ -100,8 +93,8 @@ void split(const Block<const float>& from, const Block<Half>& high, const Block<
                              __attribute__((always_inline)) {
                                  ADAFACTOR_PARTS {
                                      const Floats& one = x.part[part];
-                                     store_halves<false>(h + part * kWidth, upper_half_of(one));
-                                     store_halves<false>(l + part * kWidth, lower_half_of(one));
+                                     store_halves(h + part * kWidth, upper_half_of(one));
+                                     store_halves(l + part * kWidth, lower_half_of(one));
                                  }
                              };
         std::size_t j = 0;

@@ -29,7 +29,6 @@ using Half = std::uint16_t;
 // that of the block's element (i, j) is first + i row_step + j, both being multiples of 64.
 struct Rounding {
     bool stochastic = false;
-    bool streams = false;  // write past the caches
     std::uint32_t key = 0, stream = 0;
     std::uint64_t first = 0, row_step = 0;
 };
