@@ -54,7 +54,7 @@ def draw(panels: list[Panel], what: str, path: Path) -> None:
             f"Running means over 1/{WINDOWS} of the steps. Grey: the lowest and the highest of {orders} runs "
             f"of {what}, each with its own order of the data. Lines: means of {orders} runs\n"
             "with the same orders. To nearest, steps of less than half a unit in the last place are "
-            "lost: below, that line is off the scale.",
+            "lost; where their line is missing below, it is off the scale.",
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)

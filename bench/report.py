@@ -12,6 +12,7 @@ from names import (
     CARRIED,
     FLOAT32,
     FLOOR,
+    HALF,
     IN_PLACE,
     NATIVE,
     NUMBA,
@@ -178,13 +179,13 @@ def halves(recorded: Recorded) -> list[str]:
 
 def in_halves(recorded: Recorded, problem: Problem) -> str:
     shown = ["median", "p10", "p90"]
-    header = ["contender", *shown, f"median / that of {FLOAT32}"]
+    header = ["contender", *shown, f"median / that of {FLOAT32}", f"... of {HALF}"]
     header += ["bytes per parameter", "GB/s", "error"]
     rows = [
         [
             contender,
             *(duration(result["ns"][quantile]) for quantile in shown),
-            times(recorded.ratio(problem, contender, to=FLOAT32)),
+            *(times(recorded.ratio(problem, contender, to=ours)) for ours in (FLOAT32, HALF)),
             f"{result['bytes per parameter']:g}",
             three_digits(recorded.gigabytes_per_s(problem, contender) or 0),
             f"{result['error']:.0e}",

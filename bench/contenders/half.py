@@ -84,6 +84,17 @@ def rounded_contender(name: str, dtype: str, start: Start) -> Contender:
     )
 
 
+def stochastic_contender(name: str, dtype: str) -> Contender:
+    return Contender(
+        name,
+        half_steps(dtype, dtype, rounding="stochastic"),
+        seed,
+        bytes_moved.of_types(param=2, grad=2),
+        allowed_error=within(CHECKED_STEPS, dtype),
+        half=True,
+    )
+
+
 CONTENDERS = [
     Contender(
         names.FLOAT32,
@@ -108,14 +119,7 @@ CONTENDERS = [
         half=True,
     ),
     rounded_contender(names.HALF, "bfloat16", half_steps("bfloat16", "bfloat16")),
-    Contender(
-        names.HALF_STOCHASTIC,
-        half_steps("bfloat16", "bfloat16", rounding="stochastic"),
-        seed,
-        bytes_moved.of_types(param=2, grad=2),
-        allowed_error=within(CHECKED_STEPS, "bfloat16"),
-        half=True,
-    ),
+    stochastic_contender(names.HALF_STOCHASTIC, "bfloat16"),
     Contender(
         names.HALF_MASTERS,
         half_steps("bfloat16", "bfloat16", masters=True),
@@ -133,4 +137,5 @@ CONTENDERS = [
         half=True,
     ),
     rounded_contender(names.HALF_FLOAT16, "float16", half_steps("float16", "float16")),
+    stochastic_contender(names.HALF_FLOAT16_STOCHASTIC, "float16"),
 ]
