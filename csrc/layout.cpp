@@ -175,6 +175,10 @@ void MatrixBatch::for_lanes(std::size_t first, std::size_t n, const Copy& copy) 
 template <std::size_t item>
 void MatrixBatch::gather_items(std::size_t first, std::size_t n, char* to,
                                std::ptrdiff_t offset) const {
+    if (is_run<item>(n)) {
+        std::memcpy(to, first_.data + offset_of(first) + offset, kLanesOfSmall * item);
+        return;
+    }
     for_lanes(first, n,
               [=](const char* p, std::size_t k) { std::memcpy(to + k * item, p + offset, item); });
 }
@@ -182,6 +186,10 @@ void MatrixBatch::gather_items(std::size_t first, std::size_t n, char* to,
 template <std::size_t item>
 void MatrixBatch::scatter_items(const char* from, std::size_t first, std::size_t n,
                                 std::ptrdiff_t offset) const {
+    if (is_run<item>(n)) {
+        std::memcpy(first_.data + offset_of(first) + offset, from, kLanesOfSmall * item);
+        return;
+    }
     for_lanes(first, n,
               [=](char* p, std::size_t k) { std::memcpy(p + offset, from + k * item, item); });
 }

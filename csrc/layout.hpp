@@ -83,6 +83,12 @@ private:
     template <class Copy>
     void for_lanes(std::size_t first, std::size_t n, const Copy& copy) const;
 
+    // Whether so many matrices are one item each, one beside the other.
+    template <std::size_t item>
+    bool is_run(std::size_t n) const {
+        return n == kLanesOfSmall && first_.outer * first_.inner == 1 && is_uniform_ &&
+               stride_ == std::ptrdiff_t(item);
+    }
     std::ptrdiff_t offset_of(std::size_t m) const {
         return is_uniform_ ? std::ptrdiff_t(m) * stride_ : offset_of_any(m);
     }

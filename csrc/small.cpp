@@ -1,6 +1,7 @@
 // A factored tensor of many small matrices, as of a convolution: measure, resolve, apply.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <new>
 
 #include "blocks.hpp"
@@ -45,8 +46,8 @@ public:
     void measure(std::size_t task, char*) override {
         double grad_sq = 0, u_sq = 0, param_sq = 0;
         for_groups(task, [&](std::size_t first, std::size_t n) {
-            G grad[kSmallElements * kLanes];
-            P param[kSmallElements * kLanes];
+            Elements elements(*this);
+            const auto [param, m, grad] = elements.view;
             State state(*this, first, n);
             SmallSums sums;
             grad_.gather(first, n, grad);
@@ -108,8 +109,8 @@ public:
         for_groups(task, [&](std::size_t begin, std::size_t n_all) {
             const std::size_t n = hyper_.per_matrix ? 1 : n_all;
             for (std::size_t first = begin; first < begin + n_all; first += n) {
-                G grad[kSmallElements * kLanes];
-                P param[kSmallElements * kLanes], m[kSmallElements * kLanes];
+                Elements elements(*this);
+                const auto [param, m, grad] = elements.view;
                 State state(*this, first, n);
                 grad_.gather(first, n, grad);
                 param_.gather(first, n, param);
@@ -127,29 +128,54 @@ public:
     void end_apply() override {}
 
 private:
+    // Room for the elements of some matrices, lane by lane.
+    struct Elements {
+        struct View {
+            P *param, *m;
+            G* grad;
+        };
+        alignas(64) char memory[kSmallElements * kLanes * (2 * sizeof(P) + sizeof(G))];
+        View view;
+
+        explicit Elements(const SmallStep& step) {
+            const std::size_t n = step.rows_ * step.cols_ * kLanes;
+            view.param = reinterpret_cast<P*>(memory);
+            view.m = view.param + n;
+            view.grad = reinterpret_cast<G*>(view.m + n);
+        }
+    };
+
     // The running means of some matrices, lane by lane; lanes left over are the first again.
     struct State {
-        double row[kSmallElements * kLanes], col[kSmallElements * kLanes];
+        double lines[2 * kSmallElements * kLanes];
         SmallState view;
 
         State(const SmallStep& step, std::size_t first, std::size_t n)
-            : view{row, col, step.rows_, step.cols_} {
-            read(step.tensor_.exp_row + first * step.rows_, step.rows_, n, row);
-            read(step.tensor_.exp_col + first * step.cols_, step.cols_, n, col);
+            : view{lines, lines + step.rows_ * kLanes, step.rows_, step.cols_} {
+            read(step.tensor_.exp_row + first * step.rows_, step.rows_, n, view.exp_row);
+            read(step.tensor_.exp_col + first * step.cols_, step.cols_, n, view.exp_col);
         }
 
         void write(const SmallStep& step, std::size_t first, std::size_t n) const {
-            write(row, step.tensor_.exp_row + first * step.rows_, step.rows_, n);
-            write(col, step.tensor_.exp_col + first * step.cols_, step.cols_, n);
+            write(view.exp_row, step.tensor_.exp_row + first * step.rows_, step.rows_, n);
+            write(view.exp_col, step.tensor_.exp_col + first * step.cols_, step.cols_, n);
         }
 
         static void read(const double* means, std::size_t size, std::size_t n, double* to) {
+            if (size == 1 && n == kLanes) {
+                std::memcpy(to, means, kLanes * sizeof(double));
+                return;
+            }
             for (std::size_t k = 0; k < size; ++k)
                 for (std::size_t lane = 0; lane < kLanes; ++lane)
                     to[k * kLanes + lane] = means[(lane < n ? lane : 0) * size + k];
         }
 
         static void write(const double* from, double* means, std::size_t size, std::size_t n) {
+            if (size == 1) {
+                std::memcpy(means, from, n * sizeof(double));
+                return;
+            }
             for (std::size_t k = 0; k < size; ++k)
                 for (std::size_t lane = 0; lane < n; ++lane)
                     means[lane * size + k] = from[k * kLanes + lane];

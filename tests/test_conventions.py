@@ -207,6 +207,32 @@ def test_layouts_of_batched_matrices(axes, layout):
         buffer.assert_guards_intact()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("eps", [1e-30, 1e-200, 0.5])
+@pytest.mark.parametrize("eps_mode", ["clamp", "seed", "grad_squared"])
+def test_convolutions(eps_mode, eps, layout):
+    """Many small matrices, their number no multiple of any vector's, some without a gradient.
+
+    1e-200 has no square.
+    """
+    shapes = {"1x1": (7, 5, 1, 1), "3x3": (5, 4, 3, 3), "1x3": (9, 3, 1, 3), "two": (2, 9, 1, 1)}
+    params = {name: Buffer(normal(shape), layout) for name, shape in shapes.items()}
+    steps = [
+        {
+            name: Buffer(spread(shape, seed=t, smallest=1e-3, largest=10), layout).array
+            for name, shape in shapes.items()
+        }
+        for t in range(3)
+    ]
+    for grad in steps[0].values():
+        grad[0] = 0
+    switches = {"factored_axes": "last_two", "eps_mode": eps_mode, "eps": eps, "beta1": 0.9}
+    opt = an.Optimizer({name: buffer.array for name, buffer in params.items()}, **switches)
+    assert_same_steps(opt, Run(opt.params, **switches), steps)
+    for buffer in params.values():
+        buffer.assert_guards_intact()
+
+
 @pytest.mark.parametrize("dtypes", DTYPE_PAIRS)
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2)], ids=str)
 def test_transposed_batches_of_mixed_dtypes(order, dtypes):

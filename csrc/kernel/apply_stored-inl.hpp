@@ -232,8 +232,10 @@ ADAFACTOR_INLINE void apply_stored_rows(const StoredArrays& arrays, std::size_t 
             for (std::size_t r = 0; r < R; ++r)
                 now[r] = moved<F>(arrays, at[r], here, row[r], col, how);
 #pragma GCC unroll 4
-            for (std::size_t r = 0; r < R; ++r)
+            for (std::size_t r = 0; r < R; ++r) {
+                __builtin_prefetch(at[r].p + here * size_in(F::p) + kWriteAhead, 1);
                 put<F>(arrays, at[r], here, now[r], random_of(r, k));
+            }
         }
     }
     if (j < cols) draw_from(j);

@@ -11,6 +11,12 @@ using HalvesAnywhere = VectorOf<Half, kVectorBytes / 2>::Unaligned;
 
 constexpr std::size_t kWidth = kVectorBytes / sizeof(float);  // lanes of one part
 
+#if defined(__AVX512F__) || defined(__F16C__)
+#define ADAFACTOR_F16C 1
+#else
+#define ADAFACTOR_F16C 0
+#endif
+
 ADAFACTOR_INLINE Words words_of(const Floats& x) { return reinterpret_cast<Words>(x); }
 ADAFACTOR_INLINE Floats floats_of(const Words& x) { return reinterpret_cast<Floats>(x); }
 ADAFACTOR_INLINE Words magnitude(const Floats& x) { return words_of(x) & 0x7fffffffu; }
@@ -98,12 +104,8 @@ struct Float16 {
     }
 
     static ADAFACTOR_INLINE Halves nearest(const Floats& x) {
-#if defined(__AVX512F__)
-        return reinterpret_cast<Halves>(_mm512_cvtps_ph(
-            reinterpret_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-#elif defined(__F16C__)
-        return reinterpret_cast<Halves>(_mm256_cvtps_ph(
-            reinterpret_cast<__m256>(x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#if ADAFACTOR_F16C
+        return converted<_MM_FROUND_TO_NEAREST_INT>(x);
 #else
         const Words word = magnitude(x);
         const Words normal = (word - (112u << 23) + (0xfffu + (word >> 13 & 1u))) >> 13;
@@ -115,6 +117,11 @@ struct Float16 {
 
     static ADAFACTOR_INLINE Halves stochastic(const Floats& x, const Words& random) {
         const Words word = magnitude(x);
+#if ADAFACTOR_F16C
+        const Ints unusual = ~at_least_word(word, kSmallestNormal) | at_least_word(word, kLargest);
+        if (__builtin_expect(!any(unusual), true))
+            return converted<_MM_FROUND_TO_ZERO>(floats_of(words_of(x) + (random >> 3)));
+#endif
         const Words normal = (word - (112u << 23) + (random >> 3)) >> 13;
         // In units of 2^-16 of the smallest half.
         const Floats small =
@@ -125,7 +132,21 @@ struct Float16 {
 
 private:
     static constexpr std::int32_t kSmallestNormal = 113 << 23;  // 2^-14
+    static constexpr std::int32_t kLargest = 0x477fe000;        // 65504
     static constexpr std::int32_t kOverflow = 143 << 23;        // 2^16, as everything above 65520
+
+#if ADAFACTOR_F16C
+    template <int rounding>
+    static ADAFACTOR_INLINE Halves converted(const Floats& x) {
+#if defined(__AVX512F__)
+        return reinterpret_cast<Halves>(
+            _mm512_cvtps_ph(reinterpret_cast<__m512>(x), rounding | _MM_FROUND_NO_EXC));
+#else
+        return reinterpret_cast<Halves>(
+            _mm256_cvtps_ph(reinterpret_cast<__m256>(x), rounding | _MM_FROUND_NO_EXC));
+#endif
+    }
+#endif
 
     // `word`: the magnitude. `normal` and `subnormal` need not be right for numbers of the other
     // kind.
