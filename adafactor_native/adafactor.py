@@ -94,7 +94,8 @@ class AdaFactor:
     Notes
     -----
     The second moment and its factors are Shazeer & Stern's [1]_ (Algorithms 4 and 5), with a
-    constant `beta2`, `eps` a second time under the fraction, and no floor under RMS(param).
+    constant `beta2`, `eps` a second time under the fraction, and no floor under RMS(param). sqrt(V)
+    is a product of roots: it remains right where V is less than any float64.
 
     One object serves one thread at a time. It can be pickled and copied; a copy continues with the
     same bits.

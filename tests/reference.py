@@ -4,6 +4,9 @@ Formulas: Shazeer & Stern 2018, "Adafactor" (arXiv:1804.04235), Algorithm 4 (mat
 Algorithm 5 (anything else), with the seed's choices where it departs from them: beta2 is a
 constant, eps stands under the fraction as well as beside the squares, the scale is RMS(param)
 without a floor, and the clip is left out where RMS(u) is not a number.
+
+The root of V = exp_row exp_col / mean(exp_row) is a product of roots here: where a row and a column
+have both been dead for long, V is less than any float64 though its root is an ordinary number.
 """
 
 from __future__ import annotations
@@ -60,12 +63,12 @@ def update(
             exp_row = beta2 * state.exp_row + (1 - beta2) * row_mean
             exp_col = beta2 * state.exp_col + (1 - beta2) * col_mean
             state = replace(state, exp_row=exp_row, exp_col=exp_col)
-            second_moment = exp_row[:, None] * (exp_col / mean(exp_row))
+            root = np.sqrt(exp_row)[:, None] * np.sqrt(exp_col / mean(exp_row))
         else:
-            second_moment = beta2 * state.v + (1 - beta2) * grad_sq
-            state = replace(state, v=second_moment)
+            state = replace(state, v=beta2 * state.v + (1 - beta2) * grad_sq)
+            root = np.sqrt(state.v)
 
-        u = grad / (np.sqrt(second_moment) + eps)
+        u = grad / (root + eps)
         if clip_threshold is not None and rms(u) > clip_threshold:
             u = u / (rms(u) / clip_threshold)
         scale = rms(param) if scale_parameter else 1.0

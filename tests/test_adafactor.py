@@ -216,6 +216,20 @@ def test_dead_rows_and_columns_come_alive(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 2), (12, 37), (5, 2100)], ids=str)
+def test_second_moment_below_every_float64(shape, dtype):
+    """Row 0 and column 0 fade together: V[0, 0] underflows, yet 0 / sqrt(V[0, 0]) is 0, not 0/0."""
+    opt = an.AdaFactor(shape, beta2=1e-100, eps=0.0)
+    param = normal(shape, dtype)
+    for t in range(3):
+        grad = normal(shape, dtype, seed=t)
+        if t > 0:
+            grad[0] = grad[:, 0] = 0
+        assert_step_matches(opt, param, grad)
+    assert opt.exp_row[0] * opt.exp_col[0] == 0 < min(opt.exp_row[0], opt.exp_col[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(9, 20), (50,)], ids=str)
 def test_hyper_parameters_change_between_steps(shape, dtype):
     opt = an.AdaFactor(shape)
