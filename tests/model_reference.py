@@ -81,11 +81,11 @@ def step(
         state = replace(state, exp_row=exp_row, exp_col=exp_col)
         mean_row = exp_row.mean(row_axis, keepdims=True)
         if eps_mode == "root":
-            root = np.sqrt((exp_row + eps) / mean_row) * np.sqrt(exp_col + eps)
+            root = np.sqrt(exp_row + eps) / np.sqrt(mean_row) * np.sqrt(exp_col + eps)
         elif eps_mode == "clamp":
-            root = np.sqrt(exp_row * exp_col / np.maximum(mean_row, eps))
+            root = np.sqrt(exp_row) / np.sqrt(np.maximum(mean_row, eps)) * np.sqrt(exp_col)
         else:
-            root = np.sqrt(exp_row / mean_row) * np.sqrt(exp_col)
+            root = np.sqrt(exp_row) / np.sqrt(mean_row) * np.sqrt(exp_col)
     else:
         v = average(state.v, beta2, q)
         state = replace(state, v=v)

@@ -63,7 +63,7 @@ def update(
             exp_row = beta2 * state.exp_row + (1 - beta2) * row_mean
             exp_col = beta2 * state.exp_col + (1 - beta2) * col_mean
             state = replace(state, exp_row=exp_row, exp_col=exp_col)
-            root = np.sqrt(exp_row)[:, None] * np.sqrt(exp_col / mean(exp_row))
+            root = np.sqrt(exp_row)[:, None] / np.sqrt(mean(exp_row)) * np.sqrt(exp_col)
         else:
             state = replace(state, v=beta2 * state.v + (1 - beta2) * grad_sq)
             root = np.sqrt(state.v)
