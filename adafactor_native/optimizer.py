@@ -57,9 +57,9 @@ class Optimizer:
     ----------
     params : mapping of str to ndarray, sequence of ndarray, or list of groups
         The parameters, each of float16, bfloat16 (ml_dtypes'), float32 or float64, any strides; never
-        converted, always overwritten in place. They must not share memory. A sequence's names are positions in the model: "0",
-        "1". A group is a mapping with "params" (of any of these kinds, or one array) and whatever
-        hyper-parameters are its own, and "copies".
+        converted, always overwritten in place. They must not share memory. A sequence's names are
+        positions in the model: "0", "1". A group is a mapping with "params" (of any of these kinds,
+        or one array) and whatever hyper-parameters are its own, and "copies".
     copies : mapping of str to ndarray, or sequence of ndarray or None
         Arrays of float16 or bfloat16, for any of the parameters of float32, that every step writes
         the new parameter to, rounded. Like `params`, by name or by position.
@@ -279,9 +279,9 @@ class Optimizer:
         ----------
         grads : mapping, list or tuple, or list of one for each group
             The gradients, each an ndarray of float16, bfloat16, float32 or float64 of its
-            parameter's shape, only read; dtype and strides need not be the parameter's, and for a parameter of no axes a NumPy
-            scalar will do. None leaves a tensor out. Either as `params` was, or of all tensors in
-            one mapping by name or one list or tuple.
+            parameter's shape, only read; dtype and strides need not be the parameter's, and for a
+            parameter of no axes a NumPy scalar will do. None leaves a tensor out. Either as `params`
+            was, or of all tensors in one mapping by name or one list or tuple.
         grad_scale : float
             What the gradients were multiplied by, with the loss; finite, above 0. They are divided
             by it before anything else.
@@ -358,8 +358,8 @@ class Optimizer:
         dict of str to ndarray
             "exp_row/name", "exp_col/name", "v/name", "m/name", "master/name", "low/name" and
             "param/name", those that there are, C-contiguous, bfloat16 as the uint16 of its bits,
-            for neither format knows it; "t", the steps of each tensor, int64; and "header", uint8: JSON with
-            version, convention, hyper-parameters, counts and what each tensor is.
+            for neither format knows it; "t", the steps of each tensor, int64; and "header", uint8:
+            JSON with version, convention, hyper-parameters, counts and what each tensor is.
 
         Examples
         --------
