@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from reference import product
+
 
 @dataclass(frozen=True)
 class State:
@@ -81,11 +83,12 @@ def step(
         state = replace(state, exp_row=exp_row, exp_col=exp_col)
         mean_row = exp_row.mean(row_axis, keepdims=True)
         if eps_mode == "root":
-            root = np.sqrt(exp_row + eps) / np.sqrt(mean_row) * np.sqrt(exp_col + eps)
+            root = product(np.sqrt(exp_row + eps) / np.sqrt(mean_row), np.sqrt(exp_col + eps))
         elif eps_mode == "clamp":
-            root = np.sqrt(exp_row) / np.sqrt(np.maximum(mean_row, eps)) * np.sqrt(exp_col)
+            floored = np.maximum(mean_row, eps)
+            root = product(np.sqrt(exp_row) / np.sqrt(floored), np.sqrt(exp_col))
         else:
-            root = np.sqrt(exp_row) / np.sqrt(mean_row) * np.sqrt(exp_col)
+            root = product(np.sqrt(exp_row) / np.sqrt(mean_row), np.sqrt(exp_col))
     else:
         v = average(state.v, beta2, q)
         state = replace(state, v=v)

@@ -6,7 +6,8 @@ constant, eps stands under the fraction as well as beside the squares, the scale
 without a floor, and the clip is left out where RMS(u) is not a number.
 
 The root of V = exp_row exp_col / mean(exp_row) is a product of roots here: where a row and a column
-have both been dead for long, V is less than any float64 though its root is an ordinary number.
+have both been dead for long, V is less than any float64 though its root is an ordinary number. Nor
+is that root 0, and 0 over it not a number, because it is less than any float64 itself.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def update(
             exp_row = beta2 * state.exp_row + (1 - beta2) * row_mean
             exp_col = beta2 * state.exp_col + (1 - beta2) * col_mean
             state = replace(state, exp_row=exp_row, exp_col=exp_col)
-            root = np.sqrt(exp_row)[:, None] / np.sqrt(mean(exp_row)) * np.sqrt(exp_col)
+            root = product(np.sqrt(exp_row)[:, None] / np.sqrt(mean(exp_row)), np.sqrt(exp_col))
         else:
             state = replace(state, v=beta2 * state.v + (1 - beta2) * grad_sq)
             root = np.sqrt(state.v)
@@ -73,6 +74,11 @@ def update(
             u = u / (rms(u) / clip_threshold)
         scale = rms(param) if scale_parameter else 1.0
         return param - lr * scale * u, state
+
+
+def product(x, y):
+    """Product of numbers >= 0, above 0 where both are."""
+    return np.where((x > 0) & (y > 0), np.maximum(x * y, np.nextafter(0, 1)), x * y)
 
 
 def mean(values):

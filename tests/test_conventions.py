@@ -233,6 +233,42 @@ def test_convolutions(eps_mode, eps, layout):
         buffer.assert_guards_intact()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("beta2", [1e-100, 2e-155])
+@pytest.mark.parametrize("eps_mode", ["clamp", "seed", "grad_squared", "root"])
+def test_second_moment_below_every_float64(eps_mode, beta2, dtype):
+    """Row 0 and column 0 of every matrix fade together: V[0, 0] underflows, its root does not."""
+    shapes = {"matrix": (2, 2), "3x3": (7, 5, 3, 3), "1x3": (9, 1, 3), "batch": (3, 12, 37)}
+    steps = [
+        {name: normal(shape, dtype, seed=t) for name, shape in shapes.items()} for t in range(3)
+    ]
+    for grads in steps[1:]:
+        for grad in grads.values():
+            grad[..., 0] = 0
+            if grad.shape[-2] > 1:
+                grad[..., 0, :] = 0
+    switches = {"factored_axes": "last_two", "eps_mode": eps_mode, "eps": 0.0, "beta2": beta2}
+    opt = an.Optimizer({name: normal(shape, dtype) for name, shape in shapes.items()}, **switches)
+    tolerance = IN_FLOAT64 if dtype == np.float64 else IN_FLOAT32
+    assert_same_steps(opt, Run(opt.params, **switches), steps, tolerance)
+
+
+@pytest.mark.parametrize("eps_mode", ["clamp", "seed", "grad_squared", "root"])
+def test_small_gradients_beside_large_ones_in_small_matrices(eps_mode):
+    """Their V is subnormal or 0 in float64, their u an ordinary number."""
+    shapes = {"3x3": (7, 5, 3, 3), "2x2": (9, 2, 2)}
+    steps = [{name: normal(shape, seed=t) for name, shape in shapes.items()} for t in range(3)]
+    for grads, size in zip(steps, (1e-78, 1e-80, 1e-90)):
+        for grad in grads.values():
+            grad[..., 0, 0] *= size * size
+            grad[..., 0, 1:] *= size
+            grad[..., 1:, 0] *= size
+    switches = {"factored_axes": "last_two", "eps_mode": eps_mode, "eps": 0.0, "beta2": 0.0}
+    switches |= {"clip_threshold": None, "lr": 0.1}
+    opt = an.Optimizer({name: normal(shape) for name, shape in shapes.items()}, **switches)
+    assert_same_steps(opt, Run(opt.params, **switches), steps)
+
+
 @pytest.mark.parametrize("dtypes", DTYPE_PAIRS)
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2)], ids=str)
 def test_transposed_batches_of_mixed_dtypes(order, dtypes):

@@ -6,16 +6,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import adafactor_native as an
+import model_reference
 import reference
 from buffers import LAYOUTS, Buffer
-from compare import assert_step_matches, hyper_of, state_of
-from problems import DTYPES, digest
+from compare import assert_step_matches, budget_of_param, hyper_of, largest, state_of
+from problems import DTYPES, digest, digest_of_model
 
 settings.register_profile("ours", deadline=None, database=None, print_blob=True)
 settings.load_profile("ours")
 
 EPS = st.sampled_from([0.0, 1e-300, 1e-80, 1e-40, 1e-36, 1e-30, 1e-16, 1e-8, 1e-3, 1.0])
 EVERY_EPS = EPS | st.floats(0, 1e3)
+EVERY_BETA2 = st.sampled_from([0.0, 1e-300, 1e-100, 0.5, 0.999]) | st.floats(0, 0.9999)
 SHAPES = st.one_of(
     st.tuples(st.integers(1, 90), st.integers(1, 90)),
     st.tuples(st.integers(1, 5), st.integers(1, 2500)),
@@ -33,12 +35,18 @@ def runs(draw, sizes):
     opt = an.AdaFactor(
         shape,
         lr=draw(st.sampled_from([0.0, 1e-3, 1.0]) | st.floats(0, 10)),
-        beta2=draw(st.sampled_from([0.0, 0.5, 0.999]) | st.floats(0, 0.9999)),
+        beta2=draw(EVERY_BETA2),
         eps=draw(EVERY_EPS),
         clip_threshold=draw(st.sampled_from([None, 0.1, 1.0, 1e9]) | st.floats(1e-3, 1e3)),
         scale_parameter=draw(st.booleans()),
         num_threads=draw(st.integers(1, 4)),
     )
+    return opt, *draw(params_and_grads(shape, sizes))
+
+
+@st.composite
+def params_and_grads(draw, shape, sizes):
+    """A param in a buffer, and three gradients in buffers, with zeros, dead rows and columns."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     layout = st.sampled_from(sorted(LAYOUTS))
     dtypes = [draw(st.sampled_from(DTYPES)) for _ in range(2)]
@@ -52,7 +60,12 @@ def runs(draw, sizes):
         for axis, lines in enumerate(dead):
             np.moveaxis(grad, axis, 0)[lines] = 0
         grads.append(Buffer(grad.astype(dtypes[1]), draw(layout)))
-    return opt, param, grads
+    return param, grads
+
+
+def leaves_range(expected, dtype):
+    """Whether param becomes infinite in float32, by a clip_threshold of None."""
+    return largest(expected) > np.finfo(dtype).max
 
 
 def assert_steps_match(opt, param, grads):
@@ -60,8 +73,8 @@ def assert_steps_match(opt, param, grads):
     for grad in grads:
         expected, _ = reference.update(param.array, grad.array, state_of(opt), **hyper_of(opt))
         if np.isfinite(expected).all():
-            if np.max(np.abs(expected), initial=0) > np.finfo(param.array.dtype).max:
-                return  # to infinity in float32, by a clip_threshold of None
+            if leaves_range(expected, param.array.dtype):
+                return
             assert_step_matches(opt, param.array, grad.array)
         else:
             before = digest(opt, param.array)
@@ -89,3 +102,61 @@ def test_extreme_gradients(run):
 @settings(max_examples=5000, suppress_health_check=list(HealthCheck))
 def test_steps_match_reference_at_length(run):
     assert_steps_match(*run)
+
+
+BATCHES = st.one_of(
+    st.tuples(st.integers(1, 30), st.integers(1, 4), st.integers(1, 4)),
+    st.tuples(*[st.integers(1, 6)] * 4),
+    st.tuples(st.integers(1, 4), st.integers(1, 40), st.integers(1, 40)),
+)
+
+
+@st.composite
+def runs_of_batches(draw):
+    """The switches of an Optimizer, a param in a buffer, and three gradients in buffers."""
+    switches = {
+        "factored_axes": "last_two",
+        "beta2": draw(EVERY_BETA2),
+        "eps": draw(EPS),
+        "eps_mode": draw(st.sampled_from(["seed", "grad_squared", "clamp", "root"])),
+        "clip_threshold": draw(st.sampled_from([None, 0.1, 1.0])),
+        "rms_scope": draw(st.sampled_from(["tensor", "matrix"])),
+        "scale_parameter": draw(st.booleans()),
+    }
+    sizes = st.integers(-30, 30)
+    return switches, *draw(params_and_grads(draw(BATCHES), sizes))
+
+
+def assert_batches_match(switches, param, grads):
+    """As assert_steps_match, for Optimizer."""
+    opt = an.Optimizer([param.array], **switches)
+    kept = opt.state["0"]
+    for grad in grads:
+        state = model_reference.State(kept["exp_row"][..., None], kept["exp_col"][..., None, :])
+        expected, _ = model_reference.step(param.array, grad.array, state, **switches)
+        if np.isfinite(expected).all():
+            if leaves_range(expected, param.array.dtype):
+                return
+            before = np.array(param.array, np.float64)
+            opt.step([grad.array])
+            error = np.abs(param.array - expected)
+            assert largest(error / budget_of_param(param.array, before, expected)) <= 1
+        else:
+            before = digest_of_model(opt)
+            with pytest.raises(FloatingPointError):
+                opt.step([grad.array])
+            assert digest_of_model(opt) == before
+        param.assert_guards_intact()
+
+
+@given(runs_of_batches())
+@settings(max_examples=250)
+def test_batches_match_reference(run):
+    assert_batches_match(*run)
+
+
+@pytest.mark.soak
+@given(runs_of_batches())
+@settings(max_examples=5000, suppress_health_check=list(HealthCheck))
+def test_batches_match_reference_at_length(run):
+    assert_batches_match(*run)

@@ -43,17 +43,32 @@ ADAFACTOR_INLINE Doubles find_means(const G* grad, const SmallState& state, cons
     return total;
 }
 
-// Makes factors of means: V is row times col; with `roots`, sqrt(V) is.
-template <bool roots>
-ADAFACTOR_INLINE void factor_means(const SmallState& state, const Moment& moment, SmallMeans& now) {
-    const Doubles eps_means = broadcast(moment.eps_means);
-    Doubles mean = broadcast(0.0);
-    for (std::size_t i = 0; i < state.rows; ++i) mean = mean + now.row[i];
-    mean = at_least(broadcast(moment.mean_floor), mean * broadcast(1 / double(state.rows)));
-    const auto factor = [](const Doubles& x) { return roots ? square_root(x) : x; };
-    for (std::size_t i = 0; i < state.rows; ++i)
-        now.row[i] = factor((now.row[i] + eps_means) / mean);
-    for (std::size_t j = 0; j < state.cols; ++j) now.col[j] = factor(now.col[j] + eps_means);
+ADAFACTOR_INLINE Doubles mean_of_rows(const SmallState& state, const Moment& moment,
+                                      const SmallMeans& means) {
+    Doubles sum = broadcast(0.0);
+    for (std::size_t i = 0; i < state.rows; ++i) sum = sum + means.row[i];
+    return at_least(broadcast(moment.mean_floor), sum * broadcast(1 / double(state.rows)));
+}
+
+// Whether nothing is added to the root of V, nor compared with it.
+inline bool is_separable(const Moment& moment) {
+    return moment.eps_root == 0 && moment.root_floor == 0;
+}
+
+// Makes factors of means: sqrt(V) is row times col; if separable, 1/sqrt(V) is.
+ADAFACTOR_INLINE void factor_means(const SmallState& state, const Moment& moment,
+                                   SmallMeans& means) {
+    const Doubles eps_means = broadcast(moment.eps_means), one = broadcast(1.0);
+    const bool separable = is_separable(moment);
+    const Doubles root_of_mean = square_root(mean_of_rows(state, moment, means));
+    for (std::size_t i = 0; i < state.rows; ++i) {
+        const Doubles root = square_root(means.row[i] + eps_means);
+        means.row[i] = separable ? root_of_mean / root : root / root_of_mean;
+    }
+    for (std::size_t j = 0; j < state.cols; ++j) {
+        const Doubles root = square_root(means.col[j] + eps_means);
+        means.col[j] = separable ? one / root : root;
+    }
 }
 
 // Calls body(element, u) for every element of the matrices.
@@ -61,37 +76,39 @@ template <class G, class Body>
 ADAFACTOR_INLINE void for_each_u(const G* grad, const SmallState& state, const Moment& moment,
                                  const SmallMeans& factors, const Body& body) {
     const Doubles eps = broadcast(moment.eps_root), floor = broadcast(moment.root_floor);
+    const bool separable = is_separable(moment);
     for (std::size_t i = 0; i < state.rows; ++i) {
+        const Doubles& row = factors.row[i];
         for (std::size_t j = 0; j < state.cols; ++j) {
             const std::size_t k = (i * state.cols + j) * kLanesOfSmall;
-            const Doubles root = factors.row[i] * factors.col[j] + eps;
-            body(k, load<double>(grad + k) / at_least(floor, root));
+            const Doubles g = load<double>(grad + k);
+            const Doubles& col = factors.col[j];
+            body(k, separable ? g * row * col : g / at_least(floor, row * col + eps));
         }
     }
 }
 
-// Sums of u^2; no root of V is needed where nothing is added to it.
+// Sums of u^2 without a root of V, where nothing is added to it; returns whether they are right:
+// whether every V is a normal number. The root of one that is not may be.
 template <class G>
-ADAFACTOR_INLINE Doubles sum_u_squares_of(const G* grad, const SmallState& state,
-                                          const Moment& moment, SmallMeans& means) {
-    Doubles u_sq = broadcast(0.0);
-    const double floor_sq = moment.root_floor * moment.root_floor;
-    const bool loses_floor = moment.root_floor > 0 && floor_sq < 0x1p-1022;
-    if (moment.eps_root != 0 || loses_floor) {
-        factor_means<true>(state, moment, means);
-        for_each_u(grad, state, moment, means,
-                   [&](std::size_t, const Doubles& u) { u_sq = u_sq + u * u; });
-        return u_sq;
-    }
-    factor_means<false>(state, moment, means);
-    const Doubles floor = broadcast(floor_sq);
+ADAFACTOR_INLINE bool sum_u_squares_of_v(const G* grad, const SmallState& state,
+                                         const Moment& moment, const SmallMeans& means,
+                                         Doubles& u_sq) {
+    const Doubles eps_means = broadcast(moment.eps_means);
+    const Doubles floor = broadcast(moment.root_floor * moment.root_floor);
+    const Doubles mean = mean_of_rows(state, moment, means);
+    Doubles wrong = broadcast(0.0);
+    u_sq = broadcast(0.0);
     for (std::size_t i = 0; i < state.rows; ++i) {
+        const Doubles row = (means.row[i] + eps_means) / mean;
         for (std::size_t j = 0; j < state.cols; ++j) {
             const Doubles g = load<double>(grad + (i * state.cols + j) * kLanesOfSmall);
-            u_sq = u_sq + g * g / at_least(floor, means.row[i] * means.col[j]);
+            const Doubles v = at_least(floor, row * (means.col[j] + eps_means));
+            wrong = wrong + outside(v, __DBL_MIN__, __DBL_MAX__);
+            u_sq = u_sq + g * g / v;
         }
     }
-    return u_sq;
+    return sum_lanes(wrong) == 0;
 }
 
 // Calls body(state) so that the compiler knows the size of matrices of one element: a 1x1
@@ -109,8 +126,14 @@ ADAFACTOR_INLINE void measure_small_of(const P* param, const G* grad, const Smal
                                        const Moment& moment, SmallSums& sums) {
     SmallMeans means(state);
     store(sums.grad_sq, find_means(grad, state, moment, means));
-    store(sums.u_sq, sum_u_squares_of(grad, state, moment, means));
-    Doubles param_sq = broadcast(0.0);
+    Doubles u_sq, param_sq = broadcast(0.0);
+    if (moment.eps_root != 0 || !sum_u_squares_of_v(grad, state, moment, means, u_sq)) {
+        u_sq = broadcast(0.0);
+        factor_means(state, moment, means);
+        for_each_u(grad, state, moment, means,
+                   [&](std::size_t, const Doubles& u) { u_sq = u_sq + u * u; });
+    }
+    store(sums.u_sq, u_sq);
     const std::size_t size = param != nullptr ? state.rows * state.cols * kLanesOfSmall : 0;
     for (std::size_t k = 0; k < size; k += kLanesOfSmall) {
         const Doubles p = load<double>(param + k);
@@ -136,7 +159,7 @@ ADAFACTOR_INLINE void apply_small_as(P* param, P* m, const G* grad, const SmallS
         store(state.exp_row + i * kLanesOfSmall, means.row[i]);
     for (std::size_t j = 0; j < state.cols; ++j)
         store(state.exp_col + j * kLanesOfSmall, means.col[j]);
-    factor_means<true>(state, moment, means);
+    factor_means(state, moment, means);
     const Doubles weight = broadcast(move.weight);
     const Mover<moves, double> moved(move);
     for_each_u(grad, state, moment, means, [&](std::size_t k, const Doubles& u) {
