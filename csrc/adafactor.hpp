@@ -5,28 +5,28 @@
 #include <cstdint>
 #include <limits>
 
+#include "format.hpp"
 #include "random_stream.hpp"
 
 namespace adafactor {
 
-enum class DType { float32, float64, bfloat16, float16 };
-
-inline bool is_half(DType dtype) { return dtype == DType::bfloat16 || dtype == DType::float16; }
-
-inline std::size_t item_size(DType dtype) {
-    return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
+inline bool is_half(Format format) {
+    return format == Format::bfloat16 || format == Format::float16 || format == Format::split;
 }
 
-// A strided array of `dtype`. `shape` and `strides` have `ndim` entries; strides are in bytes, of
-// any sign, and need not be multiples of the item size.
+inline std::size_t item_size(Format format) {
+    return format == Format::float64 ? 8 : format == Format::float32 ? 4 : 2;
+}
+
+// A strided array. `shape` and `strides` have `ndim` entries; strides are in bytes, of any sign,
+// and need not be multiples of the item size.
 struct Array {
     char* data;
-    DType dtype;
+    Format format;
     int ndim;
     const std::ptrdiff_t* shape;
     const std::ptrdiff_t* strides;
-    // Of bfloat16 that are the upper halves of float32: bytes from each to its lower half. Or 0.
-    std::ptrdiff_t low = 0;
+    std::ptrdiff_t low = 0;  // if split, bytes from each upper half to its lower one
 };
 
 inline std::size_t size_of(const Array& array) {

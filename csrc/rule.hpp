@@ -33,8 +33,8 @@ struct Rule {
 
     // `decay`: 1 - the factor of param that does not depend on the step size.
     HyperParameters at(std::int64_t t, double lr, double decay, bool decays, double grad_scale,
-                       DType dtype) const {
-        const double machine_eps = dtype == DType::float64
+                       Format format) const {
+        const double machine_eps = format == Format::float64
                                        ? std::numeric_limits<double>::epsilon()
                                        : double(std::numeric_limits<float>::epsilon());
         const auto resolved = [=](double eps) { return std::isnan(eps) ? machine_eps : eps; };

@@ -65,7 +65,7 @@ def params_and_grads(draw, shape, sizes):
 
 def leaves_range(expected, dtype):
     """Whether param becomes infinite in float32, by a clip_threshold of None."""
-    return largest(expected) > np.finfo(dtype).max
+    return largest(expected) > float(np.finfo(dtype).max)
 
 
 def assert_steps_match(opt, param, grads):

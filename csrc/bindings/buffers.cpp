@@ -41,19 +41,19 @@ bool is_bfloat16(const py::dtype& dtype) {
     return true;
 }
 
-bool find_dtype(const py::dtype& dtype, DType& found) {
+bool find_format(const py::dtype& dtype, Format& found) {
     switch (dtype.num()) {
         case kNumpyFloat32:
-            found = DType::float32;
+            found = Format::float32;
             return true;
         case kNumpyFloat64:
-            found = DType::float64;
+            found = Format::float64;
             return true;
         case kNumpyFloat16:
-            found = DType::float16;
+            found = Format::float16;
             return true;
     }
-    found = DType::bfloat16;
+    found = Format::bfloat16;
     return is_bfloat16(dtype);
 }
 
@@ -71,7 +71,7 @@ bool may_overlap_itself(const Array& array) {
         if (array.shape[d] > 1) axis[n++] = {std::abs(array.strides[d]), array.shape[d]};
     }
     std::sort(axis, axis + n);
-    auto span = std::ptrdiff_t(item_size(array.dtype));
+    auto span = std::ptrdiff_t(item_size(array.format));
     for (int d = 0; d < n; ++d) {
         if (axis[d].first < span) return true;
         span += axis[d].first * (axis[d].second - 1);
@@ -103,7 +103,7 @@ std::string Name::of_tensor() const {
 
 std::pair<const char*, const char*> extent(const Array& array) {
     const char* low = array.data;
-    const char* high = array.data + item_size(array.dtype);
+    const char* high = array.data + item_size(array.format);
     for (int d = 0; d < array.ndim; ++d) {
         if (array.shape[d] == 0) return {array.data, array.data};
         (array.strides[d] < 0 ? low : high) += (array.shape[d] - 1) * array.strides[d];
@@ -130,8 +130,8 @@ py::object array_from(py::handle object) {
 Array array_of(py::handle object, const Name& name, Access access) {
     const py::array array = numpy_array(object, name);
     const py::dtype dtype = array.dtype();
-    DType found;
-    if (!find_dtype(dtype, found))
+    Format found;
+    if (!find_format(dtype, found))
         fail_type(name.text() + " has dtype " + text(dtype) +
                   ", must be float16, bfloat16, float32 or float64");
     require_native(dtype, name);
@@ -143,7 +143,7 @@ Array array_of(py::handle object, const Name& name, Access access) {
 
 Array low_halves_of(py::handle object, const Name& name, const Array& high) {
     const py::array array = numpy_array(object, name);
-    const Array result{static_cast<char*>(const_cast<void*>(array.data())), DType::bfloat16,
+    const Array result{static_cast<char*>(const_cast<void*>(array.data())), Format::bfloat16,
                        int(array.ndim()), array.shape(), array.strides()};
     if (array.dtype().num() != kNumpyUint16 || result.ndim != high.ndim ||
         !std::equal(high.shape, high.shape + high.ndim, result.shape) ||
@@ -157,7 +157,7 @@ Array low_halves_of(py::handle object, const Name& name, const Array& high) {
 Array state_of(py::handle object, const Name& name) {
     const Array array = array_of(object, name, Access::write);
     const int flags = py::reinterpret_borrow<py::array>(object).flags();
-    if (array.dtype != DType::float64 || !(flags & py::array::c_style))
+    if (array.format != Format::float64 || !(flags & py::array::c_style))
         fail_type(name.text() + " must be a C-contiguous array of float64");
     return array;
 }

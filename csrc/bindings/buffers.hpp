@@ -31,7 +31,7 @@ struct Name {
 // anything else as it is. For what is only read.
 py::object array_from(py::handle object);
 
-// An array of a DType, of any strides, `name` in every error. The Array borrows from
+// An array of a Format, of any strides, `name` in every error. The Array borrows from
 // `object`. Throws TypeError for what is not such an array, ValueError for a byte order other than
 // the machine's and, to be written, for a read-only array or one whose elements overlap each other.
 Array array_of(py::handle object, const Name& name, Access access);

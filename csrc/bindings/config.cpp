@@ -2,7 +2,7 @@
 
 #include "bindings/bindings.hpp"
 #include "dispatch/isa.hpp"
-#include "threads.hpp"
+#include "engine/threads.hpp"
 
 #define ADAFACTOR_TEXT_OF(x) #x
 #define ADAFACTOR_TEXT(x) ADAFACTOR_TEXT_OF(x)

@@ -12,9 +12,9 @@
 #include "bindings/buffers.hpp"
 #include "bindings/take_step.hpp"
 #include "bindings/turn.hpp"
-#include "carried.hpp"
+#include "engine/carried.hpp"
+#include "engine/threads.hpp"
 #include "rule.hpp"
-#include "threads.hpp"
 
 namespace adafactor {
 namespace {
@@ -32,14 +32,14 @@ struct Held {
 struct Given {
     py::object object;
     char* data = nullptr;
-    DType dtype{};
+    Format format{};
     std::vector<std::ptrdiff_t> shape{}, strides{};
 
     Given() = default;
     Given(py::object object, const Array& array)
         : object(std::move(object)),
           data(array.data),
-          dtype(array.dtype),
+          format(array.format),
           shape(array.shape, array.shape + array.ndim),
           strides(array.strides, array.strides + array.ndim) {}
 
@@ -47,7 +47,8 @@ struct Given {
 
     Array now(const Name& name) const {
         const Array array = array_of(object, name, Access::write);
-        if (array.data != data || array.dtype != dtype || std::size_t(array.ndim) != shape.size() ||
+        if (array.data != data || array.format != format ||
+            std::size_t(array.ndim) != shape.size() ||
             !std::equal(shape.begin(), shape.end(), array.shape) ||
             !std::equal(strides.begin(), strides.end(), array.strides))
             throw py::value_error(name.text() +
@@ -89,7 +90,7 @@ public:
             const Name name("copy", tensor);
             const Array halves = array_of(copy, name, Access::write);
             require_params_shape(halves, name);
-            if (array.dtype != DType::float32 || !is_half(halves.dtype))
+            if (array.format != Format::float32 || !is_half(halves.format))
                 throw py::type_error(name.text() +
                                      " must be of float16 or bfloat16, and params[...] of float32");
             hold(held, "copy", tensor, copy, halves);
@@ -113,9 +114,9 @@ public:
             const Name name("m", tensor);
             const Array first_moment = array_of(m, name, Access::write);
             require_params_shape(first_moment, name);
-            if (array.dtype == DType::float64
-                    ? first_moment.dtype != DType::float64
-                    : first_moment.dtype != DType::float32 && first_moment.dtype != DType::bfloat16)
+            if (array.format == Format::float64 ? first_moment.format != Format::float64
+                                                : first_moment.format != Format::float32 &&
+                                                      first_moment.format != Format::bfloat16)
                 throw py::type_error(name.text() +
                                      " must be of float64 with a param of float64, or else of "
                                      "float32 or bfloat16");
@@ -125,13 +126,13 @@ public:
             const Name name("master", tensor);
             const Array floats = array_of(master, name, Access::write);
             require_params_shape(floats, name);
-            if (!is_half(array.dtype) || floats.dtype != DType::float32)
+            if (!is_half(array.format) || floats.format != Format::float32)
                 throw py::type_error(name.text() +
                                      " must be of float32, and param of float16 or bfloat16");
             hold(held, "master", tensor, master, floats);
         }
         if (!low.is_none()) {
-            if (array.dtype != DType::bfloat16)
+            if (array.format != Format::bfloat16)
                 throw py::type_error("a param with lower halves must be of bfloat16");
             hold(held, "low", tensor, low, low_halves_of(low, {"low", tensor}, array));
         }
@@ -173,7 +174,7 @@ public:
             Tensor tensor = tensor_of(slot, grad);
             tensor.hyper =
                 rule.at((rule.shared_t ? t_ : slot.t) + 1, lr[slot.group], decay[slot.group],
-                        slot.decays, 1 / grad_scale, tensor.param.dtype);
+                        slot.decays, 1 / grad_scale, tensor.param.format);
             tensor.stochastic = rule.stochastic;
             tensor.random = RandomStream::of(seed, t_ + 1, k);
             if (carries_ && rule.scale_parameter)
@@ -315,8 +316,10 @@ private:
             tensor.param = array_of(slot.master, {"master", slot.name}, Access::write);
             tensor.copy = param;
         }
-        if (!slot.low.is_none())
+        if (!slot.low.is_none()) {
+            tensor.param.format = Format::split;
             tensor.param.low = low_halves_of(slot.low, {"low", slot.name}, param).data - param.data;
+        }
         return tensor;
     }
 

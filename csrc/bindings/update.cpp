@@ -6,8 +6,8 @@
 #include "bindings/buffers.hpp"
 #include "bindings/take_step.hpp"
 #include "bindings/turn.hpp"
-#include "carried.hpp"
-#include "threads.hpp"
+#include "engine/carried.hpp"
+#include "engine/threads.hpp"
 
 namespace adafactor {
 namespace {

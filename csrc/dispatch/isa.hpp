@@ -18,6 +18,6 @@ std::string running_isa();
 bool set_isa(std::string_view name);
 
 const KernelTable& running_kernels();
-const HalfKernels& running_half_kernels(DType dtype);
+const HalfKernels& running_half_kernels(Format format);
 
 }  // namespace adafactor

@@ -1,13 +1,15 @@
 // The sweep that writes, of arrays of any formats: those that matter have a kernel of their own,
 // all others one that branches for each vector.
 
+constexpr Format kAnyFormat = Format(-1);
+
 constexpr std::size_t size_in(Format format) { return format == Format::float32 ? 4 : 2; }
 
 // Sixteen elements. `known` is the format, or any.
 template <Format known>
 ADAFACTOR_INLINE Lanes<float> read(const char* row, Format format, std::ptrdiff_t low,
                                    std::size_t j) {
-    switch (known == Format::any ? format : known) {
+    switch (known == kAnyFormat ? format : known) {
         case Format::bfloat16:
             return load<float>(reinterpret_cast<const Bfloat16*>(row) + j);
         case Format::float16:
@@ -40,7 +42,7 @@ template <Format known>
 ADAFACTOR_INLINE void write(char* row, Format format, std::ptrdiff_t low, std::size_t j,
                             const Lanes<float>& x, const Words* random) {
     Half* const half = reinterpret_cast<Half*>(row) + j;
-    switch (known == Format::any ? format : known) {
+    switch (known == kAnyFormat ? format : known) {
         case Format::float32:
             return store(reinterpret_cast<float*>(row) + j, x);
         case Format::bfloat16:
@@ -140,7 +142,7 @@ template <Format P, Format M, Format G, Format C>
 struct Formats {
     static constexpr Format p = P, m = M, g = G, c = C;
 };
-using AnyFormats = Formats<Format::any, Format::any, Format::any, Format::any>;
+using AnyFormats = Formats<kAnyFormat, kAnyFormat, kAnyFormat, kAnyFormat>;
 
 // One row's places; a Tail's, or those of the arrays.
 struct Places {

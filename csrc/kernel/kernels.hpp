@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "format.hpp"
+
 namespace adafactor {
 
 inline constexpr std::size_t kPanelRows = 64;  // rows whose fp32 sums are widened together
@@ -121,9 +123,6 @@ struct Kernels {
     void (*apply_small)(P* param, P* m, const G* grad, const SmallState& state,
                         const Moment& moment, const Move& move);
 };
-
-// How numbers lie in memory, for kernels that learn it when they run; none: there is no such array.
-enum class Format { none, float32, bfloat16, float16, split, any };
 
 // Rows of neighbouring elements. `low`: from bfloat16 upper halves to lower ones, in bytes, if
 // split.

@@ -1,4 +1,4 @@
-#include "resolve.hpp"
+#include "engine/resolve.hpp"
 
 #include <algorithm>
 #include <cmath>

@@ -4,9 +4,9 @@
 #include <cstring>
 #include <new>
 
-#include "blocks.hpp"
-#include "resolve.hpp"
-#include "tensor_step.hpp"
+#include "engine/blocks.hpp"
+#include "engine/resolve.hpp"
+#include "engine/tensor_step.hpp"
 
 namespace adafactor {
 namespace {

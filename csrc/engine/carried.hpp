@@ -25,7 +25,7 @@ public:
             sums_.assign(n_tiles, 0);
             strides_.assign(param.strides, param.strides + param.ndim);
             data_ = param.data;
-            dtype_ = param.dtype;
+            format_ = param.format;
             first_checked_ = 0;
         }
     }
@@ -65,7 +65,7 @@ private:
     std::size_t n_checked() const { return (sums_.size() + kRotation - 1) / kRotation; }
 
     bool is_same(const Array& param) const {
-        return param.data == data_ && param.dtype == dtype_ &&
+        return param.data == data_ && param.format == format_ &&
                std::equal(strides_.begin(), strides_.end(), param.strides,
                           param.strides + param.ndim);
     }
@@ -74,7 +74,7 @@ private:
     std::size_t first_checked_ = 0;
     std::vector<double> sums_;
     char* data_ = nullptr;
-    DType dtype_ = DType::float32;
+    Format format_ = Format::float32;
     std::vector<std::ptrdiff_t> strides_;
 };
 

@@ -19,29 +19,22 @@ struct Rect {
 // matrix's columns, as in Fortran order.
 struct MatrixView {
     char* data;
-    DType dtype;
+    Format format;
     std::size_t outer, inner;
     std::ptrdiff_t outer_stride, inner_stride;
     std::ptrdiff_t low;  // as in Array
     bool swapped;
 
     bool has_unit_runs() const {
-        return inner == 1 || inner_stride == std::ptrdiff_t(item_size(dtype));
+        return inner == 1 || inner_stride == std::ptrdiff_t(item_size(format));
     }
     // Kernels read and write runs of neighbouring elements of their own types; all else goes
     // through a tile.
-    bool is_direct() const { return has_unit_runs() && !is_half(dtype); }
+    bool is_direct() const { return has_unit_runs() && !is_half(format); }
     char* at(std::size_t i, std::size_t j) const {
         return data + std::ptrdiff_t(i) * outer_stride + std::ptrdiff_t(j) * inner_stride;
     }
 };
-
-inline Format format_of(const MatrixView& view) {
-    if (view.low != 0) return Format::split;
-    return view.dtype == DType::bfloat16  ? Format::bfloat16
-           : view.dtype == DType::float16 ? Format::float16
-                                          : Format::float32;
-}
 
 // The matrices of an array over two of its axes, one for each index of the others.
 class MatrixBatch {
@@ -149,7 +142,7 @@ private:
     std::size_t shape_[kMaxAxes];
     std::ptrdiff_t stride_[kMaxArrays][kMaxAxes];
     char* data_[kMaxArrays];
-    DType dtype_[kMaxArrays];
+    Format format_[kMaxArrays];
     std::ptrdiff_t low_[kMaxArrays];
 };
 

@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <cstddef>
 
+#include "engine/layout.hpp"
 #include "kernel/kernels.hpp"
-#include "layout.hpp"
 
 namespace adafactor {
 

@@ -2,9 +2,9 @@
 #pragma once
 
 #include "adafactor.hpp"
+#include "engine/scratch.hpp"
+#include "engine/threads.hpp"
 #include "kernel/kernels.hpp"
-#include "scratch.hpp"
-#include "threads.hpp"
 
 namespace adafactor {
 

@@ -1,4 +1,4 @@
-#include "layout.hpp"
+#include "engine/layout.hpp"
 
 #include <cstdlib>
 #include <cstring>
@@ -40,18 +40,18 @@ bool walks_rows_inside(const MatrixView& view) {
 
 // The items of a part of a matrix, or those `offset` bytes from them, into consecutive memory.
 void gather_items(const MatrixView& from, const Rect& part, std::ptrdiff_t offset, void* to) {
-    const auto item = std::ptrdiff_t(item_size(from.dtype));
+    const auto item = std::ptrdiff_t(item_size(from.format));
     copy_tile(from.at(part.i, part.j) + offset, from.outer_stride, from.inner_stride,
               static_cast<char*>(to), std::ptrdiff_t(part.cols) * item, item, part.rows, part.cols,
-              item_size(from.dtype), walks_rows_inside(from));
+              item_size(from.format), walks_rows_inside(from));
 }
 
 void scatter_items(const void* from, const MatrixView& to, const Rect& part,
                    std::ptrdiff_t offset) {
-    const auto item = std::ptrdiff_t(item_size(to.dtype));
+    const auto item = std::ptrdiff_t(item_size(to.format));
     copy_tile(static_cast<const char*>(from), std::ptrdiff_t(part.cols) * item, item,
               to.at(part.i, part.j) + offset, to.outer_stride, to.inner_stride, part.rows,
-              part.cols, item_size(to.dtype), walks_rows_inside(to));
+              part.cols, item_size(to.format), walks_rows_inside(to));
 }
 
 // A block of halves in memory, or the one `low` bytes from it.
@@ -71,17 +71,17 @@ Block<const T> read_only(const Block<T>& block) {
 }
 
 // `low` has no data where `high` is all there is of a number.
-void widen(DType dtype, const Block<Half>& high, const Block<Half>& low, const Block<float>& to) {
+void widen(Format format, const Block<Half>& high, const Block<Half>& low, const Block<float>& to) {
     if (low.data == nullptr)
-        running_half_kernels(dtype).widen(read_only(high), to);
+        running_half_kernels(format).widen(read_only(high), to);
     else
         running_kernels().join(read_only(high), read_only(low), to);
 }
 
-void narrow(DType dtype, const Block<const float>& from, const Block<Half>& high,
+void narrow(Format format, const Block<const float>& from, const Block<Half>& high,
             const Block<Half>& low, const Rounding& rounding) {
     if (low.data == nullptr)
-        running_half_kernels(dtype).narrow(from, high, rounding);
+        running_half_kernels(format).narrow(from, high, rounding);
     else
         running_kernels().split(from, high, low);
 }
@@ -101,14 +101,14 @@ void gather_halves(const MatrixView& from, const Rect& part, float* to) {
     const Block<float> out = packed(to, part.rows, part.cols);
     if (from.has_unit_runs()) {
         const auto low = from.low != 0 ? halves_at(from, part, from.low) : Block<Half>{};
-        return widen(from.dtype, halves_at(from, part), low, out);
+        return widen(from.format, halves_at(from, part), low, out);
     }
     for_half_parts(part, [&](const Rect& p) {
         Half high[kHalfRows * kHalfCols], low[kHalfRows * kHalfCols];
         const Rect there{part.i + p.i, part.j + p.j, p.rows, p.cols};
         gather_items(from, there, 0, high);
         if (from.low != 0) gather_items(from, there, from.low, low);
-        widen(from.dtype, packed(high, p.rows, p.cols),
+        widen(from.format, packed(high, p.rows, p.cols),
               from.low != 0 ? packed(low, p.rows, p.cols) : Block<Half>{},
               {to + p.i * part.cols + p.j, out.stride, p.rows, p.cols});
     });
@@ -120,7 +120,7 @@ void narrow(const Block<const float>& from, const MatrixView& to, const Rect& pa
             const Rounding& rounding) {
     if (to.has_unit_runs()) {
         const auto low = to.low != 0 ? halves_at(to, part, to.low) : Block<Half>{};
-        return narrow(to.dtype, from, halves_at(to, part), low, rounding);
+        return narrow(to.format, from, halves_at(to, part), low, rounding);
     }
     for_half_parts(part, [&](const Rect& p) {
         Half high[kHalfRows * kHalfCols], low[kHalfRows * kHalfCols];
@@ -128,7 +128,7 @@ void narrow(const Block<const float>& from, const MatrixView& to, const Rect& pa
             reinterpret_cast<const char*>(from.data + p.j) + std::ptrdiff_t(p.i) * from.stride;
         Rounding here = rounding;
         here.first += p.i * rounding.row_step + p.j;
-        narrow(to.dtype, {reinterpret_cast<const float*>(data), from.stride, p.rows, p.cols},
+        narrow(to.format, {reinterpret_cast<const float*>(data), from.stride, p.rows, p.cols},
                packed(high, p.rows, p.cols),
                to.low != 0 ? packed(low, p.rows, p.cols) : Block<Half>{}, here);
         const Rect there{part.i + p.i, part.j + p.j, p.rows, p.cols};
@@ -141,7 +141,7 @@ MatrixBatch::MatrixBatch(const Array& array, int row_axis, int col_axis, bool sw
     : array_(array), row_axis_(row_axis), col_axis_(col_axis) {
     const int outer = swapped ? col_axis : row_axis, inner = swapped ? row_axis : col_axis;
     first_ = {array.data,
-              array.dtype,
+              array.format,
               std::size_t(array.shape[outer]),
               std::size_t(array.shape[inner]),
               array.strides[outer],
@@ -196,7 +196,7 @@ void MatrixBatch::scatter_items(const char* from, std::size_t first, std::size_t
 
 void MatrixBatch::gather(std::size_t first, std::size_t n, void* to) const {
     auto* const t = static_cast<char*>(to);
-    switch (item_size(first_.dtype)) {
+    switch (item_size(first_.format)) {
         case 8:
             return gather_items<8>(first, n, t);
         case 4:
@@ -206,7 +206,7 @@ void MatrixBatch::gather(std::size_t first, std::size_t n, void* to) const {
     const std::size_t size = first_.outer * first_.inner * kLanesOfSmall;
     gather_items<2>(first, n, reinterpret_cast<char*>(high));
     if (first_.low != 0) gather_items<2>(first, n, reinterpret_cast<char*>(low), first_.low);
-    widen(first_.dtype, packed(high, 1, size),
+    widen(first_.format, packed(high, 1, size),
           first_.low != 0 ? packed(low, 1, size) : Block<Half>{},
           packed(static_cast<float*>(to), 1, size));
 }
@@ -214,7 +214,7 @@ void MatrixBatch::gather(std::size_t first, std::size_t n, void* to) const {
 void MatrixBatch::scatter(const void* from, std::size_t first, std::size_t n,
                           const Rounding& rounding) const {
     const auto* const f = static_cast<const char*>(from);
-    switch (item_size(first_.dtype)) {
+    switch (item_size(first_.format)) {
         case 8:
             return scatter_items<8>(f, first, n);
         case 4:
@@ -222,7 +222,7 @@ void MatrixBatch::scatter(const void* from, std::size_t first, std::size_t n,
     }
     Half high[kSmallElements * kLanesOfSmall], low[kSmallElements * kLanesOfSmall];
     const std::size_t size = first_.outer * first_.inner * kLanesOfSmall;
-    narrow(first_.dtype, packed(static_cast<const float*>(from), 1, size), packed(high, 1, size),
+    narrow(first_.format, packed(static_cast<const float*>(from), 1, size), packed(high, 1, size),
            first_.low != 0 ? packed(low, 1, size) : Block<Half>{}, rounding);
     scatter_items<2>(reinterpret_cast<const char*>(high), first, n);
     if (first_.low != 0) scatter_items<2>(reinterpret_cast<const char*>(low), first, n, first_.low);
@@ -260,12 +260,12 @@ std::ptrdiff_t MatrixBatch::offset_of_any(std::size_t m) const {
 }
 
 void gather(const MatrixView& from, const Rect& part, void* to) {
-    if (is_half(from.dtype)) return gather_halves(from, part, static_cast<float*>(to));
+    if (is_half(from.format)) return gather_halves(from, part, static_cast<float*>(to));
     gather_items(from, part, 0, to);
 }
 
 void scatter(const void* from, const MatrixView& to, const Rect& part, const Rounding& rounding) {
-    if (is_half(to.dtype))
+    if (is_half(to.format))
         return narrow(packed(static_cast<const float*>(from), part.rows, part.cols), to, part,
                       rounding);
     scatter_items(from, to, part, 0);
@@ -289,7 +289,7 @@ ElementOrder::ElementOrder(std::initializer_list<const Array*> arrays) {
     for (const Array* array : arrays) {
         data_[a] = array->data;
         low_[a] = array->low;
-        dtype_[a++] = array->dtype;
+        format_[a++] = array->format;
     }
     const int n_arrays = a;
     for (int k = 0; k < n_axes; ++k) {
@@ -307,7 +307,7 @@ ElementOrder::ElementOrder(std::initializer_list<const Array*> arrays) {
     }
     if (n_axes_ == 0) {  // a single element
         shape_[n_axes_++] = 1;
-        for (a = 0; a < n_arrays; ++a) stride_[a][0] = std::ptrdiff_t(item_size(dtype_[a]));
+        for (a = 0; a < n_arrays; ++a) stride_[a][0] = std::ptrdiff_t(item_size(format_[a]));
     }
 }
 
@@ -322,7 +322,7 @@ char* ElementOrder::at(int a, std::size_t k) const {
 
 bool ElementOrder::is_run(int a, std::size_t k, std::size_t n, char*& start) const {
     const std::size_t inner = shape_[n_axes_ - 1];
-    if (stride_[a][n_axes_ - 1] != std::ptrdiff_t(item_size(dtype_[a]))) return false;
+    if (stride_[a][n_axes_ - 1] != std::ptrdiff_t(item_size(format_[a]))) return false;
     if (n_axes_ > 1 && k % inner + n > inner) return false;
     start = at(a, k);
     return true;
@@ -339,12 +339,12 @@ void ElementOrder::visit_runs(int a, std::size_t k, std::size_t n, Visit visit) 
 }
 
 bool ElementOrder::is_direct(int a, std::size_t k, std::size_t n, char*& start) const {
-    return !is_half(dtype_[a]) && is_run(a, k, n, start);
+    return !is_half(format_[a]) && is_run(a, k, n, start);
 }
 
 void ElementOrder::gather_items(int a, std::size_t k, std::size_t n, char* to,
                                 std::ptrdiff_t offset) const {
-    const std::size_t item = item_size(dtype_[a]);
+    const std::size_t item = item_size(format_[a]);
     visit_runs(a, k, n, [&](const char* run, std::size_t length) {
         copy_tile(run + offset, 0, stride_[a][n_axes_ - 1], to, 0, std::ptrdiff_t(item), 1, length,
                   item, false);
@@ -354,7 +354,7 @@ void ElementOrder::gather_items(int a, std::size_t k, std::size_t n, char* to,
 
 void ElementOrder::scatter_items(const char* from, int a, std::size_t k, std::size_t n,
                                  std::ptrdiff_t offset) const {
-    const std::size_t item = item_size(dtype_[a]);
+    const std::size_t item = item_size(format_[a]);
     visit_runs(a, k, n, [&](char* run, std::size_t length) {
         copy_tile(from, 0, std::ptrdiff_t(item), run + offset, 0, stride_[a][n_axes_ - 1], 1,
                   length, item, false);
@@ -379,20 +379,20 @@ struct ElementOrder::HalfRun {
 };
 
 void ElementOrder::gather(int a, std::size_t k, std::size_t n, void* to) const {
-    if (!is_half(dtype_[a])) return gather_items(a, k, n, static_cast<char*>(to), 0);
+    if (!is_half(format_[a])) return gather_items(a, k, n, static_cast<char*>(to), 0);
     HalfRun run(*this, a, k, n);
     if (run.is_copied) {
         gather_items(a, k, n, reinterpret_cast<char*>(run.high_place), 0);
         if (low_[a] != 0) gather_items(a, k, n, reinterpret_cast<char*>(run.low_place), low_[a]);
     }
-    widen(dtype_[a], run.high, run.low, packed(static_cast<float*>(to), 1, n));
+    widen(format_[a], run.high, run.low, packed(static_cast<float*>(to), 1, n));
 }
 
 void ElementOrder::scatter(const void* from, int a, std::size_t k, std::size_t n,
                            const Rounding& rounding) const {
-    if (!is_half(dtype_[a])) return scatter_items(static_cast<const char*>(from), a, k, n, 0);
+    if (!is_half(format_[a])) return scatter_items(static_cast<const char*>(from), a, k, n, 0);
     HalfRun run(*this, a, k, n);
-    narrow(dtype_[a], packed(static_cast<const float*>(from), 1, n), run.high, run.low, rounding);
+    narrow(format_[a], packed(static_cast<const float*>(from), 1, n), run.high, run.low, rounding);
     if (!run.is_copied) return;
     scatter_items(reinterpret_cast<const char*>(run.high_place), a, k, n, 0);
     if (low_[a] != 0) scatter_items(reinterpret_cast<const char*>(run.low_place), a, k, n, low_[a]);

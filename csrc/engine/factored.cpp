@@ -6,11 +6,11 @@
 #include <new>
 #include <type_traits>
 
-#include "blocks.hpp"
-#include "carried.hpp"
 #include "dispatch/isa.hpp"
-#include "resolve.hpp"
-#include "tensor_step.hpp"
+#include "engine/blocks.hpp"
+#include "engine/carried.hpp"
+#include "engine/resolve.hpp"
+#include "engine/tensor_step.hpp"
 
 namespace adafactor {
 namespace {
@@ -162,7 +162,7 @@ private:
                          bool exists = true) {
         if (!exists) return {nullptr, 0, Format::none, 0};
         const MatrixView matrix = batch[m];
-        return {matrix.at(part.i, part.j), matrix.outer_stride, format_of(matrix), matrix.low};
+        return {matrix.at(part.i, part.j), matrix.outer_stride, matrix.format, matrix.low};
     }
 
     std::size_t n_tiles() const { return n_matrices_ * tiling_.n_tiles; }
@@ -229,8 +229,8 @@ private:
         const MatrixView matrix = grad_[m];
         const Rect part =
             partition_.owns_outer ? Rect{k, 0, n, matrix.inner} : Rect{0, k, matrix.outer, n};
-        if (is_half(matrix.dtype) && !packs_grad()) {
-            running_half_kernels(matrix.dtype)
+        if (is_half(matrix.format) && !packs_grad()) {
+            running_half_kernels(matrix.format)
                 .measure_rows(block_of<const Half>(matrix, part), out, room);
             return;
         }
@@ -270,8 +270,8 @@ private:
         const MatrixView matrix = param_[m];
         if (!sums_param_in_place())
             return kernels_.sum_squares(packed_block<const P>(matrix, part, room + sums_room_));
-        if (is_half(matrix.dtype))
-            return running_half_kernels(matrix.dtype)
+        if (is_half(matrix.format))
+            return running_half_kernels(matrix.format)
                 .sum_squares(block_of<const Half>(matrix, part));
         return kernels_.sum_squares(block_of<const P>(matrix, part));
     }

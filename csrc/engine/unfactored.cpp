@@ -3,10 +3,10 @@
 #include <cmath>
 #include <new>
 
-#include "blocks.hpp"
-#include "carried.hpp"
-#include "resolve.hpp"
-#include "tensor_step.hpp"
+#include "engine/blocks.hpp"
+#include "engine/carried.hpp"
+#include "engine/resolve.hpp"
+#include "engine/tensor_step.hpp"
 
 namespace adafactor {
 namespace {
@@ -21,7 +21,7 @@ ElementOrder order_of(const Tensor& tensor) {
         strides[d] = stride;
         stride *= param.shape[d];
     }
-    const Array v{reinterpret_cast<char*>(tensor.v), DType::float64, param.ndim, param.shape,
+    const Array v{reinterpret_cast<char*>(tensor.v), Format::float64, param.ndim, param.shape,
                   strides};
     return {&param, &tensor.grad, &v, tensor.m.data != nullptr ? &tensor.m : &param,
             tensor.copy.data != nullptr ? &tensor.copy : &param};

@@ -4,7 +4,7 @@
 
 #include "adafactor.hpp"
 #include "dispatch/isa.hpp"
-#include "tensor_step.hpp"
+#include "engine/tensor_step.hpp"
 
 namespace adafactor {
 namespace {
@@ -25,23 +25,23 @@ TensorStep* make_step_with(const Tensor& tensor, TensorReport& report, Scratch& 
 
 TensorStep* make_step(const Tensor& tensor, TensorReport& report, Scratch& kept,
                       const KernelTable& table) {
-    const bool p32 = tensor.param.dtype != DType::float64;
-    const bool g32 = tensor.grad.dtype != DType::float64;
+    const bool p32 = tensor.param.format != Format::float64;
+    const bool g32 = tensor.grad.format != Format::float64;
     return p32 && g32 ? make_step_with(tensor, report, kept, table, table.f32_f32)
            : p32      ? make_step_with(tensor, report, kept, table, table.f32_f64)
            : g32      ? make_step_with(tensor, report, kept, table, table.f64_f32)
                       : make_step_with(tensor, report, kept, table, table.f64_f64);
 }
 
-double value_of(const char* element, DType dtype) {
-    if (is_half(dtype)) {
+double value_of(const char* element, Format format) {
+    if (is_half(format)) {
         Half bits;
         float value;
         __builtin_memcpy(&bits, element, sizeof(bits));
-        running_half_kernels(dtype).widen({&bits, 0, 1, 1}, {&value, 0, 1, 1});
+        running_half_kernels(format).widen({&bits, 0, 1, 1}, {&value, 0, 1, 1});
         return double(value);
     }
-    if (dtype == DType::float32) {
+    if (format == Format::float32) {
         float value;
         __builtin_memcpy(&value, element, sizeof(value));
         return double(value);
@@ -60,7 +60,7 @@ std::ptrdiff_t first_bad_of(const Array& array) {
             p += rest % array.shape[d] * array.strides[d];
             rest /= array.shape[d];
         }
-        const double x = value_of(p, array.dtype);
+        const double x = value_of(p, array.format);
         if (!std::isfinite(x * x)) return k;
     }
     return -1;
