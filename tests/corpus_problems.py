@@ -1,0 +1,464 @@
+"""The problems of the corpus: the product of the paths a step can take, each with its convention.
+
+A problem is a model of a few small tensors and how it is stepped. Its name says what it is made of
+and is the key of its hash in data/corpus.json.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from buffers import LAYOUTS
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+HALVES = ("bfloat16", "float16")
+
+# How a float32 beside a half-precision param, and the lower half of one, are asked for.
+MASTERS = {"float32": True, "split": "split"}
+
+# A matrix whose rows are summed at once, one whose columns are, and what else is stepped apart.
+SHAPES = {
+    "rows": (131, 77),
+    "cols": (6, 1100),
+    "batch": (3, 20, 33),
+    "kernel": (5, 5, 3, 3),
+    "vector": (1500,),
+    "scalar": (),
+}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """The layouts are names of `buffers.LAYOUTS`; param's is that of the copy, too."""
+
+    shape: tuple[int, ...]
+    param: str = "float32"
+    grad: str = "float32"
+    copy: str | None = None
+    layout: str = "C"
+    grad_layout: str = "C"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model and how it is stepped.
+
+    Attributes
+    ----------
+    tensors : tuple of Tensor
+    convention : str or None
+        None: an `AdaFactor`, of the only tensor.
+    arguments : mapping
+        The optimizer's own.
+    grads : str
+        A key of `corpus.GRADS`: what the gradients look like.
+    steps : int
+    grad_scale : float
+    without : int or None
+        The tensor that has no gradient in the second step.
+    written : str or None
+        Whether params are doubled between two steps, "told" or "untold".
+    param_scale : float
+    """
+
+    tensors: tuple[Tensor, ...]
+    convention: str | None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    grads: str = "dead lines"
+    steps: int = 4
+    grad_scale: float = 1.0
+    without: int | None = None
+    written: str | None = None
+    param_scale: float = 1.0
+
+
+Named = Iterator[tuple[str, Problem]]
+
+
+def model(*shapes: tuple[int, ...], **like: Any) -> tuple[Tensor, ...]:
+    """Tensors of these shapes, by default one of each kind, that are alike in all else."""
+    return tuple(Tensor(shape, **like) for shape in shapes or SHAPES.values())
+
+
+def halves_per_second_step(t: int) -> float:
+    return 0.5 / (1 + t // 2)
+
+
+def one_array() -> Named:
+    """AdaFactor, in C order: the runs that were kept first."""
+    shapes = [(131, 77), (64, 3000), (2100, 5), (40, 50, 3), (5000,)]
+    singles = ("float32", "float64")
+    for shape, param, grad in itertools.product(shapes, singles, singles):
+        for eps in (1e-30, 1e-4, 1e-38):
+            problem = Problem(model(shape, param=param, grad=grad), None, {"eps": eps}, "plain")
+            yield f"{shape} {param} {grad} {eps}", problem
+    options: dict[str, dict[str, Any]] = {
+        "unscaled": {"scale_parameter": False},
+        "unclipped": {"clip_threshold": None},
+        "carried": {"carry_param_rms": True},
+        "stochastic": {"rounding": "stochastic", "seed": 5},
+        "propagating": {"nonfinite": "propagate", "beta2": 0.5},
+    }
+    for shape, dtype, name in itertools.product([(131, 77), (1500,)], DTYPES, options):
+        tensor = Tensor(shape, dtype, "float32" if dtype == "float64" else dtype)
+        yield f"{name} {shape} {dtype}", Problem((tensor,), None, options[name])
+
+
+def dtypes() -> Named:
+    pairs = list(itertools.product(DTYPES, DTYPES))
+    for (param, grad), shape in itertools.product(pairs, SHAPES):
+        tensors = model(SHAPES[shape], param=param, grad=grad)
+        arguments = {"factored_axes": "last_two"}
+        yield f"{param} {grad} {shape}", Problem(tensors, "paper", arguments)
+    for param, grad in pairs:
+        arguments = {"eps": 1e-3, "factored_axes": "last_two", "weight_decay": 0.1, "beta2": 0.9}
+        yield f"{param} {grad} direct", Problem(model(param=param, grad=grad), "seed", arguments)
+
+
+def roundings() -> Named:
+    for copy, grad, rounding in itertools.product(HALVES, DTYPES, ("nearest", "stochastic")):
+        tensors = model(grad=grad, copy=copy)
+        for name, more in {"plain": {}, "beta1": {"beta1": 0.9}, "direct": {"eps": 1e-3}}.items():
+            arguments = {"rounding": rounding, "factored_axes": "last_two", **more}
+            yield f"copy {copy} {grad} {rounding} {name}", Problem(tensors, "seed", arguments)
+    for param, grad in itertools.product(HALVES, DTYPES):
+        for name, more in {"plain": {}, "beta1": {"beta1": 0.9, "weight_decay": 0.1}}.items():
+            arguments = {"rounding": "stochastic", "seed": 11, "factored_axes": "last_two", **more}
+            problem = Problem(model(param=param, grad=grad), "paper", arguments)
+            yield f"stochastic {param} {grad} {name}", problem
+
+
+def masters() -> Named:
+    for param, grad, rounding in itertools.product(HALVES, DTYPES, ("nearest", "stochastic")):
+        arguments = {"masters": MASTERS["float32"], "rounding": rounding, "beta1": 0.9}
+        problem = Problem(model(param=param, grad=grad), "huggingface", arguments)
+        yield f"float32 {param} {grad} {rounding}", problem
+    tensors = model(param="float32", grad="bfloat16")
+    yield "float32 float32 bfloat16", Problem(tensors, "paper", {"masters": MASTERS["float32"]})
+    variants: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "decay": {"weight_decay": 0.1},
+        "beta1": {"beta1": 0.9, "momentum_dtype": "bfloat16"},
+        "direct": {"eps": 1e-3, "eps_mode": "seed"},
+    }
+    for grad, name in itertools.product(DTYPES, variants):
+        arguments = {"masters": MASTERS["split"], "factored_axes": "last_two", **variants[name]}
+        problem = Problem(model(param="bfloat16", grad=grad), "paper", arguments)
+        yield f"split {grad} {name}", problem
+
+
+def momentum() -> Named:
+    singles = [(param, m) for param in ("float32", *HALVES) for m in ("float32", "bfloat16")]
+    for (param, m), of, decay in itertools.product(
+        [*singles, ("float64", "float64")], ("step", "u"), (0.0, 0.1)
+    ):
+        for grad in dict.fromkeys((param, "float32")):
+            arguments = {
+                "beta1": 0.9,
+                "momentum_dtype": m,
+                "momentum_of": of,
+                "weight_decay": decay,
+                "factored_axes": "last_two",
+            }
+            problem = Problem(model(param=param, grad=grad), "paper", arguments)
+            yield f"{param} {grad} {m} of {of}, decay {decay}", problem
+
+
+# For each convention what it is given besides its defaults, without and with decay and momentum.
+ARGUMENTS: dict[str, dict[str, dict[str, Any]]] = {
+    "seed": {
+        "plain": {},
+        "decayed": {"lr": 0.1, "beta1": 0.9, "weight_decay": 0.1},
+        "corrected": {"bias_correction": True, "factored_axes": "last_two"},
+    },
+    "paper": {
+        "plain": {},
+        "decayed": {"beta1": 0.9, "weight_decay": 0.1},
+        "warm": {"warmup_init": True, "factored_axes": "two_largest", "decay_offset": 2},
+    },
+    "huggingface": {
+        "plain": {},
+        "decayed": {"beta1": 0.9, "weight_decay": 0.1, "warmup_init": True},
+        "by lr": {"lr": halves_per_second_step, "relative_step": False, "scale_parameter": False},
+    },
+    "torch": {
+        "plain": {},
+        "decayed": {"weight_decay": 0.1, "lr": 0.05, "d": 1.5},
+        "maximizing": {"maximize": True, "eps": (1e-20, 1e-2)},
+    },
+    "optax": {
+        "plain": {"learning_rate": 0.1, "min_dim_size_to_factor": 4},
+        "decayed": {
+            "learning_rate": halves_per_second_step,
+            "min_dim_size_to_factor": 3,
+            "momentum": 0.5,
+            "weight_decay_rate": 0.1,
+            "decay_offset": 1,
+        },
+        "unfactored": {"factored": False, "multiply_by_parameter_scale": False},
+    },
+    "keras": {
+        "plain": {},
+        "decayed": {"learning_rate": 0.1, "relative_step": False, "weight_decay": 0.1},
+    },
+    "t5x": {
+        "plain": {"learning_rate": 0.1, "min_dim_size_to_factor": 3},
+        "decayed": {
+            "learning_rate": halves_per_second_step,
+            "min_dim_size_to_factor": 3,
+            "beta1": 0.9,
+            "weight_decay_rate_lr_exponent": 2.0,
+        },
+    },
+    "big_vision": {
+        "plain": {"lr": 0.1, "min_dim_size_to_factor": 3},
+        "decayed": {
+            "lr": 0.1,
+            "wd": 0.1,
+            "schedule": halves_per_second_step,
+            "min_dim_size_to_factor": 3,
+            "dtype_momentum": None,
+        },
+    },
+}
+
+
+def conventions() -> Named:
+    pairs = [
+        ("float32", "float32"),
+        ("float64", "float64"),
+        ("bfloat16", "bfloat16"),
+        ("float32", "float16"),
+    ]
+    for convention, variants in ARGUMENTS.items():
+        for name, (param, grad) in itertools.product(variants, pairs):
+            problem = Problem(model(param=param, grad=grad), convention, variants[name])
+            yield f"{convention} {name}, {param} {grad}", problem
+
+
+def epsilons() -> Named:
+    modes = ("seed", "grad_squared", "clamp", "root")
+    clips = {"clipped": 0.01, "unclipped": None}
+    pairs = [("float32", "float32"), ("float64", "float32"), ("bfloat16", "float16")]
+    for mode, eps, clip in itertools.product(modes, (0.0, 1e-38, 1e-30, 1e-7, 1e-3), clips):
+        for param, grad in pairs:
+            arguments = {
+                "eps_mode": mode,
+                "eps": eps,
+                "clip_threshold": clips[clip],
+                "factored_axes": "last_two",
+            }
+            problem = Problem(model(param=param, grad=grad), "paper", arguments)
+            yield f"{mode} {eps} {clip}, {param} {grad}", problem
+    for convention in ("paper", "torch"):
+        tensors = model(grad="bfloat16")
+        yield f"always dead, {convention}", Problem(tensors, convention, grads="always dead")
+
+
+def magnitudes() -> Named:
+    """Squares beyond float32, in all elements or in some rows or columns."""
+    pairs = [("float32", "float32"), ("float64", "float64"), ("bfloat16", "bfloat16")]
+    for grads, eps in itertools.product(
+        ("tiny", "huge", "rows apart", "columns apart"), (0.0, 1e-30)
+    ):
+        for param, grad in pairs:
+            arguments = {"eps": eps, "factored_axes": "last_two", "weight_decay": 0.1}
+            problem = Problem(model(param=param, grad=grad), "paper", arguments, grads)
+            yield f"{grads} {eps}, {param} {grad}", problem
+            for mode in ("seed", "root", "clamp"):
+                other = replace(problem, arguments={**arguments, "eps_mode": mode, "lr": 1e-30})
+                yield f"{grads} {eps}, {param} {grad}, {mode}", other
+    for scale in (2.0**-80, 2.0**80):
+        for param in ("float32", "float64", "bfloat16"):
+            problem = Problem(model(param=param), "seed", param_scale=scale)
+            yield f"params of {scale:.0e}, {param}", problem
+    for nonfinite, grads in itertools.product(("propagate", "skip"), ("infinite", "nan")):
+        for atomic, param in itertools.product(("all", "tensor"), ("float32", "float64")):
+            arguments = {"nonfinite": nonfinite, "atomic": atomic, "factored_axes": "last_two"}
+            problem = Problem(model(param=param), "paper", arguments, grads)
+            yield f"{grads} {nonfinite} {atomic}, {param}", problem
+
+
+def layouts() -> Named:
+    shapes = ((131, 77), (5, 5, 3, 3), (3, 20, 33), (33, 5, 7), (1500,))
+    pairs = [("float32", "float32"), ("float64", "float16"), ("bfloat16", "bfloat16")]
+    axes = {"factored_axes": "last_two"}
+    for layout in LAYOUTS:
+        for param, grad in pairs:
+            like = {"param": param, "grad": grad, "layout": layout}
+            problem = Problem(model(*shapes, **like, grad_layout=layout), "paper", axes)
+            yield f"both {layout}, {param} {grad}", problem
+            arguments = {**axes, "beta1": 0.9, "weight_decay": 0.1, "eps": 1e-3}
+            yield (
+                f"param {layout}, {param} {grad}",
+                Problem(model(*shapes, **like), "seed", arguments),
+            )
+        tensors = model(*shapes, layout="Fortran", grad_layout=layout)
+        yield f"grad {layout}, param Fortran", Problem(tensors, "torch")
+        tensors = model(*shapes, grad="bfloat16", copy="bfloat16", layout=layout)
+        yield f"copy {layout}", Problem(tensors, "paper", {**axes, "rounding": "stochastic"})
+        tensors = model(*shapes, param="bfloat16", grad="bfloat16", layout=layout)
+        arguments = {**axes, "masters": MASTERS["split"]}
+        yield f"split {layout}", Problem(tensors, "paper", arguments)
+
+
+def batches() -> Named:
+    """Small and large matrices along any two axes, alone and interleaved with others."""
+    cases: dict[str, tuple[tuple[int, ...], tuple[int, int]]] = {
+        "1x1": ((12, 11, 1, 1), (2, 3)),
+        "1x1, two tasks": ((300, 256, 1, 1), (2, 3)),
+        "3x3": ((20, 9, 3, 3), (2, 3)),
+        "5x7": ((4, 3, 5, 7), (2, 3)),
+        "16x16": ((3, 3, 16, 16), (2, 3)),
+        "17x16": ((3, 3, 17, 16), (2, 3)),
+        "7 of 3x3": ((7, 1, 3, 3), (2, 3)),
+        "interleaved 3x3": ((3, 3, 20, 9), (0, 1)),
+        "outermost and innermost": ((6, 20, 9, 5), (0, 3)),
+        "transposed": ((20, 6, 5, 3), (2, 1)),
+        "interleaved 40x50": ((40, 50, 3), (0, 1)),
+        "interleaved in chunks": ((4, 40, 50, 3), (1, 2)),
+        "rows inside": ((50, 3, 40), (2, 0)),
+        "large": ((3, 300, 260), (1, 2)),
+        "large, interleaved": ((300, 260, 2), (1, 0)),
+        "wide": ((3, 5, 2100), (1, 2)),
+    }
+    pairs = [("float32", "float32"), ("float64", "bfloat16"), ("bfloat16", "bfloat16")]
+    for name, (shape, axes) in cases.items():
+        for (param, grad), scope in itertools.product(pairs, ("tensor", "matrix")):
+            tensors = model(shape, param=param, grad=grad)
+            arguments: dict[str, Any] = {"factored_axes": axes, "rms_scope": scope}
+            problem = Problem(tensors, "paper", arguments, steps=3)
+            yield f"{name}, {scope}, {param} {grad}", problem
+        like = {"layout": "Fortran", "grad_layout": "C"}
+        arguments = {"factored_axes": axes, "beta1": 0.9, "eps": 1e-3, "clip_threshold": 0.1}
+        yield f"{name}, Fortran", Problem(model(shape, **like), "seed", arguments, steps=3)
+        split = {"factored_axes": axes, "masters": MASTERS["split"], "carry_param_rms": True}
+        tensors = model(shape, param="bfloat16", grad="bfloat16", layout="Fortran reversed")
+        yield f"{name}, split reversed", Problem(tensors, "paper", split, steps=3)
+
+
+LARGE = ((700, 300), (130, 2500), (20, 17000), (3, 70000), (2100, 5), (150_000,))
+
+
+def large() -> Named:
+    """Several tiles, groups of blocks and parts of an axis."""
+    for shape in LARGE:
+        for param, grad in [
+            ("float32", "float32"),
+            ("float64", "float64"),
+            ("bfloat16", "bfloat16"),
+            ("float32", "float16"),
+        ]:
+            tensors = model(shape, param=param, grad=grad)
+            arguments = {"carry_param_rms": True}
+            yield f"{shape} {param} {grad}", Problem(tensors, "paper", arguments, steps=3)
+        tensors = model(shape, grad_layout="Fortran", grad="bfloat16", copy="bfloat16")
+        problem = Problem(tensors, "seed", {"eps": 1e-3, "beta1": 0.9}, steps=3)
+        yield f"{shape} Fortran grad, copy", problem
+        tensors = model(shape, layout="Fortran", grad_layout="Fortran")
+        problem = Problem(tensors, "paper", {"eps": 0.0, "masters": MASTERS["split"]}, steps=3)
+        yield f"{shape} Fortran, wide sums", problem
+
+
+def carried() -> Named:
+    variants: dict[str, tuple[str, dict[str, Any]]] = {
+        "float32": ("float32", {}),
+        "float64": ("float64", {"weight_decay": 0.1}),
+        "bfloat16": ("bfloat16", {"rounding": "stochastic"}),
+        "float16": ("float16", {"masters": MASTERS["float32"]}),
+        "split": ("bfloat16", {"masters": MASTERS["split"]}),
+        "direct": ("float32", {"eps": 1e-3, "beta1": 0.9}),
+        "matrix": ("float32", {"rms_scope": "matrix"}),
+    }
+    shapes = (*SHAPES.values(), (64, 3000), (70_000,))
+    for (name, (param, more)), written in itertools.product(
+        variants.items(), (None, "told", "untold")
+    ):
+        arguments = {"carry_param_rms": True, "factored_axes": "last_two", **more}
+        problem = Problem(
+            model(*shapes, param=param, grad="bfloat16"),
+            "seed",
+            arguments,
+            written=None if name in ("float16", "split") else written,
+        )
+        if written is None or problem.written:
+            yield f"{name}, written {written}", problem
+    for name, layout in itertools.product(("float32", "bfloat16"), ("Fortran", "both steps")):
+        tensors = model(*shapes, param=name, layout=layout)
+        yield f"{name} {layout}", Problem(tensors, "paper", {"carry_param_rms": True})
+
+
+def options() -> Named:
+    """What holds for all tensors of a model at once."""
+    mixed = (
+        Tensor((131, 77)),
+        Tensor((9, 4, 3, 3), "bfloat16", "float32"),
+        Tensor((6, 1100), "float64", "float64"),
+        Tensor((1500,), "float16", "float16"),
+        Tensor((0, 3)),
+        Tensor((64, 70), "float32", "bfloat16", "bfloat16"),
+        Tensor(()),
+    )
+    variants: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "clipped norm": {"max_grad_norm": 1e-5},
+        "norm not clipped": {"max_grad_norm": 1e4},
+        "clipped norm, direct": {"max_grad_norm": 1e-5, "eps_mode": "seed", "eps": 1e-3},
+        "maximize": {"maximize": True},
+        "matrix": {"rms_scope": "matrix"},
+        "alone": {"weight_decay": 0.1, "weight_decay_mode": "alone"},
+        "mask": {"weight_decay": halves_per_second_step, "weight_decay_mask": ("0", "3")},
+        "after decay": {"weight_decay": 0.1, "scale_after_decay": True},
+        "by t": {"lr": halves_per_second_step, "schedule": halves_per_second_step},
+    }
+    for name, atomic in itertools.product(variants, ("all", "tensor")):
+        arguments = {"atomic": atomic, "factored_axes": "last_two", **variants[name]}
+        problem = Problem(mixed, "paper", arguments)
+        yield f"{name}, {atomic}", problem
+        if atomic == "all":
+            yield f"{name}, scaled", replace(problem, grad_scale=1000.0)
+    for scope in ("tensor", "model"):
+        for convention in ("paper", "torch"):
+            problem = Problem(mixed, convention, {"t_scope": scope}, without=0)
+            yield f"missing gradient, t of {scope}, {convention}", problem
+    waves = model(*[(100, 600)] * 9, (150, 1000), *[(40, 50), (9, 4, 3, 3), (77,)] * 4)
+    for name, more in {
+        "tensor": {"atomic": "tensor"},
+        "all": {},
+        "clipped norm": {"max_grad_norm": 1e-5},
+        "skip": {"atomic": "tensor", "nonfinite": "skip"},
+    }.items():
+        arguments = {"factored_axes": "last_two", **more}
+        grads = "infinite" if name == "skip" else "dead lines"
+        yield f"waves, {name}", Problem(waves, "paper", arguments, grads, steps=3)
+
+
+GROUPS = (
+    one_array,
+    dtypes,
+    roundings,
+    masters,
+    momentum,
+    conventions,
+    epsilons,
+    magnitudes,
+    layouts,
+    batches,
+    large,
+    carried,
+    options,
+)
+
+
+def problems() -> dict[str, Problem]:
+    """All problems by name."""
+    found: dict[str, Problem] = {}
+    for group in GROUPS:
+        for name, problem in group():
+            key = f"{group.__name__}: {name}"
+            assert key not in found, key
+            found[key] = problem
+    return found
