@@ -11,6 +11,7 @@ and say in the commit which problems do, and why. What a problem is stands in co
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import hashlib
 import json
@@ -97,6 +98,8 @@ GRADS: dict[str, Callable[[Array, int], Array]] = {
     "huge": lambda values, t: values * 2.0**83,
     "rows apart": lambda values, t: apart(values, -2),
     "columns apart": lambda values, t: apart(values, -1),
+    "surge": lambda values, t: values * 2.0 ** (100 if t > 1 else 0),
+    "flood": lambda values, t: values * 2.0 ** (490 if t > 1 else -83),
     "infinite": with_one(math.inf),
     "nan": with_one(math.nan),
 }
@@ -159,10 +162,11 @@ class Run:
             **problem.arguments,
         )
         for t, grads in enumerate(self.grads, start=1):
-            report = opt.step(grads, problem.grad_scale)
-            columns = (report.rms_grad, report.rms_u, report.clip_divisor)
-            columns += (report.rms_param, report.step_size, report.stepped, report.grad_norm)
-            self.numbers.extend(np.asarray(column, np.float64) for column in columns)
+            with contextlib.suppress(FloatingPointError):
+                report = opt.step(grads, problem.grad_scale)
+                columns = (report.rms_grad, report.rms_u, report.clip_divisor)
+                columns += (report.rms_param, report.step_size, report.stepped, report.grad_norm)
+                self.numbers.extend(np.asarray(column, np.float64) for column in columns)
             if self._writes_after(t):
                 opt.params_changed()
         self.numbers.append(np.array([opt.t, opt.skipped, *opt.counts], np.float64))

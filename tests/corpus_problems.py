@@ -113,21 +113,35 @@ def dtypes() -> Named:
         tensors = model(SHAPES[shape], param=param, grad=grad)
         arguments = {"factored_axes": "last_two"}
         yield f"{param} {grad} {shape}", Problem(tensors, "paper", arguments)
-    for param, grad in pairs:
-        arguments = {"eps": 1e-3, "factored_axes": "last_two", "weight_decay": 0.1, "beta2": 0.9}
-        yield f"{param} {grad} direct", Problem(model(param=param, grad=grad), "seed", arguments)
+    variants: dict[str, dict[str, Any]] = {
+        "decayed": {"weight_decay": 0.1},
+        "direct": {"eps": 1e-3, "weight_decay": 0.1, "beta2": 0.9},
+        "wide": {"eps": 0.0, "beta1": 0.9, "clip_threshold": 0.1},
+    }
+    for (param, grad), name in itertools.product(pairs, variants):
+        arguments = {"factored_axes": "last_two", **variants[name]}
+        problem = Problem(model(param=param, grad=grad), "seed", arguments)
+        yield f"{param} {grad} {name}", problem
 
 
 def roundings() -> Named:
+    variants: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "decayed": {"weight_decay": 0.1},
+        "beta1": {"beta1": 0.9, "weight_decay": 0.1},
+        "direct": {"eps": 1e-3},
+        "bfloat16 beta1": {"beta1": 0.9, "momentum_dtype": "bfloat16"},
+    }
+    common = {"factored_axes": "last_two", "seed": 11}
     for copy, grad, rounding in itertools.product(HALVES, DTYPES, ("nearest", "stochastic")):
-        tensors = model(grad=grad, copy=copy)
-        for name, more in {"plain": {}, "beta1": {"beta1": 0.9}, "direct": {"eps": 1e-3}}.items():
-            arguments = {"rounding": rounding, "factored_axes": "last_two", **more}
-            yield f"copy {copy} {grad} {rounding} {name}", Problem(tensors, "seed", arguments)
+        for name, more in variants.items():
+            arguments = {**common, "rounding": rounding, **more}
+            problem = Problem(model(grad=grad, copy=copy), "seed", arguments)
+            yield f"copy {copy} {grad} {rounding} {name}", problem
     for param, grad in itertools.product(HALVES, DTYPES):
-        for name, more in {"plain": {}, "beta1": {"beta1": 0.9, "weight_decay": 0.1}}.items():
-            arguments = {"rounding": "stochastic", "seed": 11, "factored_axes": "last_two", **more}
-            problem = Problem(model(param=param, grad=grad), "paper", arguments)
+        for name, more in variants.items():
+            arguments = {**common, "rounding": "stochastic", **more}
+            problem = Problem(model(param=param, grad=grad), "seed", arguments)
             yield f"stochastic {param} {grad} {name}", problem
 
 
@@ -271,20 +285,68 @@ def magnitudes() -> Named:
             for mode in ("seed", "root", "clamp"):
                 other = replace(problem, arguments={**arguments, "eps_mode": mode, "lr": 1e-30})
                 yield f"{grads} {eps}, {param} {grad}, {mode}", other
-    for scale in (2.0**-80, 2.0**80):
-        for param in ("float32", "float64", "bfloat16"):
-            problem = Problem(model(param=param), "seed", param_scale=scale)
-            yield f"params of {scale:.0e}, {param}", problem
-    for nonfinite, grads in itertools.product(("propagate", "skip"), ("infinite", "nan")):
-        for atomic, param in itertools.product(("all", "tensor"), ("float32", "float64")):
-            arguments = {"nonfinite": nonfinite, "atomic": atomic, "factored_axes": "last_two"}
-            problem = Problem(model(param=param), "paper", arguments, grads)
-            yield f"{grads} {nonfinite} {atomic}, {param}", problem
+    sizes = [(2.0**scale, param) for scale in (-80, 80) for param in DTYPES if param != "float16"]
+    subnormal = [(2.0**-18, "float16"), (2.0**-130, "bfloat16"), (2.0**-130, "float32")]
+    for (scale, param), rounding in itertools.product(
+        (*sizes, *subnormal), ("nearest", "stochastic")
+    ):
+        arguments = {"rounding": rounding, "factored_axes": "last_two"}
+        problem = Problem(model(param=param), "seed", arguments, param_scale=scale)
+        yield f"params of {scale:.0e}, {rounding} {param}", problem
+    for param, rounding in itertools.product(HALVES, ("nearest", "stochastic")):
+        arguments = {
+            "nonfinite": "propagate",
+            "lr": 1e5 if param == "float16" else 1e39,
+            "rounding": rounding,
+            "factored_axes": "last_two",
+        }
+        problem = Problem(model(param=param, grad=param), "seed", arguments, steps=2)
+        yield f"params that overflow, {rounding} {param}", problem
+    for grads, copy in itertools.product(("tiny", "rows apart"), HALVES):
+        for more in ({"beta1": 0.9}, {"eps_mode": "seed", "weight_decay": 0.1}):
+            tensors = model(grad="bfloat16", copy=copy)
+            arguments = {"eps": 1e-25, "factored_axes": "last_two", **more}
+            yield (
+                f"{grads} copy {copy}, {' '.join(more)}",
+                Problem(tensors, "paper", arguments, grads),
+            )
+
+
+def nonfinite() -> Named:
+    """Elements that are no numbers, and steps that overflow though all are."""
+    policies = ("propagate", "skip", "raise")
+    for policy, grads, atomic in itertools.product(
+        policies, ("infinite", "nan"), ("all", "tensor")
+    ):
+        for dtype in DTYPES:
+            arguments = {"nonfinite": policy, "atomic": atomic, "factored_axes": "last_two"}
+            problem = Problem(model(param=dtype, grad=dtype), "paper", arguments, grads)
+            yield f"{grads} {policy} {atomic}, {dtype}", problem
+    # With this decay rate V is what the first step left there.
+    frozen = {"decay_rate": -1000.0, "eps_mode": "seed", "factored_axes": "last_two"}
+    for policy, grads in itertools.product(policies, ("surge", "flood")):
+        for param, grad in [
+            ("float32", "float32"),
+            ("bfloat16", "bfloat16"),
+            ("float64", "float64"),
+        ]:
+            if grads == "flood" and grad != "float64":
+                continue
+            for eps in (1e-30, 1e-3):
+                arguments = {**frozen, "nonfinite": policy, "eps": eps}
+                problem = Problem(model(param=param, grad=grad), "paper", arguments, grads)
+                yield f"{grads} {eps} {policy}, {param} {grad}", problem
 
 
 def layouts() -> Named:
     shapes = ((131, 77), (5, 5, 3, 3), (3, 20, 33), (33, 5, 7), (1500,))
-    pairs = [("float32", "float32"), ("float64", "float16"), ("bfloat16", "bfloat16")]
+    pairs = [
+        ("float32", "float32"),
+        ("float32", "float64"),
+        ("float64", "float64"),
+        ("float64", "float16"),
+        ("bfloat16", "bfloat16"),
+    ]
     axes = {"factored_axes": "last_two"}
     for layout in LAYOUTS:
         for param, grad in pairs:
@@ -325,7 +387,13 @@ def batches() -> Named:
         "large, interleaved": ((300, 260, 2), (1, 0)),
         "wide": ((3, 5, 2100), (1, 2)),
     }
-    pairs = [("float32", "float32"), ("float64", "bfloat16"), ("bfloat16", "bfloat16")]
+    pairs = [
+        ("float32", "float32"),
+        ("float32", "float64"),
+        ("float64", "float64"),
+        ("float64", "bfloat16"),
+        ("bfloat16", "bfloat16"),
+    ]
     for name, (shape, axes) in cases.items():
         for (param, grad), scope in itertools.product(pairs, ("tensor", "matrix")):
             tensors = model(shape, param=param, grad=grad)
@@ -386,9 +454,16 @@ def carried() -> Named:
         )
         if written is None or problem.written:
             yield f"{name}, written {written}", problem
-    for name, layout in itertools.product(("float32", "bfloat16"), ("Fortran", "both steps")):
-        tensors = model(*shapes, param=name, layout=layout)
-        yield f"{name} {layout}", Problem(tensors, "paper", {"carry_param_rms": True})
+    for param, grad, layout, written in itertools.product(
+        ("float32", "float64", "bfloat16"),
+        ("float32", "float64"),
+        ("C", "Fortran", "both steps"),
+        (None, "untold"),
+    ):
+        tensors = model(*shapes, param=param, grad=grad, layout=layout)
+        arguments = {"carry_param_rms": True, "factored_axes": "last_two"}
+        problem = Problem(tensors, "paper", arguments, written=written)
+        yield f"{param} {grad} {layout}, written {written}", problem
 
 
 def options() -> Named:
@@ -445,6 +520,7 @@ GROUPS = (
     conventions,
     epsilons,
     magnitudes,
+    nonfinite,
     layouts,
     batches,
     large,
