@@ -70,9 +70,4 @@ bool set_isa(std::string_view name) {
 
 const KernelTable& running_kernels() { return *running.load()->kernels; }
 
-const HalfKernels& running_half_kernels(Format format) {
-    const KernelTable& table = running_kernels();
-    return format == Format::float16 ? table.float16 : table.bfloat16;
-}
-
 }  // namespace adafactor

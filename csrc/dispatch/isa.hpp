@@ -5,7 +5,6 @@
 #include <string_view>
 #include <vector>
 
-#include "adafactor.hpp"
 #include "kernel/kernels.hpp"
 
 namespace adafactor {
@@ -18,6 +17,5 @@ std::string running_isa();
 bool set_isa(std::string_view name);
 
 const KernelTable& running_kernels();
-const HalfKernels& running_half_kernels(Format format);
 
 }  // namespace adafactor

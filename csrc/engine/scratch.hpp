@@ -11,12 +11,13 @@ namespace adafactor {
 
 class Scratch {
 public:
-    // The calling thread's own: what a step keeps to its end, and what it passes on before.
-    static Scratch& kept_by_this_thread() {
+    // The calling thread's own: what its step needs to the end, and what it needs until a wave of
+    // tensors is resolved.
+    static Scratch& of_this_threads_step() {
         static thread_local Scratch scratch;
         return scratch;
     }
-    static Scratch& passing_in_this_thread() {
+    static Scratch& of_this_threads_measure() {
         static thread_local Scratch scratch;
         return scratch;
     }

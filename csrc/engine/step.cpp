@@ -1,4 +1,4 @@
-// A step of a list of tensors: the order of the phases.
+// A step of a list of tensors: the order of the phases, and whether a step is all or nothing.
 #include <algorithm>
 #include <cmath>
 
@@ -15,53 +15,23 @@ constexpr std::size_t kWaveElements = std::size_t(1) << 19;
 // A tensor above this has work for all threads in every phase.
 constexpr std::size_t kAloneElements = std::size_t(1) << 17;
 
-template <class P, class G>
-TensorStep* make_step_with(const Tensor& tensor, TensorReport& report, Scratch& kept,
-                           const KernelTable& table, const Kernels<P, G>& kernels) {
-    if (tensor.v != nullptr) return make_unfactored_step(tensor, report, kept, kernels);
-    if (is_small(tensor)) return make_small_step(tensor, report, kept, kernels);
-    return make_factored_step(tensor, report, kept, table, kernels);
-}
-
-TensorStep* make_step(const Tensor& tensor, TensorReport& report, Scratch& kept,
-                      const KernelTable& table) {
-    const bool p32 = tensor.param.format != Format::float64;
-    const bool g32 = tensor.grad.format != Format::float64;
-    return p32 && g32 ? make_step_with(tensor, report, kept, table, table.f32_f32)
-           : p32      ? make_step_with(tensor, report, kept, table, table.f32_f64)
-           : g32      ? make_step_with(tensor, report, kept, table, table.f64_f32)
-                      : make_step_with(tensor, report, kept, table, table.f64_f64);
-}
-
-double value_of(const char* element, Format format) {
-    if (is_half(format)) {
-        Half bits;
-        float value;
-        __builtin_memcpy(&bits, element, sizeof(bits));
-        running_half_kernels(format).widen({&bits, 0, 1, 1}, {&value, 0, 1, 1});
-        return double(value);
-    }
-    if (format == Format::float32) {
-        float value;
-        __builtin_memcpy(&value, element, sizeof(value));
-        return double(value);
-    }
-    double value;
-    __builtin_memcpy(&value, element, sizeof(value));
-    return value;
+TensorStep* make_step(const Tensor& tensor, TensorReport& report, Scratch& for_step,
+                      const KernelTable& kernels) {
+    if (tensor.v != nullptr) return make_unfactored_step(tensor, report, for_step, kernels);
+    if (is_small(tensor)) return make_small_step(tensor, report, for_step, kernels);
+    return make_factored_step(tensor, report, for_step, kernels);
 }
 
 // The first element in C order whose square is not finite, or -1.
-std::ptrdiff_t first_bad_of(const Array& array) {
+std::ptrdiff_t first_bad_of(const Array& array, const KernelTable& kernels) {
     const auto size = std::ptrdiff_t(size_of(array));
     for (std::ptrdiff_t k = 0; k < size; ++k) {
-        const char* p = array.data;
+        char* p = array.data;
         for (std::ptrdiff_t d = array.ndim - 1, rest = k; d >= 0; --d) {
             p += rest % array.shape[d] * array.strides[d];
             rest /= array.shape[d];
         }
-        const double x = value_of(p, array.format);
-        if (!std::isfinite(x * x)) return k;
+        if (!std::isfinite(kernels.sum_squares({p, 0, 1, 1, array.format, array.low}))) return k;
     }
     return -1;
 }
@@ -70,57 +40,54 @@ class ListStep {
 public:
     ListStep(const Tensor* tensors, std::size_t n_tensors, const Options& options,
              TensorReport* reports)
-        : tensors_(tensors), n_tensors_(n_tensors), options_(options), reports_(reports) {}
+        : tensors_(tensors),
+          n_tensors_(n_tensors),
+          options_(options),
+          reports_(reports),
+          kernels_(running_kernels()) {}
 
     Outcome take() {
         make_steps();
         const bool clips = std::isfinite(options_.max_grad_norm);
-        const bool whole = options_.all_or_none || clips;
-        if (whole)
+        const bool is_whole = options_.all_or_none || clips;
+        if (is_whole)
             take_as_a_whole(clips);
         else
             take_wave_by_wave();
-        outcome_.grad_norm = grad_norm();
-        const bool goes_on = outcome_.fault == Fault::none || (options_.skips && !whole);
-        for (std::size_t k = 0; k < n_tensors_; ++k) {
-            if (size_of(tensors_[k].param) == 0) reports_[k].stepped = goes_on;
-            reports_[k].rms_grad =
-                std::sqrt(reports_[k].grad_sq / double(size_of(tensors_[k].param))) *
-                std::abs(tensors_[k].hyper.grad_scale);
-        }
+        finish_reports(outcome_.fault == Fault::none || (options_.skips && !is_whole));
         return outcome_;
     }
 
 private:
     // Steps [begin, end).
-    struct Range {
+    struct Wave {
         std::size_t begin, end;
         std::size_t elements;
     };
 
     // Tensors without elements have no step.
     void make_steps() {
-        Scratch& kept = Scratch::kept_by_this_thread();
-        kept.reset();
-        steps_ = kept.take<TensorStep*>(n_tensors_);
-        n_elements_ = kept.take<std::size_t>(n_tensors_);
-        first_task_ = kept.take<std::size_t>(n_tensors_ + 1);
-        const KernelTable& table = running_kernels();
+        Scratch& for_step = Scratch::of_this_threads_step();
+        for_step.reset();
+        steps_ = for_step.take<TensorStep*>(n_tensors_);
+        n_elements_ = for_step.take<std::size_t>(n_tensors_);
+        first_task_ = for_step.take<std::size_t>(n_tensors_ + 1);
         for (std::size_t k = 0; k < n_tensors_; ++k) {
             reports_[k] = {};
             const std::size_t size = size_of(tensors_[k].param);
             if (size == 0) continue;
             all_.elements += size;
             n_elements_[all_.end] = size;
-            steps_[all_.end] = make_step(tensors_[k], reports_[k], kept, table);
-            room_size_ = std::max(room_size_, steps_[all_.end]->room_size());
+            steps_[all_.end] = make_step(tensors_[k], reports_[k], for_step, kernels_);
+            scratch_size_ = std::max(scratch_size_, steps_[all_.end]->scratch_size());
             ++all_.end;
         }
-        room_size_ = (room_size_ + kPadding - 1) / kPadding * kPadding;
-        rooms_ =
-            kept.take<char>(room_size_ * std::size_t(team_size(all_.elements, options_.threads)));
+        scratch_size_ = (scratch_size_ + kPadding - 1) / kPadding * kPadding;
+        const int threads = team_size(all_.elements, options_.threads);
+        scratch_ = for_step.take<char>(scratch_size_ * std::size_t(threads));
     }
 
+    // Applies nothing before all is measured and well.
     void take_as_a_whole(bool clips) {
         if (!measure_all()) return;
         if (clips) {
@@ -134,35 +101,39 @@ private:
     }
 
     bool measure_all() {
-        for (Range wave = wave_from(0); wave.begin < wave.end; wave = wave_from(wave.end)) {
+        for (Wave wave = wave_from(0); wave.begin < wave.end; wave = wave_from(wave.end)) {
             measure(wave);
-            if (!goes_on(wave)) return false;
+            resolve(wave);
+            if (has_fault(wave)) return false;
         }
         return true;
     }
 
+    // Finishes each wave while it is in cache. A tensor with a fault is left out, and unless the
+    // step skips such tensors, so is all behind it.
     void take_wave_by_wave() {
-        for (Range wave = wave_from(0); wave.begin < wave.end;) {
-            const Range next = wave_from(wave.end);
+        for (Wave wave = wave_from(0); wave.begin < wave.end;) {
+            const Wave next = wave_from(wave.end);
             measure(wave);
-            const bool all = goes_on(wave);
-            TensorStep** const begin = steps_ + wave.begin;
-            const auto has_fault = [](TensorStep* step) {
-                return step->report().fault != Fault::none;
-            };
-            if (options_.skips)
-                wave.end =
-                    std::size_t(std::remove_if(begin, steps_ + wave.end, has_fault) - steps_);
-            else if (!all)
-                wave.end = std::size_t(std::find_if(begin, steps_ + wave.end, has_fault) - steps_);
+            resolve(wave);
+            const bool is_last = has_fault(wave) && !options_.skips;
+            if (!options_.propagate) leave_out_faults(wave);
             apply(wave);
-            if (!all && !options_.skips) return;
+            if (is_last) return;
             wave = next;
         }
     }
 
-    Range wave_from(std::size_t begin) const {
-        Range wave{begin, begin, 0};
+    void leave_out_faults(Wave& wave) {
+        const auto is_faulty = [](TensorStep* step) { return step->report().fault != Fault::none; };
+        TensorStep **const begin = steps_ + wave.begin, **const end = steps_ + wave.end;
+        TensorStep** const kept = options_.skips ? std::remove_if(begin, end, is_faulty)
+                                                 : std::find_if(begin, end, is_faulty);
+        wave.end = std::size_t(kept - steps_);
+    }
+
+    Wave wave_from(std::size_t begin) const {
+        Wave wave{begin, begin, 0};
         while (wave.end < all_.end) {
             const std::size_t more = n_elements_[wave.end];
             const bool fits = more <= kAloneElements && wave.elements + more <= kWaveElements;
@@ -174,78 +145,84 @@ private:
         return wave;
     }
 
-    Team team_for(const Range& range) const {
-        return {team_size(range.elements, options_.threads), rooms_, room_size_};
+    Team team_for(const Wave& wave) const {
+        return {team_size(wave.elements, options_.threads), scratch_, scratch_size_};
     }
 
-    // Calls body(step, task of it, room) for all tasks, as count(step) has it, of a range of steps.
+    // Calls body(step, task of it, scratch) for all tasks, as count(step) has it, of a wave's
+    // steps.
     template <class Count, class Body>
-    void for_all_tasks(const Range& range, Order order, const Count& count, const Body& body) {
-        const Team team = team_for(range);
-        TensorStep** const step = steps_ + range.begin;
-        const std::size_t n = range.end - range.begin;
+    void for_all_tasks(const Wave& wave, Order order, const Count& count, const Body& body) {
+        const Team team = team_for(wave);
+        TensorStep** const step = steps_ + wave.begin;
+        const std::size_t n = wave.end - wave.begin;
         if (n == 1) {
-            team.for_tasks(count(*step[0]), order,
-                           [&](std::size_t task, int, char* room) { body(*step[0], task, room); });
+            team.for_tasks(count(*step[0]), order, [&](std::size_t task, int, char* scratch) {
+                body(*step[0], task, scratch);
+            });
             return;
         }
         first_task_[0] = 0;
         for (std::size_t k = 0; k < n; ++k) first_task_[k + 1] = first_task_[k] + count(*step[k]);
-        team.for_tasks(first_task_[n], order, [&](std::size_t task, int, char* room) {
+        team.for_tasks(first_task_[n], order, [&](std::size_t task, int, char* scratch) {
             const std::size_t* const next = std::upper_bound(first_task_, first_task_ + n, task);
             const auto k = std::size_t(next - first_task_) - 1;
-            body(*step[k], task - first_task_[k], room);
+            body(*step[k], task - first_task_[k], scratch);
         });
     }
 
-    void measure(const Range& wave) {
-        Scratch& passing = Scratch::passing_in_this_thread();
-        passing.reset();
+    void measure(const Wave& wave) {
+        Scratch& for_measure = Scratch::of_this_threads_measure();
+        for_measure.reset();
         for (std::size_t k = wave.begin; k < wave.end; ++k)
-            steps_[k]->allocate(Scratch::kept_by_this_thread(), passing);
+            steps_[k]->allocate(Scratch::of_this_threads_step(), for_measure);
         for_all_tasks(
             wave, Order::forwards, [](const TensorStep& step) { return step.n_measure_tasks(); },
-            [](TensorStep& step, std::size_t task, char* room) { step.measure(task, room); });
-
-        const Team team = team_for(wave);
-        const auto resolve = [&](std::size_t k, const Team& by) {
-            steps_[k]->report().fault = steps_[k]->resolve(by, options_.propagate);
-        };
-        if (wave.end - wave.begin == 1)
-            resolve(wave.begin, team);
-        else
-            team.for_tasks(wave.end - wave.begin, Order::forwards,
-                           [&](std::size_t k, int thread, char*) {
-                               resolve(wave.begin + k, team.alone(thread));
-                           });
+            [](TensorStep& step, std::size_t task, char* scratch) { step.measure(task, scratch); });
     }
 
-    // Whether none of the wave has a fault, or all that have are to take it in. Notes the first.
-    bool goes_on(const Range& wave) {
-        if (options_.propagate) return true;
+    void resolve(const Wave& wave) {
+        const Team team = team_for(wave);
+        const auto resolve_one = [&](std::size_t k, const Team& by) {
+            steps_[k]->report().fault = steps_[k]->resolve(by, options_.propagate);
+        };
+        const std::size_t n = wave.end - wave.begin;
+        if (n == 1) return resolve_one(wave.begin, team);
+        team.for_tasks(n, Order::forwards, [&](std::size_t k, int thread, char*) {
+            resolve_one(wave.begin + k, team.alone(thread));
+        });
+    }
+
+    // Whether a fault of the wave's is to keep its tensor from being stepped; the step's first such
+    // fault is its outcome.
+    bool has_fault(const Wave& wave) {
+        if (options_.propagate) return false;
         for (std::size_t k = wave.begin; k < wave.end; ++k) {
             const TensorReport& report = steps_[k]->report();
             if (report.fault == Fault::none) continue;
-            if (outcome_.fault != Fault::none) return false;
-            outcome_.fault = report.fault;
-            outcome_.tensor = std::size_t(&report - reports_);
-            const Tensor& tensor = tensors_[outcome_.tensor];
-            if (report.fault != Fault::second_moment)
-                outcome_.index =
-                    first_bad_of(report.fault == Fault::grad ? tensor.grad : tensor.param);
-            return false;
+            if (outcome_.fault == Fault::none) note_fault(report);
+            return true;
         }
-        return true;
+        return false;
     }
 
-    void apply(const Range& range) {
-        if (range.begin == range.end) return;
-        for (std::size_t k = range.begin; k < range.end; ++k) steps_[k]->begin_apply();
+    void note_fault(const TensorReport& report) {
+        outcome_.fault = report.fault;
+        outcome_.tensor = std::size_t(&report - reports_);
+        if (report.fault == Fault::second_moment) return;
+        const Tensor& tensor = tensors_[outcome_.tensor];
+        outcome_.index =
+            first_bad_of(report.fault == Fault::grad ? tensor.grad : tensor.param, kernels_);
+    }
+
+    void apply(const Wave& wave) {
+        if (wave.begin == wave.end) return;
+        for (std::size_t k = wave.begin; k < wave.end; ++k) steps_[k]->begin_apply();
         // Backwards: what measure read last is still in a cache.
         for_all_tasks(
-            range, Order::backwards, [](const TensorStep& step) { return step.n_apply_tasks(); },
-            [](TensorStep& step, std::size_t task, char* room) { step.apply(task, room); });
-        for (std::size_t k = range.begin; k < range.end; ++k) {
+            wave, Order::backwards, [](const TensorStep& step) { return step.n_apply_tasks(); },
+            [](TensorStep& step, std::size_t task, char* scratch) { step.apply(task, scratch); });
+        for (std::size_t k = wave.begin; k < wave.end; ++k) {
             steps_[k]->end_apply();
             steps_[k]->report().stepped = true;
         }
@@ -261,17 +238,28 @@ private:
         return std::sqrt(sum);
     }
 
+    void finish_reports(bool steps_empty_tensors) {
+        outcome_.grad_norm = grad_norm();
+        for (std::size_t k = 0; k < n_tensors_; ++k) {
+            const std::size_t size = size_of(tensors_[k].param);
+            if (size == 0) reports_[k].stepped = steps_empty_tensors;
+            reports_[k].rms_grad = std::sqrt(reports_[k].grad_sq / double(size)) *
+                                   std::abs(tensors_[k].hyper.grad_scale);
+        }
+    }
+
     const Tensor* tensors_;
     std::size_t n_tensors_;
     Options options_;
     TensorReport* reports_;
+    const KernelTable& kernels_;
     Outcome outcome_;
-    Range all_{};
+    Wave all_{};
     TensorStep** steps_ = nullptr;       // (all_.end,)
     std::size_t* n_elements_ = nullptr;  // (all_.end,)
     std::size_t* first_task_ = nullptr;  // (all_.end + 1,)
-    char* rooms_ = nullptr;
-    std::size_t room_size_ = 0;
+    char* scratch_ = nullptr;            // scratch_size_ bytes of each thread
+    std::size_t scratch_size_ = 0;
 };
 
 }  // namespace

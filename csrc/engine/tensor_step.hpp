@@ -8,46 +8,47 @@
 
 namespace adafactor {
 
-// Threads that work on one thing together. Each has a room of its own for copies and sums.
+// Threads that work on one thing together. Each has scratch memory of its own for copies and sums.
 class Team {
 public:
-    Team(int threads, char* rooms, std::size_t room_size, int first = 0)
-        : threads_(threads), first_(first), rooms_(rooms), room_size_(room_size) {}
+    Team(int threads, char* scratch, std::size_t scratch_size, int first = 0)
+        : threads_(threads), first_(first), scratch_(scratch), scratch_size_(scratch_size) {}
 
     int threads() const { return threads_; }
 
     // This team's `thread` by itself.
-    Team alone(int thread) const { return {1, rooms_, room_size_, first_ + thread}; }
+    Team alone(int thread) const { return {1, scratch_, scratch_size_, first_ + thread}; }
 
-    template <class Body>  // body(task, thread, its room)
+    template <class Body>  // body(task, thread, its scratch memory)
     void for_tasks(std::size_t n_tasks, Order order, const Body& body) const {
         parallel_for(n_tasks, threads_, order, [&](std::size_t task, int thread) {
-            body(task, thread, rooms_ + std::size_t(first_ + thread) * room_size_);
+            body(task, thread, scratch_ + std::size_t(first_ + thread) * scratch_size_);
         });
     }
 
 private:
     int threads_, first_;
-    char* rooms_;
-    std::size_t room_size_;
+    char* scratch_;
+    std::size_t scratch_size_;
 };
 
 // Lives in scratch memory and is never destroyed. measure and resolve write nothing of the tensor.
 class TensorStep {
 public:
-    // Everything that may fail does so here. `passing` lasts until resolve is done, `kept` longer.
-    virtual void allocate(Scratch& kept, Scratch& passing) = 0;
-    virtual std::size_t room_size() const = 0;
+    // Everything that may fail does so here. `for_measure` lasts until resolve is done, `for_step`
+    // until the step is.
+    virtual void allocate(Scratch& for_step, Scratch& for_measure) = 0;
+    virtual std::size_t scratch_size() const { return 0; }  // bytes of a thread
 
     virtual std::size_t n_measure_tasks() const = 0;
-    virtual void measure(std::size_t task, char* room) = 0;
+    virtual void measure(std::size_t task, char* scratch) = 0;
     // Finds what apply needs. With a fault, only if it is to `propagate`.
     virtual Fault resolve(const Team& team, bool propagate) = 0;
 
     virtual std::size_t n_apply_tasks() const = 0;
-    virtual void begin_apply() = 0;
-    virtual void apply(std::size_t task, char* room) = 0;
-    virtual void end_apply() = 0;
+    virtual void begin_apply() {}
+    virtual void apply(std::size_t task, char* scratch) = 0;
+    virtual void end_apply() {}
 
     // For a step that is measured again.
     void scale_grad(double factor) { hyper_.grad_scale *= factor; }
@@ -55,24 +56,24 @@ public:
     TensorReport& report() { return report_; }
 
 protected:
-    TensorStep(const Tensor& tensor, TensorReport& report)
-        : tensor_(tensor),
-          hyper_(tensor.hyper),
-          report_(report),
-          carried_(hyper_.scale_parameter ? tensor.carried : nullptr),
-          needs_param_(hyper_.scale_parameter) {}
+    TensorStep(const Tensor& tensor, TensorReport& report, const KernelTable& kernels)
+        : tensor_(tensor), hyper_(tensor.hyper), report_(report), kernels_(kernels) {}
     ~TensorStep() = default;
 
-    bool has_copy() const { return tensor_.copy.data != nullptr; }
     bool has_momentum() const { return tensor_.m.data != nullptr; }
     double grad_sq_scale() const { return hyper_.grad_scale * hyper_.grad_scale; }
+
+    // Whether sums and products of float32 will do; halves are read as float32.
+    bool is_all_float() const {
+        return tensor_.param.format != Format::float64 && tensor_.grad.format != Format::float64;
+    }
 
     Moment moment() const {
         return {hyper_.beta2,    hyper_.eps_squares, grad_sq_scale(),  hyper_.eps_means,
                 hyper_.eps_root, hyper_.root_floor,  hyper_.mean_floor};
     }
 
-    // Of elements that are numbered as in Rounding.
+    // Of elements that are numbered as in struct Rounding.
     Rounding rounding(std::uint64_t first, std::uint64_t row_step = 0) const {
         return {tensor_.stochastic, tensor_.random.key, tensor_.random.stream, first, row_step};
     }
@@ -80,28 +81,17 @@ protected:
     const Tensor& tensor_;
     HyperParameters hyper_;
     TensorReport& report_;
-    CarriedSquares* carried_;  // null if RMS(param) is measured, or not needed
-    bool needs_param_;         // RMS(param) is still to be found
+    const KernelTable& kernels_;
 };
 
-// Each makes a step in the memory of `kept`.
-template <class P, class G>
-TensorStep* make_factored_step(const Tensor& tensor, TensorReport& report, Scratch& kept,
-                               const KernelTable& table, const Kernels<P, G>& kernels);
-
-template <class P, class G>
-TensorStep* make_unfactored_step(const Tensor& tensor, TensorReport& report, Scratch& kept,
-                                 const Kernels<P, G>& kernels);
-
+// Each makes a step in memory of `for_step`.
+TensorStep* make_factored_step(const Tensor& tensor, TensorReport& report, Scratch& for_step,
+                               const KernelTable& kernels);
+TensorStep* make_unfactored_step(const Tensor& tensor, TensorReport& report, Scratch& for_step,
+                                 const KernelTable& kernels);
 // For factored tensors of many small matrices.
-template <class P, class G>
-TensorStep* make_small_step(const Tensor& tensor, TensorReport& report, Scratch& kept,
-                            const Kernels<P, G>& kernels);
-
+TensorStep* make_small_step(const Tensor& tensor, TensorReport& report, Scratch& for_step,
+                            const KernelTable& kernels);
 bool is_small(const Tensor& tensor);
-
-// Calls define(P, G) for each pair of element types.
-#define ADAFACTOR_FOR_EACH_PAIR(define) \
-    define(float, float) define(float, double) define(double, float) define(double, double)
 
 }  // namespace adafactor

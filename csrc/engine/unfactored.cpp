@@ -1,19 +1,19 @@
-// A tensor with its full second moment: measure, resolve, apply.
+// A tensor with its full second moment: measure, resolve, apply. A special case because all of its
+// arithmetic is elementwise: nothing is left to decide between the sweeps but the step size.
 #include <algorithm>
 #include <cmath>
 #include <new>
 
-#include "engine/blocks.hpp"
-#include "engine/carried.hpp"
-#include "engine/resolve.hpp"
+#include "engine/clip_and_scale.hpp"
+#include "engine/geometry.hpp"
+#include "engine/param_squares.hpp"
 #include "engine/tensor_step.hpp"
 
 namespace adafactor {
 namespace {
 
-enum { kParam, kGrad, kV, kM, kCopy };
+enum { kParam, kGrad, kV, kM, kCopy, kArrays };
 
-// Of param, grad, v, m and copy; of param once more where there is no m, or copy.
 ElementOrder order_of(const Tensor& tensor) {
     const Array& param = tensor.param;
     std::ptrdiff_t strides[ElementOrder::kMaxAxes], stride = sizeof(double);
@@ -23,170 +23,143 @@ ElementOrder order_of(const Tensor& tensor) {
     }
     const Array v{reinterpret_cast<char*>(tensor.v), Format::float64, param.ndim, param.shape,
                   strides};
-    return {&param, &tensor.grad, &v, tensor.m.data != nullptr ? &tensor.m : &param,
-            tensor.copy.data != nullptr ? &tensor.copy : &param};
+    return {&param, &tensor.grad, &v, &tensor.m, &tensor.copy};
 }
 
-// Threads take tiles of kTile elements, kernels runs of kChunk. Elements that are no neighbours in
+// Threads take tiles of kTaskElements, kernels runs of kChunk. Elements that are no neighbours in
 // memory are copied, so that kernels see the same runs, and add in the same order, for any strides.
-template <class P, class G>
 class UnfactoredStep final : public TensorStep {
 public:
-    UnfactoredStep(const Tensor& tensor, TensorReport& report, const Kernels<P, G>& kernels)
-        : TensorStep(tensor, report),
-          kernels_(kernels),
+    UnfactoredStep(const Tensor& tensor, TensorReport& report, const KernelTable& kernels)
+        : TensorStep(tensor, report, kernels),
+          param_squares_(tensor),
           order_(order_of(tensor)),
-          n_tiles_((order_.size() + kTile - 1) / kTile) {}
+          n_tiles_((order_.size() + kTaskElements - 1) / kTaskElements) {}
 
-    std::size_t room_size() const override { return 0; }
-
-    void allocate(Scratch& kept, Scratch& passing) override {
-        sums_ = kept.take<Sums>(n_tiles_);
-        param_sq_ = passing.take<double>(n_tiles_);
-        if (carried_ != nullptr && needs_param_) carried_->expect(tensor_.param, n_tiles_);
+    void allocate(Scratch& for_step, Scratch& for_measure) override {
+        sums_ = for_step.take<UnfactoredSums>(n_tiles_);
+        param_squares_.allocate(tensor_.param, n_tiles_, for_measure);
     }
 
     std::size_t n_measure_tasks() const override { return n_tiles_; }
 
     void measure(std::size_t tile, char*) override {
         measure_moment(tile);
-        if (needs_param_ && (carried_ == nullptr || carried_->is_unknown(tile)))
-            param_sq_[tile] = sum_param_squares(tile);
+        measure_param(tile);
     }
 
     Fault resolve(const Team& team, bool propagate) override {
         const auto n = double(order_.size());
-        if (needs_param_) {
-            if (carried_ != nullptr && !carried_->complete(param_sq_))
-                team.for_tasks(n_tiles_, Order::forwards, [&](std::size_t tile, int, char*) {
-                    param_sq_[tile] = sum_param_squares(tile);
-                });
+        if (param_squares_.is_unknown()) {
+            const double* const squares = param_squares_.complete([&] {
+                team.for_tasks(n_tiles_, Order::forwards,
+                               [&](std::size_t tile, int, char*) { measure_param(tile); });
+            });
             mean_param_sq_ = 0;
-            for (std::size_t t = 0; t < n_tiles_; ++t) mean_param_sq_ += param_sq_[t];
+            for (std::size_t tile = 0; tile < n_tiles_; ++tile) mean_param_sq_ += squares[tile];
             mean_param_sq_ /= n;
-            needs_param_ = false;
         }
-        Sums total{};
-        for (std::size_t t = 0; t < n_tiles_; ++t) total.add(sums_[t]);
+        UnfactoredSums total{};
+        for (std::size_t tile = 0; tile < n_tiles_; ++tile) add(sums_[tile], total);
         report_.grad_sq = total.grad_sq;
-        const Fault fault = fault_of(total);
+        const Fault fault = fault_of(std::isfinite(total.grad_sq),
+                                     !hyper_.scale_parameter || std::isfinite(mean_param_sq_),
+                                     std::isfinite(total.u_sq));
         if (fault != Fault::none && !propagate) return fault;
 
         const double mean_u_sq = total.u_sq / n * grad_sq_scale();
-        const StepSize size = step_size(hyper_, has_momentum(), mean_u_sq, mean_param_sq_);
-        move_ = size.move;
+        const StepSize size = clip_and_scale(hyper_, has_momentum(), mean_u_sq, mean_param_sq_);
+        descent_ = size.descent;
+        note(size, true, report_);
         report_.rms_u = std::sqrt(mean_u_sq);
-        report_.clip_divisor = size.divisor;
-        report_.step_size = size.step_size;
         if (hyper_.scale_parameter) report_.rms_param = std::sqrt(mean_param_sq_);
         return fault;
     }
 
     std::size_t n_apply_tasks() const override { return n_tiles_; }
 
-    void begin_apply() override { written_ = carried_ != nullptr ? carried_->written() : nullptr; }
+    void begin_apply() override { param_squares_.begin_apply(); }
 
     void apply(std::size_t tile, char*) override {
+        double* const written = param_squares_.written(tile);
         double param_sq = 0;
         for_runs(tile, [&](std::size_t k, std::size_t n) {
-            P param_place[kChunk], m_place[kChunk];
-            G grad_place[kChunk];
-            double v_place[kChunk];
-            P* const param = run_of(kParam, k, n, param_place);
-            P* const m = has_momentum() ? run_of(kM, k, n, m_place) : nullptr;
-            double* const v = run_of(kV, k, n, v_place);
-            kernels_.apply_unfactored(param, m, run_of(kGrad, k, n, grad_place), v, n, moment(),
-                                      move_, sums_[tile].wide);
-            if (param == param_place) order_.scatter(param, kParam, k, n, rounding(k));
-            if (has_copy()) order_.scatter(param, kCopy, k, n, rounding(k));
-            if (m == m_place) order_.scatter(m, kM, k, n);
-            if (v == v_place) order_.scatter(v, kV, k, n);
-            if (written_ != nullptr) param_sq += sum_run_squares(k, n);
+            Copies copies;
+            const auto run = [&](int array) { return order_.run(array, k, n, copies.of[array]); };
+            const StepBlocks blocks{run(kParam), run(kM), run(kGrad), run(kCopy)};
+            const Block v = run(kV);
+            kernels_.apply_unfactored(blocks, reinterpret_cast<double*>(v.data), moment(), descent_,
+                                      rounding(k), sums_[tile].wide);
+            if (written != nullptr) param_sq += kernels_.sum_squares(blocks.param);
+            const auto put_back = [&](const Block& from, int array) {
+                if (from.data == copies.of[array]) order_.scatter(from, array, k, n);
+            };
+            put_back(blocks.param, kParam);
+            put_back(blocks.m, kM);
+            put_back(blocks.copy, kCopy);
+            put_back(v, kV);
         });
-        if (written_ != nullptr) written_[tile] = param_sq;
+        if (written != nullptr) *written = param_sq;
     }
 
-    void end_apply() override {
-        if (carried_ != nullptr) carried_->remember();
-    }
+    void end_apply() override { param_squares_.end_apply(); }
 
 private:
-    struct Sums {
-        double grad_sq, u_sq;
-        bool wide;  // in one of the runs
-        void add(const Sums& other) {
-            grad_sq += other.grad_sq;
-            u_sq += other.u_sq;
-            wide = wide || other.wide;
-        }
+    // Places for the copies of a run of each array.
+    struct Copies {
+        alignas(64) char of[kArrays][kChunk * sizeof(double)];
     };
 
-    Fault fault_of(const Sums& total) const {
-        if (!std::isfinite(total.grad_sq)) return Fault::grad;
-        if (hyper_.scale_parameter && !std::isfinite(mean_param_sq_)) return Fault::param;
-        if (!std::isfinite(total.u_sq)) return Fault::second_moment;
-        return Fault::none;
+    static void add(const UnfactoredSums& more, UnfactoredSums& sums) {
+        sums.grad_sq += more.grad_sq;
+        sums.u_sq += more.u_sq;
+        sums.wide = sums.wide || more.wide;
     }
 
     template <class Body>  // body(first element, number)
     void for_runs(std::size_t tile, const Body& body) const {
-        const std::size_t end = std::min((tile + 1) * kTile, order_.size());
-        for (std::size_t k = tile * kTile; k < end; k += kChunk) body(k, std::min(kChunk, end - k));
+        const std::size_t end = std::min((tile + 1) * kTaskElements, order_.size());
+        for (std::size_t k = tile * kTaskElements; k < end; k += kChunk)
+            body(k, std::min(kChunk, end - k));
     }
 
-    // The run itself where kernels can take it, otherwise a copy of it in `place`.
-    template <class T>
-    T* run_of(int array, std::size_t k, std::size_t n, T* place) const {
-        char* start;
-        if (order_.is_direct(array, k, n, start)) return reinterpret_cast<T*>(start);
-        order_.gather(array, k, n, place);
-        return place;
-    }
-
-    double sum_param_squares(std::size_t tile) const {
-        double sum = 0;
-        for_runs(tile, [&](std::size_t k, std::size_t n) { sum += sum_run_squares(k, n); });
-        return sum;
-    }
-
-    double sum_run_squares(std::size_t k, std::size_t n) const {
-        P param_place[kChunk];
-        return kernels_.sum_squares({run_of(kParam, k, n, param_place), 0, 1, n});
-    }
-
-    void measure_moment(std::size_t tile) const {
-        Sums sums{};
+    void measure_moment(std::size_t tile) {
+        UnfactoredSums sums{};
         for_runs(tile, [&](std::size_t k, std::size_t n) {
-            G grad_place[kChunk];
-            double v_place[kChunk];
-            const UnfactoredSums run = kernels_.measure_unfactored(
-                run_of(kGrad, k, n, grad_place), run_of(kV, k, n, v_place), n, moment());
-            sums.add({run.grad_sq, run.u_sq, run.wide});
+            Copies copies;
+            const Block v = order_.run(kV, k, n, copies.of[kV]);
+            add(kernels_.measure_unfactored(order_.run(kGrad, k, n, copies.of[kGrad]),
+                                            reinterpret_cast<const double*>(v.data), moment(),
+                                            !is_all_float()),
+                sums);
         });
         sums_[tile] = sums;
     }
 
-    const Kernels<P, G>& kernels_;
+    // Sums what is not carried.
+    void measure_param(std::size_t tile) {
+        double* const sum = param_squares_.to_measure(tile);
+        if (sum == nullptr) return;
+        *sum = 0;
+        for_runs(tile, [&](std::size_t k, std::size_t n) {
+            Copies copies;
+            *sum += kernels_.sum_squares(order_.run(kParam, k, n, copies.of[kParam]));
+        });
+    }
+
+    ParamSquares param_squares_;
     ElementOrder order_;
     std::size_t n_tiles_;
-    Sums* sums_ = nullptr;        // (n_tiles,)
-    double* param_sq_ = nullptr;  // (n_tiles,), until resolve is done
+    UnfactoredSums* sums_ = nullptr;  // (n_tiles,); wide: in one of the runs
     double mean_param_sq_ = 1;
-    Move move_{};
-    double* written_ = nullptr;  // (n_tiles,) sums that are carried to the next step
+    Descent descent_{};
 };
 
 }  // namespace
 
-template <class P, class G>
-TensorStep* make_unfactored_step(const Tensor& tensor, TensorReport& report, Scratch& kept,
-                                 const Kernels<P, G>& kernels) {
-    return new (kept.take<UnfactoredStep<P, G>>(1)) UnfactoredStep<P, G>(tensor, report, kernels);
+TensorStep* make_unfactored_step(const Tensor& tensor, TensorReport& report, Scratch& for_step,
+                                 const KernelTable& kernels) {
+    return new (for_step.take<UnfactoredStep>(1)) UnfactoredStep(tensor, report, kernels);
 }
-
-#define ADAFACTOR_INSTANTIATE(P, G)                                                   \
-    template TensorStep* make_unfactored_step(const Tensor&, TensorReport&, Scratch&, \
-                                              const Kernels<P, G>&);
-ADAFACTOR_FOR_EACH_PAIR(ADAFACTOR_INSTANTIATE)
 
 }  // namespace adafactor

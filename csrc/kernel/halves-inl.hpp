@@ -1,122 +1,181 @@
-// Between halves in memory and floats in tiles, and the sums of halves.
+// What halves are worth: bits to floats, exactly, and floats to bits, rounded to nearest or at
+// random.
+//
+// Integer arithmetic, or F16C, which has the same bits. AVX-512 BF16 has not: it takes subnormal
+// numbers for zeros.
 
-template <class Format>
-void widen(const Block<const Half>& from, const Block<float>& to) {
-    for (std::size_t i = 0; i < from.rows; ++i) {
-        const auto* const f = reinterpret_cast<const Format*>(row_of(from, i));
-        float* const t = row_of(to, i);
-        std::size_t j = 0;
-        for (; j + kLanes<float> <= from.cols; j += kLanes<float>) store(t + j, load<float>(f + j));
-        if (const std::size_t n = from.cols - j; n > 0)
-            store_first(t + j, load_first<float>(f + j, n), n);
-    }
+using Floats = Lanes<float>::Vector;
+using Words = VectorOf<std::uint32_t, kVectorBytes>::Aligned;
+using Ints = VectorOf<std::int32_t, kVectorBytes>::Aligned;
+using Halves = VectorOf<Half, kVectorBytes / 2>::Aligned;
+using HalvesAnywhere = VectorOf<Half, kVectorBytes / 2>::Unaligned;
+
+constexpr std::size_t kWidth = kVectorBytes / sizeof(float);  // lanes of one part
+
+#if defined(__AVX512F__) || defined(__F16C__)
+#define ADAFACTOR_F16C 1
+#else
+#define ADAFACTOR_F16C 0
+#endif
+
+ADAFACTOR_INLINE Words words_of(const Floats& x) { return reinterpret_cast<Words>(x); }
+ADAFACTOR_INLINE Floats floats_of(const Words& x) { return reinterpret_cast<Floats>(x); }
+ADAFACTOR_INLINE Words magnitude(const Floats& x) { return words_of(x) & 0x7fffffffu; }
+ADAFACTOR_INLINE Words half_sign(const Floats& x) { return words_of(x) >> 16 & 0x8000u; }
+ADAFACTOR_INLINE Words where(const Ints& mask, const Words& x, const Words& y) {
+    return mask ? x : y;
+}
+// Of magnitudes, which are below 2^31: sets without an unsigned comparison have a signed one.
+ADAFACTOR_INLINE Ints at_least_word(const Words& x, std::int32_t y) {
+    return reinterpret_cast<Ints>(x) >= y;
+}
+ADAFACTOR_INLINE bool any(const Ints& mask) {
+#if defined(__AVX512F__)
+    const auto bits = reinterpret_cast<__m512i>(mask);
+    return _mm512_test_epi32_mask(bits, bits) != 0;
+#elif defined(__AVX2__)
+    return _mm256_movemask_epi8(reinterpret_cast<__m256i>(mask)) != 0;
+#elif defined(__SSE2__)
+    return _mm_movemask_epi8(reinterpret_cast<__m128i>(mask)) != 0;
+#else
+    std::int32_t all = 0;
+    for (std::size_t k = 0; k < kWidth; ++k) all |= mask[k];
+    return all != 0;
+#endif
 }
 
-template <class Format, bool stochastic>
-ADAFACTOR_INLINE void narrow_run(const float* from, Half* to, std::size_t cols,
-                                 const Rounding& rounding, std::uint64_t first) {
-    constexpr std::size_t width = kLanes<float>;
-    const auto rounded = [](const Floats& x, const Words& random) __attribute__((always_inline)) {
-        if constexpr (stochastic) return Format::stochastic(x, random);
-        return Format::nearest(x);
-    };
-    for (std::size_t begin = 0; begin < cols; begin += kDrawn) {
-        Words words[1][kParts] = {}, random[kParts] = {};
-        if constexpr (stochastic) draw<1>(rounding, {first + begin}, words);
-        for (std::size_t k = 0; k < kDrawn / width && begin + k * width < cols; ++k) {
-            const std::size_t j = begin + k * width, n = cols - j;
-            if constexpr (stochastic) {
-                ADAFACTOR_PARTS random[part] = sixteen_bits(words[0][part], k);
-            }
-            if (n >= width) {
-                const Lanes<float> x = load<float>(from + j);
-                ADAFACTOR_PARTS store_halves(to + j + part * kWidth,
-                                             rounded(x.part[part], random[part]));
-            } else {
-                const Lanes<float> x = load_first<float>(from + j, n);
-                Half half[width];
-                ADAFACTOR_PARTS store_halves(half + part * kWidth,
-                                             rounded(x.part[part], random[part]));
-                __builtin_memcpy(to + j, half, n * sizeof(Half));
-            }
+// GCC converts between sixteen halves and words by halves of halves.
+ADAFACTOR_INLINE Words words_of(const Halves& x) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<Words>(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(x)));
+#elif defined(__AVX2__)
+    return reinterpret_cast<Words>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(x)));
+#else
+    return __builtin_convertvector(x, Words);
+#endif
+}
+ADAFACTOR_INLINE Halves narrowed(const Words& x) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<Halves>(_mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(x)));
+#else
+    return __builtin_convertvector(x, Halves);
+#endif
+}
+
+// Each format widens a vector, and rounds one to nearest, ties to even, or by `random` words below
+// 2^16: upwards in magnitude as often as the part that is lost is larger than such a word.
+struct Bfloat16 {
+    Half bits;
+
+    static ADAFACTOR_INLINE Floats widened(const Halves& x) { return floats_of(words_of(x) << 16); }
+    static ADAFACTOR_INLINE Halves nearest(const Floats& x) {
+        const Words word = without_payload(x);
+        return narrowed((word + (0x7fffu + (word >> 16 & 1u))) >> 16);
+    }
+    static ADAFACTOR_INLINE Halves stochastic(const Floats& x, const Words& random) {
+        return narrowed((without_payload(x) + random) >> 16);
+    }
+
+private:
+    // A nan without its payload does not become anything else by rounding.
+    static ADAFACTOR_INLINE Words without_payload(const Floats& x) {
+        const Words word = words_of(x);
+        return where(x != x, (word & 0x80000000u) | 0x7fc00000u, word);
+    }
+};
+
+struct Float16 {
+    Half bits;
+
+    static ADAFACTOR_INLINE Floats widened(const Halves& x) {
+#if defined(__AVX512F__)
+        return reinterpret_cast<Floats>(_mm512_cvtph_ps(reinterpret_cast<__m256i>(x)));
+#elif defined(__F16C__)
+        return reinterpret_cast<Floats>(_mm256_cvtph_ps(reinterpret_cast<__m128i>(x)));
+#else
+        const Words half = words_of(x), number = half & 0x7fffu;
+        const Words normal = (number << 13) + (112u << 23);
+        const Floats subnormal =
+            __builtin_convertvector(reinterpret_cast<Ints>(number), Floats) * 0x1p-24f;
+        const Words quiet = where(at_least_word(number, 0x7c01), Words{} + 0x400000u, Words{});
+        Words word = where(at_least_word(number, 0x400), normal, words_of(subnormal));
+        word = where(at_least_word(number, 0x7c00), (number << 13 | 0x7f800000u) | quiet, word);
+        return floats_of(word | (half & 0x8000u) << 16);
+#endif
+    }
+
+    static ADAFACTOR_INLINE Halves nearest(const Floats& x) {
+#if ADAFACTOR_F16C
+        return converted<_MM_FROUND_TO_NEAREST_INT>(x);
+#else
+        const Words word = magnitude(x);
+        const Words normal = (word - (112u << 23) + (0xfffu + (word >> 13 & 1u))) >> 13;
+        // The sum's last bit is worth the smallest half: the addition rounds.
+        const Words subnormal = words_of(floats_of(word) + 0.5f) - words_of(Floats{} + 0.5f);
+        return finished(x, word, normal, subnormal);
+#endif
+    }
+
+    static ADAFACTOR_INLINE Halves stochastic(const Floats& x, const Words& random) {
+        const Words word = magnitude(x);
+#if ADAFACTOR_F16C
+        const Ints unusual = ~at_least_word(word, kSmallestNormal) | at_least_word(word, kLargest);
+        if (__builtin_expect(!any(unusual), true))
+            return converted<_MM_FROUND_TO_ZERO>(floats_of(words_of(x) + (random >> 3)));
+#endif
+        const Words normal = (word - (112u << 23) + (random >> 3)) >> 13;
+        // In units of 2^-16 of the smallest half.
+        const Floats small =
+            floats_of(where(at_least_word(word, kSmallestNormal), Words{}, word)) * 0x1p40f;
+        const Words fixed = reinterpret_cast<Words>(__builtin_convertvector(small, Ints));
+        return finished(x, word, normal, (fixed + random) >> 16);
+    }
+
+private:
+    static constexpr std::int32_t kSmallestNormal = 113 << 23;  // 2^-14
+    static constexpr std::int32_t kLargest = 0x477fe000;        // 65504
+    static constexpr std::int32_t kOverflow = 143 << 23;        // 2^16, as everything above 65520
+
+#if ADAFACTOR_F16C
+    template <int rounding>
+    static ADAFACTOR_INLINE Halves converted(const Floats& x) {
+#if defined(__AVX512F__)
+        return reinterpret_cast<Halves>(
+            _mm512_cvtps_ph(reinterpret_cast<__m512>(x), rounding | _MM_FROUND_NO_EXC));
+#else
+        return reinterpret_cast<Halves>(
+            _mm256_cvtps_ph(reinterpret_cast<__m256>(x), rounding | _MM_FROUND_NO_EXC));
+#endif
+    }
+#endif
+
+    // `word`: the magnitude. `normal` and `subnormal` need not be right for numbers of the other
+    // kind.
+    static ADAFACTOR_INLINE Halves finished(const Floats& x, const Words& word, const Words& normal,
+                                            const Words& subnormal) {
+        Words half = where(at_least_word(word, kSmallestNormal), normal, subnormal);
+        const Ints overflows = at_least_word(word, kOverflow);
+        if (__builtin_expect(any(overflows), false)) {
+            const Words nan = (word >> 13 & 0x3ffu) | 0x7e00u;
+            half = where(x != x, nan, where(overflows, Words{} + 0x7c00u, half));
         }
+        return narrowed(half | half_sign(x));
     }
-}
+};
 
-template <class Format, bool stochastic>
-ADAFACTOR_INLINE void narrow_as(const Block<const float>& from, const Block<Half>& to,
-                                const Rounding& rounding) {
-    for (std::size_t i = 0; i < from.rows; ++i) {
-        const std::uint64_t first = rounding.first + i * rounding.row_step;
-        narrow_run<Format, stochastic>(row_of(from, i), row_of(to, i), from.cols, rounding, first);
+// A float as two halves: the nearest bfloat16, ties away from zero; and the float's own low bits,
+// which as a signed number lead from there to it.
+struct Split {
+    Half upper;
+
+    static ADAFACTOR_INLINE Floats joined(const Halves& upper, const Halves& lower) {
+        const Words low = words_of(lower);
+        return floats_of((words_of(upper) << 16) + low - ((low & 0x8000u) << 1));
     }
-}
-
-template <class Format>
-void narrow(const Block<const float>& from, const Block<Half>& to, const Rounding& rounding) {
-    if (rounding.stochastic)
-        narrow_as<Format, true>(from, to, rounding);
-    else
-        narrow_as<Format, false>(from, to, rounding);
-}
-
-void join(const Block<const Half>& high, const Block<const Half>& low, const Block<float>& to) {
-    constexpr std::size_t width = kLanes<float>;
-    for (std::size_t i = 0; i < to.rows; ++i) {
-        const Half *const h = row_of(high, i), *const l = row_of(low, i);
-        float* const t = row_of(to, i);
-        const auto both = [](const Half* h, const Half* l) __attribute__((always_inline)) {
-            Lanes<float> x;
-            ADAFACTOR_PARTS {
-                x.part[part] =
-                    joined(load_halves(h + part * kWidth), load_halves(l + part * kWidth));
-            }
-            return x;
-        };
-        std::size_t j = 0;
-        for (; j + width <= to.cols; j += width) store(t + j, both(h + j, l + j));
-        if (const std::size_t n = to.cols - j; n > 0) {
-            Half upper[width] = {}, lower[width] = {};
-            __builtin_memcpy(upper, h + j, n * sizeof(Half));
-            __builtin_memcpy(lower, l + j, n * sizeof(Half));
-            store_first(t + j, both(upper, lower), n);
-        }
+    static ADAFACTOR_INLINE Halves upper_of(const Floats& x) {
+        return narrowed(where(x != x, half_sign(x) | 0x7fc0u, (words_of(x) + 0x8000u) >> 16));
     }
-}
-
-void split(const Block<const float>& from, const Block<Half>& high, const Block<Half>& low) {
-    constexpr std::size_t width = kLanes<float>;
-    for (std::size_t i = 0; i < from.rows; ++i) {
-        const float* const f = row_of(from, i);
-        Half *const h = row_of(high, i), *const l = row_of(low, i);
-        const auto put = [](const Lanes<float>& x, Half* h, Half* l)
-                             __attribute__((always_inline)) {
-                                 ADAFACTOR_PARTS {
-                                     const Floats& one = x.part[part];
-                                     store_halves(h + part * kWidth, upper_half_of(one));
-                                     store_halves(l + part * kWidth, lower_half_of(one));
-                                 }
-                             };
-        std::size_t j = 0;
-        for (; j + width <= from.cols; j += width) put(load<float>(f + j), h + j, l + j);
-        if (const std::size_t n = from.cols - j; n > 0) {
-            Half upper[width], lower[width];
-            put(load_first<float>(f + j, n), upper, lower);
-            __builtin_memcpy(h + j, upper, n * sizeof(Half));
-            __builtin_memcpy(l + j, lower, n * sizeof(Half));
-        }
+    static ADAFACTOR_INLINE Halves lower_of(const Floats& x) {
+        return narrowed(where(x != x, Words{}, words_of(x) & 0xffffu));
     }
-}
-
-template <class Format>
-double sum_squares_of_halves(const Block<const Half>& param) {
-    return sum_squares<Format>(
-        {reinterpret_cast<const Format*>(param.data), param.stride, param.rows, param.cols});
-}
-
-template <class Format>
-void measure_rows_of_halves(const Block<const Half>& grad, const Statistics& out, void* scratch) {
-    measure_rows<Format>(
-        {reinterpret_cast<const Format*>(grad.data), grad.stride, grad.rows, grad.cols}, out,
-        scratch);
-}
+};

@@ -1,8 +1,8 @@
 // The table of kernels that every instruction set fills, and the arguments they take.
 //
-// Kernels see blocks whose inner axis has unit stride: `rows` runs of `cols` elements, `stride`
-// bytes apart, at any alignment. Whether the block's rows are the matrix's rows is not their
-// business: a Fortran-ordered matrix comes in with its axes exchanged.
+// Kernels own the formats: they read and write numbers of any format where they lie, in blocks
+// whose inner axis has unit stride, at any alignment. Whether a block's rows are the matrix's rows
+// is not their business: a Fortran-ordered matrix comes in with its axes exchanged.
 #pragma once
 
 #include <cstddef>
@@ -16,19 +16,26 @@ inline constexpr std::size_t kPanelRows = 64;  // rows whose fp32 sums are widen
 inline constexpr std::size_t kChunk = 1024;    // elements whose fp32 sums are widened together
 inline constexpr std::size_t kPadding = 64;    // bytes that accumulators are padded to
 
-template <class T>
+// `rows` runs of `cols` neighbouring elements, `stride` bytes apart. Without an array the format is
+// none.
 struct Block {
-    T* data;
-    std::ptrdiff_t stride;
-    std::size_t rows, cols;
+    char* data = nullptr;
+    std::ptrdiff_t stride = 0;
+    std::size_t rows = 0, cols = 0;
+    Format format = Format::none;
+    std::ptrdiff_t low = 0;  // if split: bytes from each upper half to its lower one
 };
 
-// The bits of a bfloat16 or a float16 (IEEE binary16).
-using Half = std::uint16_t;
+// The block of each array that apply takes. Where they exist, m and copy have param's rows and
+// cols; copy, of halves, gets what a param of float32 gets, rounded.
+struct StepBlocks {
+    Block param, m, grad, copy;
+};
 
-// Of a block of floats to halves: to nearest, ties to even; or stochastic, to either neighbour, the
+// How a float becomes a half: to the nearest, ties to even; or stochastic, to either neighbour, the
 // nearer one the more often, by random bits that depend on key, stream and the element's number:
-// that of the block's element (i, j) is first + i row_step + j, both being multiples of 64.
+// that of the block's element (i, j) is first + i row_step + j, both being multiples of 64. Split
+// halves are the whole float, and m is always rounded to the nearest.
 struct Rounding {
     bool stochastic = false;
     std::uint32_t key = 0, stream = 0;
@@ -55,7 +62,7 @@ struct Moment {
 //   cross_weighted[j] += sum_i grad[i,j]^2 / (own_new[i] + eps_means)
 struct Statistics {
     Moment moment;
-    bool wide;  // sum fp32 data in fp64
+    bool wide;  // sum in fp64 what is narrower, too
     const double* own_old;
     double* own_new;
     double* own_sum_sq;
@@ -63,27 +70,30 @@ struct Statistics {
     double* cross_weighted;
 };
 
+// How apply forms u from grad. Factors are float unless `wide`, then double, and so is arithmetic.
+//
+//   separable:  weight u = grad (row col)           no eps matters
+//   direct:            u = grad / max(row col + eps_root, root_floor)
+struct Factors {
+    bool separable;
+    bool wide;
+    const void* row;
+    const void* col;
+    double eps_root, root_floor;
+};
+
 // What becomes of param by x = weight u:
 //
 //   param <- param - (x + decay param)              without momentum: rate is 0
 //   m <- beta1 m + x
 //   param <- param - (rate m + decay param)         with it
-struct Move {
+struct Descent {
     double weight, decay, beta1, rate;
 };
 
-// How apply forms u from grad. Factors are float unless `wide`, then double.
-//
-//   separable:  weight u = grad (row col)           no eps matters
-//   direct:            u = grad / max(row col + eps_root, root_floor)
-struct Update {
-    bool separable;
-    bool wide;
-    const void* row;
-    const void* col;
-    Move move;
-    double eps_root, root_floor;
-    bool sums_param;  // return the sum of squares of what was written, as sum_squares would
+struct UnfactoredSums {
+    double grad_sq, u_sq;
+    bool wide;  // apply must use fp64
 };
 
 inline constexpr std::size_t kLanesOfSmall = 8;     // small matrices that are taken at once
@@ -95,55 +105,9 @@ struct SmallState {
     std::size_t rows, cols;
 };
 
+// Of each of the small matrices.
 struct SmallSums {
     double grad_sq[kLanesOfSmall], u_sq[kLanesOfSmall], param_sq[kLanesOfSmall];
-};
-
-struct UnfactoredSums {
-    double grad_sq, u_sq;
-    bool wide;  // u needs double throughout
-};
-
-template <class P, class G>
-struct Kernels {
-    double (*sum_squares)(const Block<const P>& param);
-    void (*measure_rows)(const Block<const G>& grad, const Statistics& out, void* scratch);
-    void (*measure_cols)(const Block<const G>& grad, const Statistics& out, void* scratch);
-    double (*sum_u_squares)(const Block<const G>& grad, const Update& update);
-    // m: of param's rows and cols, or without data.
-    double (*apply)(const Block<P>& param, const Block<P>& m, const Block<const G>& grad,
-                    const Update& update);
-    UnfactoredSums (*measure_unfactored)(const G* grad, const double* v, std::size_t n,
-                                         const Moment& moment);
-    void (*apply_unfactored)(P* param, P* m, const G* grad, double* v, std::size_t n,
-                             const Moment& moment, const Move& move, bool wide);
-    // Elements of small matrices are (rows, cols, kLanesOfSmall). param may be null, m too.
-    void (*measure_small)(const P* param, const G* grad, const SmallState& state,
-                          const Moment& moment, SmallSums& sums);
-    void (*apply_small)(P* param, P* m, const G* grad, const SmallState& state,
-                        const Moment& moment, const Move& move);
-};
-
-// Rows of neighbouring elements. `low`: from bfloat16 upper halves to lower ones, in bytes, if
-// split.
-struct Stored {
-    char* data;
-    std::ptrdiff_t stride;
-    Format format;
-    std::ptrdiff_t low;
-};
-
-struct StoredArrays {
-    Stored param, m, grad, copy;
-    std::size_t rows, cols;
-};
-
-// Of one of the two formats.
-struct HalfKernels {
-    void (*widen)(const Block<const Half>& from, const Block<float>& to);
-    void (*narrow)(const Block<const float>& from, const Block<Half>& to, const Rounding& rounding);
-    double (*sum_squares)(const Block<const Half>& param);
-    void (*measure_rows)(const Block<const Half>& grad, const Statistics& out, void* scratch);
 };
 
 // The running means of one axis of a matrix after this step. A line whose squares sum to zero has
@@ -157,7 +121,7 @@ struct Axis {
 
 // Of an axis: the sums of its running means and of its sums of squares, in which a nan makes a nan,
 // and of running means with eps_means added the smallest and largest.
-struct Range {
+struct AxisSummary {
     double sum, sum_sq, smallest, smallest_live, largest_live;
 };
 
@@ -171,7 +135,7 @@ struct CrossSums {
     const double* old;
 };
 
-// A line's factor in struct Update: scale / root if `inverse`, or else root / scale, where root is
+// A line's factor in struct Factors: scale / root if `inverse`, or else root / scale, where root is
 // sqrt(running mean + eps_means). `otherwise` where the line is not live, unless `literal`.
 struct FactorRule {
     bool inverse, literal;
@@ -179,22 +143,35 @@ struct FactorRule {
 };
 
 struct KernelTable {
-    Kernels<float, float> f32_f32;
-    Kernels<float, double> f32_f64;
-    Kernels<double, float> f64_f32;
-    Kernels<double, double> f64_f64;
-    HalfKernels bfloat16, float16;
-    // apply, in float, of arrays of any formats; copy gets what param gets. No sums.
-    void (*apply_stored)(const StoredArrays& arrays, const Update& update,
-                         const Rounding& rounding);
-    // A float as a bfloat16 and its own lower 16 bits.
-    void (*join)(const Block<const Half>& high, const Block<const Half>& low,
-                 const Block<float>& to);
-    void (*split)(const Block<const float>& from, const Block<Half>& high, const Block<Half>& low);
+    // The sum of squares: in fp32 by panels where elements are narrower than float64, where it is
+    // right, or else in fp64.
+    double (*sum_squares)(const Block& param);
+
+    // grad: at most kPanelRows whole rows. scratch: 2 cols doubles, padded.
+    void (*measure_rows)(const Block& grad, const Statistics& out, void* scratch);
+    // grad: whole columns, at most kChunk of them. scratch: cols doubles, padded.
+    void (*measure_cols)(const Block& grad, const Statistics& out, void* scratch);
+    // The direct form's RMS(u) needs a sweep of its own.
+    double (*sum_u_squares)(const Block& grad, const Factors& factors);
+    // Returns, if `sums_param`, what sum_squares makes of the param it wrote.
+    double (*apply)(const StepBlocks& blocks, const Factors& factors, const Descent& descent,
+                    const Rounding& rounding, bool sums_param);
+
+    // Of one run of at most kChunk elements. `wide`: float64 is among param and grad.
+    UnfactoredSums (*measure_unfactored)(const Block& grad, const double* v, const Moment& moment,
+                                         bool wide);
+    void (*apply_unfactored)(const StepBlocks& blocks, double* v, const Moment& moment,
+                             const Descent& descent, const Rounding& rounding, bool wide);
+
+    // Blocks are one run of (rows, cols, kLanesOfSmall) elements. param may be of no format.
+    void (*measure_small)(const Block& param, const Block& grad, const SmallState& state,
+                          const Moment& moment, SmallSums& sums);
+    void (*apply_small)(const StepBlocks& blocks, const SmallState& state, const Moment& moment,
+                        const Descent& descent, const Rounding& rounding);
 
     void (*add_groups)(const CrossSums& sums, std::size_t begin, std::size_t end,
                        const Axis& crossed);
-    Range (*range_of)(const Axis& axis);
+    AxisSummary (*summarize)(const Axis& axis);
     double (*sum_over_means)(const Axis& axis, const double* weighted);
     void (*fill_float_factors)(const Axis& axis, const FactorRule& rule, std::size_t begin,
                                std::size_t end, float* out);

@@ -177,23 +177,3 @@ ADAFACTOR_INLINE void sum_lanes(const Lanes<T, n> (&x)[4], double (&sum)[4]) {
         for (std::size_t r = 0; r < 4; ++r) sum[r] = double(four[r * (width / 4)]);
     }
 }
-
-template <class T>
-ADAFACTOR_INLINE T* row_of(const Block<T>& block, std::size_t i) {
-    // Through an integer: in bytes, for const and mutable T alike.
-    return reinterpret_cast<T*>(reinterpret_cast<std::intptr_t>(block.data) +
-                                std::intptr_t(i) * block.stride);
-}
-
-template <class T>
-ADAFACTOR_INLINE Block<const T> read_only(const Block<T>& block) {
-    return {block.data, block.stride, block.rows, block.cols};
-}
-
-template <class T, std::size_t R>
-ADAFACTOR_INLINE void rows_of(const Block<T>& block, std::size_t i, T* (&row)[R]) {
-    // One by one: GCC would multiply four row numbers in a vector, which takes longer than the row.
-    row[0] = row_of(block, i);
-    for (std::size_t r = 1; r < R; ++r)
-        row[r] = reinterpret_cast<T*>(reinterpret_cast<std::intptr_t>(row[r - 1]) + block.stride);
-}

@@ -68,3 +68,10 @@ ADAFACTOR_INLINE Words sixteen_bits(const Words& words, std::size_t k) {
             return words >> 24 | (words << 8 & 0xff00u);
     }
 }
+
+// The same of each part, for the k-th of the four groups of lanes that a draw is for.
+ADAFACTOR_INLINE const Words* random_words(const Words (&drawn)[kParts], std::size_t k,
+                                           Words (&words)[kParts]) {
+    ADAFACTOR_PARTS words[part] = sixteen_bits(drawn[part], k);
+    return words;
+}

@@ -2,9 +2,8 @@
 
 // Adds the groups' sums in order and finishes the means of the crossed axis, for [begin, end).
 void add_groups(const CrossSums& sums, std::size_t begin, std::size_t end, const Axis& crossed) {
-    const Moment& moment = sums.moment;
-    const double beta2 = moment.beta2, eps = moment.eps, scale = moment.scale;
-    const double length = sums.length;
+    const RunningMean<double> running_mean(sums.moment);
+    const double scale = sums.moment.scale, length = sums.length;
     double* const sum_sq = sums.sum_sq;
     double* const weighted = sums.weighted;
     for (std::size_t g = 1; g < sums.n_groups; ++g) {
@@ -17,12 +16,11 @@ void add_groups(const CrossSums& sums, std::size_t begin, std::size_t end, const
     }
     for (std::size_t k = begin; k < end; ++k) {
         crossed.sum_sq[k] = sum_sq[k];
-        crossed.running_mean[k] =
-            beta2 * sums.old[k] + (1 - beta2) * (sum_sq[k] * scale / length + eps);
+        crossed.running_mean[k] = running_mean(sums.old[k], sum_sq[k] * scale / length);
     }
 }
 
-Range range_of(const Axis& axis) {
+AxisSummary summarize(const Axis& axis) {
     const Doubles zero = broadcast(0.0), infinity = broadcast(double(__builtin_inf()));
     const Doubles eps_means = broadcast(axis.eps_means);
     Doubles sum = zero, total_sq = zero;

@@ -1,6 +1,6 @@
 // Both sweeps of a batch of small matrices, several at once: each lane has a matrix of its own. All
-// arrays are (elements or lines, kLanesOfSmall), all arithmetic is in double. Like v, the running
-// means are computed twice instead of stored early.
+// arrays are (elements or lines, kLanesOfSmall), all arithmetic is in double, whatever the formats.
+// Like v, the running means are computed twice instead of stored early.
 
 static_assert(kLanesOfSmall == kLanes<double>);
 
@@ -14,17 +14,13 @@ struct SmallMeans {
 };
 
 // The new running means; returns each matrix's sum of squares.
-template <class G>
-ADAFACTOR_INLINE Doubles find_means(const G* grad, const SmallState& state, const Moment& moment,
+template <class T>
+ADAFACTOR_INLINE Doubles find_means(const T* grad, const SmallState& state, const Moment& moment,
                                     SmallMeans& now) {
     const std::size_t rows = state.rows, cols = state.cols;
-    const Doubles beta2 = broadcast(moment.beta2), rest = broadcast(1 - moment.beta2);
-    const Doubles eps = broadcast(moment.eps);
+    const RunningMean<Doubles> running_mean(moment);
     const Doubles of_row = broadcast(moment.scale / double(cols));
     const Doubles of_col = broadcast(moment.scale / double(rows));
-    const auto mean = [&](const double* old, const Doubles& sum_sq, const Doubles& scale) {
-        return beta2 * load<double>(old) + rest * (sum_sq * scale + eps);
-    };
     Doubles total = broadcast(0.0);
     for (std::size_t j = 0; j < cols; ++j) now.col[j] = broadcast(0.0);
     for (std::size_t i = 0; i < rows; ++i) {
@@ -35,11 +31,12 @@ ADAFACTOR_INLINE Doubles find_means(const G* grad, const SmallState& state, cons
             sum_sq = sum_sq + g_sq;
             now.col[j] = now.col[j] + g_sq;
         }
-        now.row[i] = mean(state.exp_row + i * kLanesOfSmall, sum_sq, of_row);
+        now.row[i] = running_mean(load<double>(state.exp_row + i * kLanesOfSmall), sum_sq * of_row);
         total = total + sum_sq;
     }
     for (std::size_t j = 0; j < cols; ++j)
-        now.col[j] = mean(state.exp_col + j * kLanesOfSmall, now.col[j], of_col);
+        now.col[j] =
+            running_mean(load<double>(state.exp_col + j * kLanesOfSmall), now.col[j] * of_col);
     return total;
 }
 
@@ -72,8 +69,8 @@ ADAFACTOR_INLINE void factor_means(const SmallState& state, const Moment& moment
 }
 
 // Calls body(element, u) for every element of the matrices.
-template <class G, class Body>
-ADAFACTOR_INLINE void for_each_u(const G* grad, const SmallState& state, const Moment& moment,
+template <class T, class Body>
+ADAFACTOR_INLINE void for_each_u(const T* grad, const SmallState& state, const Moment& moment,
                                  const SmallMeans& factors, const Body& body) {
     const Doubles eps = broadcast(moment.eps_root), floor = broadcast(moment.root_floor);
     const bool separable = is_separable(moment);
@@ -90,8 +87,8 @@ ADAFACTOR_INLINE void for_each_u(const G* grad, const SmallState& state, const M
 
 // Sums of u^2 without a root of V, where nothing is added to it; returns whether they are right:
 // whether every V is a normal number. The root of one that is not may be.
-template <class G>
-ADAFACTOR_INLINE bool sum_u_squares_of_v(const G* grad, const SmallState& state,
+template <class T>
+ADAFACTOR_INLINE bool sum_u_squares_of_v(const T* grad, const SmallState& state,
                                          const Moment& moment, const SmallMeans& means,
                                          Doubles& u_sq) {
     const Doubles eps_means = broadcast(moment.eps_means);
@@ -121,66 +118,91 @@ ADAFACTOR_INLINE void with_known_size(const SmallState& state, const Body& body)
         body(state);
 }
 
-template <class P, class G>
-ADAFACTOR_INLINE void measure_small_of(const P* param, const G* grad, const SmallState& state,
-                                       const Moment& moment, SmallSums& sums) {
-    SmallMeans means(state);
-    store(sums.grad_sq, find_means(grad, state, moment, means));
-    Doubles u_sq, param_sq = broadcast(0.0);
-    if (moment.eps_root != 0 || !sum_u_squares_of_v(grad, state, moment, means, u_sq)) {
-        u_sq = broadcast(0.0);
-        factor_means(state, moment, means);
-        for_each_u(grad, state, moment, means,
-                   [&](std::size_t, const Doubles& u) { u_sq = u_sq + u * u; });
-    }
-    store(sums.u_sq, u_sq);
-    const std::size_t size = param != nullptr ? state.rows * state.cols * kLanesOfSmall : 0;
-    for (std::size_t k = 0; k < size; k += kLanesOfSmall) {
-        const Doubles p = load<double>(param + k);
-        param_sq = param_sq + p * p;
-    }
-    store(sums.param_sq, param_sq);
-}
-
-template <class P, class G>
-void measure_small(const P* param, const G* grad, const SmallState& state, const Moment& moment,
-                   SmallSums& sums) {
+// param may be null.
+template <class T>
+[[gnu::noinline]] void measure_small_of(const T* param, const T* grad, const SmallState& state,
+                                        const Moment& moment, SmallSums& sums) {
     with_known_size(state, [&](const SmallState& known) __attribute__((always_inline)) {
-        measure_small_of(param, grad, known, moment, sums);
-    });
-}
-
-template <Moves moves, class P, class G>
-ADAFACTOR_INLINE void apply_small_as(P* param, P* m, const G* grad, const SmallState& state,
-                                     const Moment& moment, const Move& move) {
-    SmallMeans means(state);
-    find_means(grad, state, moment, means);
-    for (std::size_t i = 0; i < state.rows; ++i)
-        store(state.exp_row + i * kLanesOfSmall, means.row[i]);
-    for (std::size_t j = 0; j < state.cols; ++j)
-        store(state.exp_col + j * kLanesOfSmall, means.col[j]);
-    factor_means(state, moment, means);
-    const Doubles weight = broadcast(move.weight);
-    const Mover<moves, double> moved(move);
-    for_each_u(grad, state, moment, means, [&](std::size_t k, const Doubles& u) {
-        Doubles first_moment;
-        if constexpr (moves == Moves::with_momentum) first_moment = load<double>(m + k);
-        store(param + k, moved(load<double>(param + k), weight * u, first_moment));
-        if constexpr (moves == Moves::with_momentum) store(m + k, first_moment);
-    });
-}
-
-template <class P, class G>
-void apply_small(P* param, P* m, const G* grad, const SmallState& state, const Moment& moment,
-                 const Move& move) {
-    with_known_size(state, [&](const SmallState& known) __attribute__((always_inline)) {
-        switch (moves_of(move, m)) {
-            case Moves::plain:
-                return apply_small_as<Moves::plain>(param, m, grad, known, moment, move);
-            case Moves::decayed:
-                return apply_small_as<Moves::decayed>(param, m, grad, known, moment, move);
-            case Moves::with_momentum:
-                return apply_small_as<Moves::with_momentum>(param, m, grad, known, moment, move);
+        SmallMeans means(known);
+        store(sums.grad_sq, find_means(grad, known, moment, means));
+        Doubles u_sq, param_sq = broadcast(0.0);
+        if (moment.eps_root != 0 || !sum_u_squares_of_v(grad, known, moment, means, u_sq)) {
+            u_sq = broadcast(0.0);
+            factor_means(known, moment, means);
+            for_each_u(grad, known, moment, means,
+                       [&](std::size_t, const Doubles& u) { u_sq = u_sq + u * u; });
         }
+        store(sums.u_sq, u_sq);
+        const std::size_t size = param != nullptr ? known.rows * known.cols * kLanesOfSmall : 0;
+        for (std::size_t k = 0; k < size; k += kLanesOfSmall) {
+            const Doubles p = load<double>(param + k);
+            param_sq = param_sq + p * p;
+        }
+        store(sums.param_sq, param_sq);
     });
+}
+
+template <DescentKind kind, class T>
+[[gnu::noinline]] void apply_small_of(T* param, T* m, const T* grad, const SmallState& state,
+                                      const Moment& moment, const Descent& descent) {
+    constexpr bool has_momentum = kind == DescentKind::with_momentum;
+    with_known_size(state, [&](const SmallState& known) __attribute__((always_inline)) {
+        SmallMeans means(known);
+        find_means(grad, known, moment, means);
+        for (std::size_t i = 0; i < known.rows; ++i)
+            store(known.exp_row + i * kLanesOfSmall, means.row[i]);
+        for (std::size_t j = 0; j < known.cols; ++j)
+            store(known.exp_col + j * kLanesOfSmall, means.col[j]);
+        factor_means(known, moment, means);
+        const Doubles weight = broadcast(descent.weight);
+        const NewParam<kind, double> new_param(descent);
+        for_each_u(grad, known, moment, means, [&](std::size_t k, const Doubles& u) {
+            Doubles first_moment;
+            if constexpr (has_momentum) first_moment = load<double>(m + k);
+            store(param + k, new_param(load<double>(param + k), weight * u, first_moment));
+            if constexpr (has_momentum) store(m + k, first_moment);
+        });
+    });
+}
+
+constexpr std::size_t kSmallNumbers = kSmallElements * kLanesOfSmall;
+
+template <class T>
+void measure_small_as(const Block& param, const Block& grad, const SmallState& state,
+                      const Moment& moment, SmallSums& sums) {
+    T param_buffer[kSmallNumbers], grad_buffer[kSmallNumbers];
+    measure_small_of(numbers_of<const T>(read_block(param, param_buffer)),
+                     numbers_of<const T>(read_block(grad, grad_buffer)), state, moment, sums);
+}
+
+template <class T>
+void apply_small_as(const StepBlocks& blocks, const SmallState& state, const Moment& moment,
+                    const Descent& descent, const Rounding& rounding) {
+    T param_buffer[kSmallNumbers], m_buffer[kSmallNumbers], grad_buffer[kSmallNumbers];
+    const Block param = read_block(blocks.param, param_buffer);
+    const Block m = read_block(blocks.m, m_buffer);
+    const Block grad = read_block(blocks.grad, grad_buffer);
+    with_kind(descent, m, [&](auto kind) __attribute__((always_inline)) {
+        apply_small_of<kind.value>(numbers_of<T>(param), numbers_of<T>(m),
+                                   numbers_of<const T>(grad), state, moment, descent);
+    });
+    write_block<T>(param, blocks.param, rounding);
+    write_block<T>(m, blocks.m);
+    write_block<T>(param, blocks.copy, rounding);
+}
+
+void measure_small(const Block& param, const Block& grad, const SmallState& state,
+                   const Moment& moment, SmallSums& sums) {
+    if (param.format == Format::float64 || grad.format == Format::float64)
+        measure_small_as<double>(param, grad, state, moment, sums);
+    else
+        measure_small_as<float>(param, grad, state, moment, sums);
+}
+
+void apply_small(const StepBlocks& blocks, const SmallState& state, const Moment& moment,
+                 const Descent& descent, const Rounding& rounding) {
+    if (blocks.param.format == Format::float64 || blocks.grad.format == Format::float64)
+        apply_small_as<double>(blocks, state, moment, descent, rounding);
+    else
+        apply_small_as<float>(blocks, state, moment, descent, rounding);
 }

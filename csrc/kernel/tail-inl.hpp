@@ -1,46 +1,13 @@
-// The last elements of a run, fewer than a vector: one instruction where the set has masks.
+// The last elements of a run, fewer than a vector, in memory that ends with them.
 //
 // load_some(from, n, x): x gets from[0] to from[n - 1], its other lanes 0; nothing behind is read.
 // store_some(to, n, x): to[0] to to[n - 1] get the first lanes of x; nothing behind is written.
+// Both take one instruction where the set has masks for such elements.
+
+using Half = std::uint16_t;  // the bits of a bfloat16 or a float16
 
 template <class T, std::size_t bytes>
 using VectorOfBytes = typename VectorOf<T, bytes>::Aligned;
-
-#if defined(__AVX512VL__)
-
-#define ADAFACTOR_MASKED(T, bytes, Intrinsic, Mask, load, store)                                \
-    ADAFACTOR_INLINE void load_some(const T* from, std::size_t n, VectorOfBytes<T, bytes>& x) { \
-        x = reinterpret_cast<VectorOfBytes<T, bytes>>(load(Mask((1u << n) - 1), from));         \
-    }                                                                                           \
-    ADAFACTOR_INLINE void store_some(T* to, std::size_t n, const VectorOfBytes<T, bytes>& x) {  \
-        store(to, Mask((1u << n) - 1), reinterpret_cast<Intrinsic>(x));                         \
-    }
-ADAFACTOR_MASKED(float, 64, __m512, __mmask16, _mm512_maskz_loadu_ps, _mm512_mask_storeu_ps)
-ADAFACTOR_MASKED(float, 32, __m256, __mmask8, _mm256_maskz_loadu_ps, _mm256_mask_storeu_ps)
-ADAFACTOR_MASKED(double, 64, __m512d, __mmask8, _mm512_maskz_loadu_pd, _mm512_mask_storeu_pd)
-#undef ADAFACTOR_MASKED
-
-#elif defined(__AVX2__)
-
-#define ADAFACTOR_MASKED(T, bytes, Intrinsic, Mask, load, store, ...)                           \
-    ADAFACTOR_INLINE Mask first_lanes(const T*, std::size_t n, VectorOfBytes<T, bytes>) {       \
-        using Int = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;             \
-        constexpr VectorOfBytes<Int, bytes> lane{__VA_ARGS__};                                  \
-        return reinterpret_cast<Mask>(lane < Int(n));                                           \
-    }                                                                                           \
-    ADAFACTOR_INLINE void load_some(const T* from, std::size_t n, VectorOfBytes<T, bytes>& x) { \
-        x = reinterpret_cast<VectorOfBytes<T, bytes>>(load(from, first_lanes(from, n, x)));     \
-    }                                                                                           \
-    ADAFACTOR_INLINE void store_some(T* to, std::size_t n, const VectorOfBytes<T, bytes>& x) {  \
-        store(to, first_lanes(to, n, x), reinterpret_cast<Intrinsic>(x));                       \
-    }
-ADAFACTOR_MASKED(float, 32, __m256, __m256i, _mm256_maskload_ps, _mm256_maskstore_ps, 0, 1, 2, 3, 4,
-                 5, 6, 7)
-ADAFACTOR_MASKED(float, 16, __m128, __m128i, _mm_maskload_ps, _mm_maskstore_ps, 0, 1, 2, 3)
-ADAFACTOR_MASKED(double, 32, __m256d, __m256i, _mm256_maskload_pd, _mm256_maskstore_pd, 0, 1, 2, 3)
-#undef ADAFACTOR_MASKED
-
-#else
 
 // Copies n < 2 * step elements by powers of two: each is a move or two, where memcpy is a call.
 template <std::size_t step, class T>
@@ -68,6 +35,41 @@ ADAFACTOR_INLINE void store_some(T* to, std::size_t n, const Vector& x) {
     __builtin_memcpy(lane, &x, sizeof(x));
     copy_some<width>(to, lane, n);
 }
+
+#if defined(__AVX512VL__) && defined(__AVX512BW__)
+
+#define ADAFACTOR_MASKED(T, bytes, Intrinsic, Mask, load, store)                                \
+    ADAFACTOR_INLINE void load_some(const T* from, std::size_t n, VectorOfBytes<T, bytes>& x) { \
+        x = reinterpret_cast<VectorOfBytes<T, bytes>>(load(Mask((1u << n) - 1), from));         \
+    }                                                                                           \
+    ADAFACTOR_INLINE void store_some(T* to, std::size_t n, const VectorOfBytes<T, bytes>& x) {  \
+        store(to, Mask((1u << n) - 1), reinterpret_cast<Intrinsic>(x));                         \
+    }
+ADAFACTOR_MASKED(float, 64, __m512, __mmask16, _mm512_maskz_loadu_ps, _mm512_mask_storeu_ps)
+ADAFACTOR_MASKED(float, 32, __m256, __mmask8, _mm256_maskz_loadu_ps, _mm256_mask_storeu_ps)
+ADAFACTOR_MASKED(double, 64, __m512d, __mmask8, _mm512_maskz_loadu_pd, _mm512_mask_storeu_pd)
+ADAFACTOR_MASKED(Half, 32, __m256i, __mmask16, _mm256_maskz_loadu_epi16, _mm256_mask_storeu_epi16)
+#undef ADAFACTOR_MASKED
+
+#elif defined(__AVX2__)
+
+#define ADAFACTOR_MASKED(T, bytes, Intrinsic, Mask, load, store, ...)                           \
+    ADAFACTOR_INLINE Mask first_lanes(const T*, std::size_t n, VectorOfBytes<T, bytes>) {       \
+        using Int = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;             \
+        constexpr VectorOfBytes<Int, bytes> lane{__VA_ARGS__};                                  \
+        return reinterpret_cast<Mask>(lane < Int(n));                                           \
+    }                                                                                           \
+    ADAFACTOR_INLINE void load_some(const T* from, std::size_t n, VectorOfBytes<T, bytes>& x) { \
+        x = reinterpret_cast<VectorOfBytes<T, bytes>>(load(from, first_lanes(from, n, x)));     \
+    }                                                                                           \
+    ADAFACTOR_INLINE void store_some(T* to, std::size_t n, const VectorOfBytes<T, bytes>& x) {  \
+        store(to, first_lanes(to, n, x), reinterpret_cast<Intrinsic>(x));                       \
+    }
+ADAFACTOR_MASKED(float, 32, __m256, __m256i, _mm256_maskload_ps, _mm256_maskstore_ps, 0, 1, 2, 3, 4,
+                 5, 6, 7)
+ADAFACTOR_MASKED(float, 16, __m128, __m128i, _mm_maskload_ps, _mm_maskstore_ps, 0, 1, 2, 3)
+ADAFACTOR_MASKED(double, 32, __m256d, __m256i, _mm256_maskload_pd, _mm256_maskstore_pd, 0, 1, 2, 3)
+#undef ADAFACTOR_MASKED
 
 #endif
 

@@ -1,7 +1,7 @@
 // Both sweeps of a tensor that keeps its full second moment, over runs of consecutive elements.
 // The new v is computed twice instead of stored early: measure writes nothing. v is in double.
-// Where param and grad are float32 and v is in float's range, what follows v is in float: u has no
-// more digits, and a root and a quotient in double take four times as long.
+// Where neither param nor grad is float64 and v is in float's range, what follows v is in float: u
+// has no more digits, and a root and a quotient in double take four times as long.
 
 // Doubles or, beside them, as many floats.
 template <class Acc>
@@ -16,8 +16,7 @@ constexpr double kSmallestNarrowUSq = 1e-30, kLargestNarrowEps = 1e30;
 constexpr double kLargestLostEps = 1e-20;
 
 ADAFACTOR_INLINE Doubles new_v(const Doubles& g, const Doubles& v, const Moment& moment) {
-    return broadcast(moment.beta2) * v +
-           broadcast(1 - moment.beta2) * (g * g * broadcast(moment.scale) + broadcast(moment.eps));
+    return RunningMean<Doubles>(moment)(v, g * g * broadcast(moment.scale));
 }
 
 // V is v + eps_means.
@@ -41,9 +40,8 @@ struct RunSums {
     double smallest_live;  // V where there is a gradient
 };
 
-template <class Acc, bool eps_lost, class G>
-ADAFACTOR_INLINE RunSums sum_run(const G* grad, const double* v, std::size_t n,
-                                 const Moment& moment) {
+template <class Acc, bool eps_lost>
+RunSums sum_run(const Acc* grad, const double* v, std::size_t n, const Moment& moment) {
     Doubles grad_sq = broadcast(0.0), v_sum = broadcast(0.0);
     const Doubles infinity = broadcast(double(__builtin_inf()));
     const Doubles eps_means = broadcast(moment.eps_means);
@@ -76,9 +74,11 @@ ADAFACTOR_INLINE RunSums sum_run(const G* grad, const double* v, std::size_t n,
             sum_lanes(v_sum), smallest_lane(smallest_live)};
 }
 
-template <class Acc, class G>
-ADAFACTOR_INLINE RunSums sum_run_exactly(const G* grad, const double* v, std::size_t n,
-                                         const Moment& moment) {
+template <class Acc>
+RunSums sum_run_exactly(const Block& run, const double* v, const Moment& moment) {
+    Acc buffer[kChunk];
+    const std::size_t n = run.cols;
+    const Acc* const grad = numbers_of<const Acc>(read_block(run, buffer));
     if (moment.eps_root <= kLargestLostEps) {
         const RunSums sums = sum_run<Acc, true>(grad, v, n, moment);
         const double lost_beside = moment.eps_root * (sizeof(Acc) == 4 ? 0x1p27 : 0x1p54);
@@ -89,80 +89,82 @@ ADAFACTOR_INLINE RunSums sum_run_exactly(const G* grad, const double* v, std::si
     return sum_run<Acc, false>(grad, v, n, moment);
 }
 
-template <class P, class G>
-UnfactoredSums measure_unfactored(const G* grad, const double* v, std::size_t n,
-                                  const Moment& moment) {
-    if constexpr (sizeof(P) == sizeof(float) && sizeof(G) == sizeof(float)) {
-        const RunSums sums = sum_run_exactly<float>(grad, v, n, moment);
+UnfactoredSums measure_unfactored(const Block& grad, const double* v, const Moment& moment,
+                                  bool wide) {
+    if (!wide) {
+        const RunSums sums = sum_run_exactly<float>(grad, v, moment);
         const bool fits_float =
             moment.eps_root <= kLargestNarrowEps && moment.root_floor <= kLargestNarrowEps &&
             sums.smallest_live >= kSmallestNarrowV && sums.V <= kLargestNarrowV &&
             sums.u_sq >= kSmallestNarrowUSq && sums.u_sq <= kLargestNarrowV;
         if (fits_float) return {sums.grad_sq, sums.u_sq, false};
     }
-    const RunSums sums = sum_run_exactly<double>(grad, v, n, moment);
+    const RunSums sums = sum_run_exactly<double>(grad, v, moment);
     return {sums.grad_sq, sums.u_sq, true};
 }
 
-template <Moves moves, class Acc, class P, class G>
-ADAFACTOR_INLINE void apply_unfactored_in(P* param, P* m, const G* grad, double* v, std::size_t n,
-                                          const Moment& moment, const Move& move) {
-    const Group<Acc> weight = broadcast<Acc, kGroup>(Acc(move.weight));
-    const Mover<moves, Acc, kGroup> moved(move);
+template <DescentKind kind, class Acc>
+[[gnu::noinline]] void apply_unfactored_in(Acc* param, Acc* m, const Acc* grad, double* v,
+                                           std::size_t n, const Moment& moment,
+                                           const Descent& descent) {
+    constexpr bool has_momentum = kind == DescentKind::with_momentum;
+    const Group<Acc> weight = broadcast<Acc, kGroup>(Acc(descent.weight));
+    const NewParam<kind, Acc, kGroup> new_param(descent);
     const Doubles eps_means = broadcast(moment.eps_means);
-    // load_group(from, Acc()), store_group(to, x): of a whole group, or of its first lanes.
+    // load_group(from), store_group(to, x): of a whole group, or of its first lanes.
     const auto apply_group = [&](std::size_t k, const auto& load_group,
                                  const auto& store_group) __attribute__((always_inline)) {
-        const Group<Acc> g = load_group(grad + k, Acc());
-        const Doubles now = new_v(converted<double>(g), load_group(v + k, double()), moment);
+        const Group<Acc> g = load_group(grad + k);
+        const Doubles now = new_v(converted<double>(g), load_group(v + k), moment);
         const Group<Acc> x = weight * u_of<Acc>(g, now + eps_means, moment);
         Group<Acc> first_moment;
-        if constexpr (moves == Moves::with_momentum) first_moment = load_group(m + k, Acc());
-        store_group(param + k, moved(load_group(param + k, Acc()), x, first_moment));
-        if constexpr (moves == Moves::with_momentum) store_group(m + k, first_moment);
+        if constexpr (has_momentum) first_moment = load_group(m + k);
+        store_group(param + k, new_param(load_group(param + k), x, first_moment));
+        if constexpr (has_momentum) store_group(m + k, first_moment);
         store_group(v + k, now);
     };
     std::size_t k = 0;
     for (; k + kGroup <= n; k += kGroup)
         apply_group(
             k,
-            [](const auto* from, auto acc)
-                __attribute__((always_inline)) { return load<decltype(acc), kGroup>(from); },
+            []<class T>(const T* from)
+                __attribute__((always_inline)) { return load<T, kGroup>(from); },
             [](auto* to, const auto& x) __attribute__((always_inline)) { store(to, x); });
     if (const std::size_t rest = n - k; rest > 0)
         apply_group(
             k,
-            [rest](const auto* from, auto acc) __attribute__((always_inline)) {
-                return load_first<decltype(acc), kGroup>(from, rest);
-            },
+            [rest]<class T>(const T* from)
+                __attribute__((always_inline)) { return load_first<T, kGroup>(from, rest); },
             [rest](auto* to, const auto& x)
                 __attribute__((always_inline)) { store_first(to, x, rest); });
 }
 
-template <class Acc, class P, class G>
-ADAFACTOR_INLINE void apply_unfactored_as(P* param, P* m, const G* grad, double* v, std::size_t n,
-                                          const Moment& moment, const Move& move) {
-    switch (moves_of(move, m)) {
-        case Moves::plain:
-            return apply_unfactored_in<Moves::plain, Acc>(param, m, grad, v, n, moment, move);
-        case Moves::decayed:
-            return apply_unfactored_in<Moves::decayed, Acc>(param, m, grad, v, n, moment, move);
-        case Moves::with_momentum:
-            return apply_unfactored_in<Moves::with_momentum, Acc>(param, m, grad, v, n, moment,
-                                                                  move);
-    }
+template <class Acc>
+void apply_unfactored_as(const StepBlocks& blocks, double* v, const Moment& moment,
+                         const Descent& descent, const Rounding& rounding) {
+    Acc param_buffer[kChunk], m_buffer[kChunk], grad_buffer[kChunk];
+    const std::size_t n = blocks.param.cols;
+    const Block param = read_block(blocks.param, param_buffer);
+    const Block m = read_block(blocks.m, m_buffer);
+    const Block grad = read_block(blocks.grad, grad_buffer);
+    with_kind(descent, m, [&](auto kind) __attribute__((always_inline)) {
+        apply_unfactored_in<kind.value>(numbers_of<Acc>(param), numbers_of<Acc>(m),
+                                        numbers_of<const Acc>(grad), v, n, moment, descent);
+    });
+    write_block<Acc>(param, blocks.param, rounding);
+    write_block<Acc>(m, blocks.m);
+    write_block<Acc>(param, blocks.copy, rounding);
 }
 
-ADAFACTOR_INLINE bool fits_float(double x) {
+// What weight and rate must be for u and m to be float.
+ADAFACTOR_INLINE bool is_narrow(double x) {
     return x == 0 || (x >= 1e-30 && x <= 1e30) || (x <= -1e-30 && x >= -1e30);
 }
 
-template <class P, class G>
-void apply_unfactored(P* param, P* m, const G* grad, double* v, std::size_t n, const Moment& moment,
-                      const Move& move, bool wide) {
-    if constexpr (sizeof(P) == sizeof(float) && sizeof(G) == sizeof(float)) {
-        if (!wide && fits_float(move.weight) && fits_float(move.rate))
-            return apply_unfactored_as<float>(param, m, grad, v, n, moment, move);
-    }
-    apply_unfactored_as<double>(param, m, grad, v, n, moment, move);
+void apply_unfactored(const StepBlocks& blocks, double* v, const Moment& moment,
+                      const Descent& descent, const Rounding& rounding, bool wide) {
+    if (!wide && is_narrow(descent.weight) && is_narrow(descent.rate))
+        apply_unfactored_as<float>(blocks, v, moment, descent, rounding);
+    else
+        apply_unfactored_as<double>(blocks, v, moment, descent, rounding);
 }

@@ -1,4 +1,4 @@
-// Between the sweeps: what the numbers of measure decide.
+// A matrix's second moment as resolve sees it, and what can be said of it before u is formed.
 #pragma once
 
 #include "adafactor.hpp"
@@ -6,10 +6,9 @@
 
 namespace adafactor {
 
-// A matrix's new running means, as measure leaves them.
 struct SecondMoment {
     Axis rows, cols;
-    Range row_range, col_range;
+    AxisSummary row_summary, col_summary;
     double mean;  // of the rows' running means, or its floor
 };
 
@@ -21,23 +20,8 @@ bool is_usable(const SecondMoment& moment, const HyperParameters& hyper);
 // gradient is not zero.
 bool eps_is_lost(const SecondMoment& moment, const HyperParameters& hyper, int digits);
 
-struct StepSize {
-    double divisor;    // of u, by the clip
-    double step_size;  // of u, before the clip
-    Move move;
-};
-
-StepSize step_size(const HyperParameters& hyper, bool has_momentum, double mean_u_squared,
-                   double mean_param_squared);
-
-// The two forms of struct Update.
-enum class Form { separable, direct };
-
 // Whether floats hold eps, the factors of all live lines, and the products that apply forms.
-bool factors_fit_float(const SecondMoment& moment, Form form, const Move& move,
-                       const HyperParameters& hyper);
-
-FactorRule row_rule(const SecondMoment& moment, Form form, bool literal);
-FactorRule col_rule(Form form, bool literal, double weight);
+bool float_holds(const SecondMoment& moment, bool separable, const Descent& descent,
+                 const HyperParameters& hyper);
 
 }  // namespace adafactor

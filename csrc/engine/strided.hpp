@@ -1,9 +1,10 @@
-// Strides and formats: how the elements of an array lie in memory, and copies of small tiles of
-// them in the types that kernels take, float for halves.
+// Where the elements of strided arrays lie, and copies of their bytes: kernels take neighbours
+// only.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
+#include <cstdint>
+#include <initializer_list>
 
 #include "adafactor.hpp"
 #include "kernel/kernels.hpp"
@@ -28,15 +29,27 @@ struct MatrixView {
     bool has_unit_runs() const {
         return inner == 1 || inner_stride == std::ptrdiff_t(item_size(format));
     }
-    // Kernels read and write runs of neighbouring elements of their own types; all else goes
-    // through a tile.
-    bool is_direct() const { return has_unit_runs() && !is_half(format); }
     char* at(std::size_t i, std::size_t j) const {
         return data + std::ptrdiff_t(i) * outer_stride + std::ptrdiff_t(j) * inner_stride;
     }
 };
 
-// The matrices of an array over two of its axes, one for each index of the others.
+// Bytes of n elements that are copied together; split ones in two planes.
+inline std::size_t copied_size(Format format, std::size_t n) {
+    return n * (format == Format::split ? 2 : 1) * item_size(format);
+}
+
+// A part of a matrix with unit runs, where it lies.
+Block block_in_place(const MatrixView& view, const Rect& part);
+
+// The place of a part's copy at `to`, without its elements; gather copies them, scatter copies
+// back.
+Block block_for_copy(const MatrixView& view, const Rect& part, char* to);
+Block gather(const MatrixView& view, const Rect& part, char* to);
+void scatter(const Block& from, const MatrixView& view, const Rect& part);
+
+// The matrices of an array over two of its axes, one for each index of the others. An array without
+// data has matrices of no format.
 class MatrixBatch {
 public:
     // Of views that are all `swapped`, or not.
@@ -45,16 +58,19 @@ public:
     // With runs along the axis with the smaller stride.
     static MatrixBatch along_memory(const Array& array, int row_axis, int col_axis);
 
+    bool exists() const { return first_.data != nullptr; }
     std::size_t size() const { return size_; }
     bool swapped() const { return first_.swapped; }
-    bool has_unit_runs() const { return first_.has_unit_runs(); }
-    bool is_direct() const { return first_.is_direct(); }
+    Format format() const { return first_.format; }
+    std::size_t outer() const { return first_.outer; }
+    std::size_t inner() const { return first_.inner; }
+    bool has_unit_runs() const { return !exists() || first_.has_unit_runs(); }
 
-    // Copies the elements of n <= kLanesOfSmall matrices, each of at most kSmallElements, to (rows,
-    // cols, kLanesOfSmall), and back. Lanes left over are the first matrix again.
-    void gather(std::size_t first, std::size_t n, void* to) const;
-    void scatter(const void* from, std::size_t first, std::size_t n,
-                 const Rounding& rounding = {}) const;
+    // Copies the elements of n <= kLanesOfSmall matrices, each of at most kSmallElements, to one
+    // run of (rows, cols, kLanesOfSmall), and back. Lanes left over are the first matrix again.
+    Block lanes_at(char* to) const;
+    Block gather_lanes(std::size_t first, std::size_t n, char* to) const;
+    void scatter_lanes(const Block& from, std::size_t first, std::size_t n) const;
 
     // How many consecutive matrices lie between the neighbouring elements of one: a cache line
     // has parts of them all.
@@ -69,10 +85,10 @@ public:
 
 private:
     template <std::size_t item>
-    void gather_items(std::size_t first, std::size_t n, char* to, std::ptrdiff_t offset = 0) const;
+    void gather_items(std::size_t first, std::size_t n, char* to, std::ptrdiff_t offset) const;
     template <std::size_t item>
     void scatter_items(const char* from, std::size_t first, std::size_t n,
-                       std::ptrdiff_t offset = 0) const;
+                       std::ptrdiff_t offset) const;
     template <class Copy>
     void for_lanes(std::size_t first, std::size_t n, const Copy& copy) const;
 
@@ -95,41 +111,28 @@ private:
     MatrixView first_;
 };
 
-// Copies a part of a matrix into consecutive memory, and back.
-void gather(const MatrixView& from, const Rect& part, void* to);
-void scatter(const void* from, const MatrixView& to, const Rect& part,
-             const Rounding& rounding = {});
-
-// Rounds a block into a part of a matrix of halves.
-void narrow(const Block<const float>& from, const MatrixView& to, const Rect& part,
-            const Rounding& rounding);
-
 // The numbers, as in Rounding, that a run of n elements takes up.
 inline std::uint64_t numbered(std::size_t n) { return (std::uint64_t(n) + 63) / 64 * 64; }
 
 // The elements of an array of any number of axes in an order shared by several arrays of the same
 // shape: axes sorted by the first array's strides, neighbours merged where all arrays allow it.
+// Arrays without data take no part.
 class ElementOrder {
 public:
     static constexpr int kMaxArrays = 5;
-    static constexpr std::size_t kMaxRun = kChunk;  // elements that are copied at a time
-    static constexpr int kMaxAxes = 64;             // NumPy's own limit
+    static constexpr int kMaxAxes = 64;  // NumPy's own limit
 
     ElementOrder(std::initializer_list<const Array*> arrays);
 
     std::size_t size() const { return size_; }
 
-    // Whether kernels can take elements k to k + n of array `a` as they lie: neighbours in memory,
-    // and no halves. If so `start` is theirs.
-    bool is_direct(int a, std::size_t k, std::size_t n, char*& start) const;
-    void gather(int a, std::size_t k, std::size_t n, void* to) const;
-    void scatter(const void* from, int a, std::size_t k, std::size_t n,
-                 const Rounding& rounding = {}) const;
+    // Elements k to k + n of array `a`: where they lie if they are neighbours there, or else their
+    // copy at `to`, which scatter copies back.
+    Block run(int a, std::size_t k, std::size_t n, char* to) const;
+    void scatter(const Block& from, int a, std::size_t k, std::size_t n) const;
 
 private:
-    struct HalfRun;
-
-    bool is_run(int a, std::size_t k, std::size_t n, char*& start) const;
+    bool is_run(int a, std::size_t k, std::size_t n) const;
     void gather_items(int a, std::size_t k, std::size_t n, char* to, std::ptrdiff_t offset) const;
     void scatter_items(const char* from, int a, std::size_t k, std::size_t n,
                        std::ptrdiff_t offset) const;

@@ -1,0 +1,95 @@
+// The second sweep of a factored tensor: puts the new running means into the state and moves param,
+// m and copy by grad and the factors.
+#include <cstring>
+
+#include "engine/factored.hpp"
+
+namespace adafactor {
+
+void FactoredStep::begin_apply() {
+    const std::size_t n = geometry_.n_matrices;
+    std::memcpy(tensor_.exp_row, means_.row, n * geometry_.rows * sizeof(double));
+    std::memcpy(tensor_.exp_col, means_.col, n * geometry_.cols * sizeof(double));
+    param_squares_.begin_apply();
+}
+
+void FactoredStep::apply(std::size_t task, char* scratch) {
+    const std::size_t turns = geometry_.apply_turns;
+    const bool by_parts = geometry_.applies_by_parts();
+    for (auto tile = task % turns; tile < geometry_.tiling.n_tiles; tile += turns) {
+        if (by_parts)
+            apply_by_parts(task / turns, tile, scratch);
+        else
+            apply_in_place(task / turns, tile);
+    }
+}
+
+void FactoredStep::apply_in_place(std::size_t chunk, std::size_t tile) const {
+    const Geometry& at = geometry_;
+    const Rect part = at.tiling[tile];
+    const auto block = [&](const MatrixBatch& batch, std::size_t m) {
+        return batch.exists() ? block_in_place(batch[m], part) : Block{};
+    };
+    at.for_matrices(chunk, [&](std::size_t m) {
+        double* const sum = written(m, tile);
+        const double param_sq = kernels_.apply(
+            {block(at.param, m), block(at.m, m), block(at.grad_like_param, m), block(at.copy, m)},
+            factors_of(m, part), resolved_.descent[m], rounding_of(m, part), sum != nullptr);
+        if (sum != nullptr) *sum = param_sq;
+    });
+}
+
+void FactoredStep::apply_by_parts(std::size_t chunk, std::size_t tile, char* scratch) const {
+    for_parts_of(geometry_.tiling[tile], [&](const Rect& part) {
+        geometry_.for_matrices(chunk,
+                               [&](std::size_t m) { apply_copies(m, part, copies_of(scratch)); });
+    });
+    // What was written in parts, and perhaps rounded, is read as the next step would.
+    if (written(0, 0) != nullptr)
+        sum_param(chunk, tile, scratch, [&](std::size_t m) { return written(m, tile); });
+}
+
+void FactoredStep::apply_copies(std::size_t matrix, const Rect& part, char* copies) const {
+    const Geometry& at = geometry_;
+    const auto block = [&](const MatrixBatch& batch, bool is_read) {
+        if (!batch.exists()) return Block{};
+        const MatrixView view = batch[matrix];
+        if (view.has_unit_runs()) return block_in_place(view, part);
+        char* const to = copies;
+        copies += Geometry::part_size();
+        return is_read ? gather(view, part, to) : block_for_copy(view, part, to);
+    };
+    const StepBlocks blocks{block(at.param, true), block(at.m, true),
+                            block(at.grad_like_param, true), block(at.copy, false)};
+    kernels_.apply(blocks, factors_of(matrix, part), resolved_.descent[matrix],
+                   rounding_of(matrix, part), false);
+    const auto put_back = [&](const Block& from, const MatrixBatch& batch) {
+        if (batch.exists() && !batch.has_unit_runs()) scatter(from, batch[matrix], part);
+    };
+    put_back(blocks.param, at.param);
+    put_back(blocks.m, at.m);
+    put_back(blocks.copy, at.copy);
+}
+
+// For a part of a matrix, in param's order.
+Factors FactoredStep::factors_of(std::size_t matrix, const Rect& part) const {
+    const bool swapped = geometry_.param.swapped();
+    const std::size_t item = resolved_.wide ? sizeof(double) : sizeof(float);
+    const auto from = [item](const double* factors, std::size_t k) {
+        return static_cast<const void*>(reinterpret_cast<const char*>(factors) + k * item);
+    };
+    const void* const rows =
+        from(resolved_.row_factor, matrix * geometry_.rows + (swapped ? part.j : part.i));
+    const void* const cols =
+        from(resolved_.col_factor, matrix * geometry_.cols + (swapped ? part.i : part.j));
+    return {resolved_.separable,   resolved_.wide,  swapped ? cols : rows,
+            swapped ? rows : cols, hyper_.eps_root, hyper_.root_floor};
+}
+
+Rounding FactoredStep::rounding_of(std::size_t matrix, const Rect& part) const {
+    const std::uint64_t row_step = numbered(geometry_.param.inner());
+    const std::uint64_t row = std::uint64_t(matrix) * geometry_.param.outer() + part.i;
+    return rounding(row * row_step + part.j, row_step);
+}
+
+}  // namespace adafactor
