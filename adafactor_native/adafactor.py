@@ -14,6 +14,7 @@ import numpy.typing as npt
 from adafactor_native import hyperparameters as hyper
 from adafactor_native._runtime import _core
 from adafactor_native.hyperparameters import HyperParameter
+from adafactor_native.switches import DEFAULTS, rule_of
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -144,8 +145,7 @@ class AdaFactor:
         rounding: str = "nearest",
         seed: int = 0,
     ) -> None:
-        self._progress = _core.Progress()
-        self._setup: _core.Setup | None = None
+        self._plan: _core.Plan | None = None
         self._shape = _checked_shape(shape)
         self.lr = lr
         self.beta2 = beta2
@@ -165,6 +165,7 @@ class AdaFactor:
             self._exp_row, self._exp_col = (np.zeros(n) for n in self._shape)
         else:
             self._v = np.zeros(self._shape)
+        self._hold_state()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -188,11 +189,11 @@ class AdaFactor:
 
     @property
     def t(self) -> int:
-        return self._progress.t
+        return self._tensors.t
 
     @property
     def skipped(self) -> int:
-        return self._progress.skipped
+        return self._tensors.skipped
 
     def update(
         self, param: npt.NDArray[Any], grad: npt.NDArray[Any] | np.floating[Any]
@@ -229,7 +230,7 @@ class AdaFactor:
 
         Whatever is raised, `param`, the state and `t` are as before.
         """
-        _core.update(self._progress, self._setup or self._set_up(), param, grad)
+        self._update(self._plan or self._new_plan(), param, grad)
         return param
 
     def param_changed(self) -> None:
@@ -237,29 +238,37 @@ class AdaFactor:
 
         Needed with `carry_param_rms` only.
         """
-        self._progress.forget_param()
+        self._tensors.forget_params()
 
-    def _set_up(self) -> _core.Setup:
+    def _hold_state(self) -> None:
+        self._tensors = _core.Tensors(self._shape, self._exp_row, self._exp_col, self._v)
+        self._update = self._tensors.update  # looked up once: a call is all that a small step is
+
+    def _new_plan(self) -> _core.Plan:
         """Return all that a step takes but param and grad, kept until a change."""
-        self._setup = _core.Setup(
-            self._exp_row,
-            self._exp_col,
-            self._v,
-            self.lr,
-            self.beta2,
-            self.eps,
-            inf if self.clip_threshold is None else self.clip_threshold,
-            self.scale_parameter,
-            hyper.NONFINITE_POLICIES.index(self.nonfinite),
-            self.num_threads or 0,
-            self.carry_param_rms,
-            self.rounding == "stochastic",
-            self.seed,
+        switches = {
+            **DEFAULTS,
+            "beta2": self.beta2,
+            "eps": self.eps,
+            "clip_threshold": self.clip_threshold,
+            "scale_parameter": self.scale_parameter,
+            "rounding": self.rounding,
+        }
+        self._plan = _core.Plan(
+            rules=[rule_of(switches)],
+            lr=[self.lr],
+            decay=[0.0],
+            nonfinite=_core.NonFinite[self.nonfinite],
+            all_or_none=True,
+            max_grad_norm=inf,
+            num_threads=self.num_threads or 0,
+            carry_param_rms=self.carry_param_rms,
+            seed=self.seed,
         )
-        return self._setup
+        return self._plan
 
     def _hyper_parameter_changed(self) -> None:
-        self._setup = None
+        self._plan = None
 
     def __repr__(self) -> str:
         values = "".join(
@@ -271,14 +280,16 @@ class AdaFactor:
         return f"<AdaFactor(shape={self.shape}{values}), {kind}, t={self.t}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {k: v for k, v in vars(self).items() if k not in ("_progress", "_setup")}
+        own = {k: v for k, v in vars(self).items() if k not in ("_tensors", "_update", "_plan")}
         return {**own, "t": self.t, "skipped": self.skipped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         own = dict(state)
-        self._progress = _core.Progress(own.pop("t"), own.pop("skipped"))
-        self._setup = None
+        t, skipped = own.pop("t"), own.pop("skipped")
         vars(self).update(own)
+        self._plan = None
+        self._hold_state()
+        self._tensors.set_counts(t, skipped, [t])
 
     def __copy__(self) -> AdaFactor:
         """Return a copy with state of its own: two objects must not write to the same arrays."""

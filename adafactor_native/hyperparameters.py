@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 
+from adafactor_native._runtime import _core
 from adafactor_native.threads import check_num_threads
 
 T = TypeVar("T")
@@ -125,5 +126,4 @@ def one_of(*choices: str) -> Callable[[str, Any], str]:
     return check
 
 
-NONFINITE_POLICIES = ("raise", "skip", "propagate")
-nonfinite_policy = one_of(*NONFINITE_POLICIES)
+nonfinite_policy = one_of(*_core.NonFinite.__members__)

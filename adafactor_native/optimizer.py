@@ -18,7 +18,6 @@ from adafactor_native.hyperparameters import HyperParameter
 from adafactor_native.param_groups import (
     Array,
     ParamGroup,
-    Plan,
     PlanCell,
     Tensor,
     new_groups,
@@ -222,7 +221,7 @@ class Optimizer:
         self.seed = seed
         self._carry_param_rms = hyper.boolean("carry_param_rms", carry_param_rms)
         self._defaults = hyper_parameters
-        self._set_groups(self._new_groups(read_groups(params, copies)))
+        self._add_groups(self._new_groups(read_groups(params, copies)))
 
     @property
     def convention(self) -> str:
@@ -254,15 +253,15 @@ class Optimizer:
 
     @property
     def t(self) -> int:
-        return self._model.t
+        return self._tensors.t
 
     @property
     def skipped(self) -> int:
-        return self._model.skipped
+        return self._tensors.skipped
 
     @property
     def counts(self) -> npt.NDArray[np.int64]:
-        return self._model.counts()
+        return self._tensors.counts()
 
     @property
     def memory(self) -> StateMemory:
@@ -307,20 +306,15 @@ class Optimizer:
         Whatever is raised, params, state and t are as before; except that with ``atomic="tensor"``
         a FloatingPointError leaves the tensors before the one at fault stepped.
         """
-        model = self._model
-        plan = self._cell.plan or self._new_plan()
-        lr, decay = plan.rates or self._rates_at(model.t + 1)
-        skipped = model.skipped
-        numbers, grad_norm, stepped = model.step(
-            plan.rules,
-            lr,
-            decay,
+        tensors = self._tensors
+        skipped = tensors.skipped
+        numbers, grad_norm, stepped, _ = tensors.step(
+            self._cell.plan or self._new_plan(),
             self._in_order(grads),
             hyper.positive("grad_scale", grad_scale),
-            *plan.options,
         )
         return StepReport(
-            self._names, numbers, grad_norm, stepped, model.skipped != skipped, model.t
+            self._names, numbers, grad_norm, stepped, tensors.skipped != skipped, tensors.t
         )
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
@@ -339,7 +333,7 @@ class Optimizer:
         """
         if not isinstance(group, Mapping):
             raise TypeError(f"group is a {type(group).__name__}, must be a mapping with 'params'")
-        self._set_groups((*self._groups, *self._new_groups([("group[{!r}]", group)])))
+        self._add_groups(self._new_groups([("group[{!r}]", group)]))
 
     def state_dict(self, params: bool = False) -> dict[str, Array]:
         """Return copies of all that is remembered, as a flat dict of arrays.
@@ -406,7 +400,7 @@ class Optimizer:
 
         Needed with `carry_param_rms`, and with `masters`, which become what params are now.
         """
-        self._model.forget_params()
+        self._tensors.forget_params()
         for tensor in self.tensors:
             if tensor.master is not None:
                 tensor.master[...] = tensor.param
@@ -414,70 +408,43 @@ class Optimizer:
                 tensor.low[...] = 0
 
     def _set_counts(self, t: int, skipped: int, counts: Sequence[int]) -> None:
-        self._model.set_counts(t, skipped, np.array(counts, np.int64))
-        self._model.forget_params()
+        self._tensors.set_counts(t, skipped, counts)
 
     def _start(self) -> None:
         """Begin as a model without tensors."""
         self._cell = PlanCell()
-        self._model = _core.Model()
+        self._tensors = _core.Tensors()
         self._groups: tuple[ParamGroup, ...] = ()
         self._names: tuple[str, ...] = ()
 
     def _new_groups(self, given: Sequence[tuple[str, Mapping[str, Any]]]) -> list[ParamGroup]:
         return new_groups(given, self._convention, self._defaults, self._names, self._cell)
 
-    def _set_groups(self, groups: Iterable[ParamGroup]) -> None:
-        """Take these groups for the old ones, which they begin with; on an error change nothing."""
-        groups = tuple(groups)
-        model = _core.Model(self._carry_param_rms)
-        names: list[str] = []
-        for g, group in enumerate(groups):
-            for tensor in group.tensors:
-                names.append(tensor.name)
-                row_axis, col_axis = tensor.axes or (-1, -1)
-                model.add(
-                    tensor.name,
-                    tensor.param,
-                    tensor.copy,
-                    tensor.exp_row,
-                    tensor.exp_col,
-                    tensor.v,
-                    tensor.m,
-                    tensor.master,
-                    tensor.low,
-                    row_axis,
-                    col_axis,
-                    g,
-                    tensor.decays,
-                )
-        counts = np.zeros(len(names), np.int64)
-        counts[: len(self._names)] = self._model.counts()
-        model.set_counts(self.t, self.skipped, counts)
-        self._model = model
-        self._groups = groups
-        self._names = tuple(names)
+    def _add_groups(self, groups: Iterable[ParamGroup]) -> None:
+        """Take these groups behind the old ones; on an error change nothing."""
+        added = tuple(groups)
+        self._tensors.add([group.tensors for group in added])
+        self._groups += added
+        self._names += tuple(tensor.name for group in added for tensor in group.tensors)
         self._cell.plan = None
 
-    def _new_plan(self) -> Plan:
-        """Return all that a step takes but gradients, kept until a change."""
-        constant = all(are_constant(group.switches) for group in self._groups)
-        self._cell.plan = plan = Plan(
-            [group.rule for group in self._groups],
-            self._rates_at(self.t + 1) if constant else None,
-            (
-                inf if self.max_grad_norm is None else self.max_grad_norm,
-                hyper.NONFINITE_POLICIES.index(self.nonfinite),
-                self.atomic == "all",
-                self.num_threads or 0,
-                self.seed,
-            ),
+    def _new_plan(self) -> _core.Plan:
+        """Return all that a step takes but gradients, kept until a change if it does not depend on t."""
+        rates = [rates_at(group.switches, self.t + 1) for group in self._groups]
+        plan = _core.Plan(
+            rules=[group.rule for group in self._groups],
+            lr=[lr for lr, _ in rates],
+            decay=[decay for _, decay in rates],
+            nonfinite=_core.NonFinite[self.nonfinite],
+            all_or_none=self.atomic == "all",
+            max_grad_norm=inf if self.max_grad_norm is None else self.max_grad_norm,
+            num_threads=self.num_threads or 0,
+            carry_param_rms=self._carry_param_rms,
+            seed=self.seed,
         )
+        if all(are_constant(group.switches) for group in self._groups):
+            self._cell.plan = plan
         return plan
-
-    def _rates_at(self, t: int) -> tuple[list[float], list[float]]:
-        rates = [rates_at(group.switches, t) for group in self._groups]
-        return [lr for lr, _ in rates], [decay for _, decay in rates]
 
     def _hyper_parameter_changed(self) -> None:
         self._cell.plan = None
@@ -509,10 +476,10 @@ class Optimizer:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        made_anew = ("_model", "_cell", "_names", "_groups", "_convention")
+        made_anew = ("_tensors", "_cell", "_names", "_groups", "_convention")
         own = {k: v for k, v in vars(self).items() if k not in made_anew}
         groups = [(group.tensors, group.switches) for group in self._groups]
-        counts = (self.t, self.skipped, self._model.counts())
+        counts = (self.t, self.skipped, self._tensors.counts())
         return {**own, "convention": self.convention, "groups": groups, "counts": counts}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -521,8 +488,8 @@ class Optimizer:
         self._start()
         self._convention = convention_of(convention)
         vars(self).update(own)
-        self._set_groups(ParamGroup(tensors, switches, self._cell) for tensors, switches in groups)
-        self._model.set_counts(*counts)
+        self._add_groups(ParamGroup(tensors, switches, self._cell) for tensors, switches in groups)
+        self._tensors.set_counts(*counts)
 
     def __copy__(self) -> Optimizer:
         """Return a copy with parameters and state of its own: two must not write to one array."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -127,20 +127,11 @@ def _is_in(mask: Any, name: str) -> bool:
     return bool(decays)
 
 
-class Plan(NamedTuple):
-    """What a step needs of an optimizer, put together once for all steps until something changes."""
-
-    rules: list[_core.Rule]  # one for each group
-    rates: tuple[list[float], list[float]] | None  # lr and decay of each; None: they depend on t
-    # max_grad_norm, nonfinite, atomic, num_threads, seed
-    options: tuple[float, int, bool, int, int]
-
-
 class PlanCell:
     """Where an optimizer keeps its plan; its groups empty it when they change."""
 
     def __init__(self) -> None:
-        self.plan: Plan | None = None
+        self.plan: _core.Plan | None = None
 
 
 class ParamGroup(MutableMapping[str, Any]):
