@@ -16,13 +16,13 @@ T = TypeVar("T")
 
 
 class HyperParameter(Generic[T]):
-    """An attribute that is checked whenever it is set, so that a step need not.
+    """An attribute that is checked whenever it is set, so that no step has to check it.
 
     Setting it calls ``_hyper_parameter_changed()`` of its owner.
     """
 
     def __init__(self, check: Callable[[str, Any], T]) -> None:
-        self._check = check
+        self.check = check
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
@@ -38,7 +38,7 @@ class HyperParameter(Generic[T]):
         return value
 
     def __set__(self, instance: Any, value: Any) -> None:
-        instance.__dict__[self._name] = self._check(self._name, value)
+        instance.__dict__[self._name] = self.check(self._name, value)
         instance._hyper_parameter_changed()
 
 
@@ -99,6 +99,10 @@ def boolean(name: str, value: Any) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} is a {type(value).__name__}, must be a bool")
     return bool(value)
+
+
+def boolean_or_none(name: str, value: Any) -> bool | None:
+    return None if value is None else boolean(name, value)
 
 
 def count(name: str, value: Any) -> int:
