@@ -2,9 +2,11 @@
 
 `Optimizer` is the optimizer of a whole model, by every library's convention, and `convert` takes their
 state over and gives it back; `AdaFactor` is the optimizer of one array. `set_num_threads` and
-`get_num_threads` limit the threads of all of them, `show_config` tells how the extension was built and
-what it runs on.
+`get_num_threads` set and get the limit of their threads, `show_config` shows how the extension was
+built and what it runs on.
 """
+
+from typing import TYPE_CHECKING
 
 from adafactor_native import convert
 from adafactor_native._runtime import _core
@@ -13,6 +15,7 @@ from adafactor_native.config import show_config
 from adafactor_native.optimizer import Optimizer
 from adafactor_native.param_groups import ParamGroup
 from adafactor_native.report import StateMemory, StepReport
+from adafactor_native.suggestions import closest
 from adafactor_native.threads import get_num_threads, set_num_threads
 
 __version__: str = _core.version
@@ -29,3 +32,16 @@ __all__ = [
     "set_num_threads",
     "show_config",
 ]
+
+if not TYPE_CHECKING:  # a type checker would take any name for known
+
+    def __getattr__(name: str) -> object:
+        if name.lower() == "adafactor":  # as most libraries spell it
+            raise AttributeError(
+                f"adafactor_native has no {name!r}: AdaFactor is the optimizer of one array; "
+                'Optimizer(params, convention="torch") or "huggingface" steps a model as those '
+                "libraries' Adafactor does"
+            )
+        guess = None if name.startswith("_") else closest(name, __all__)
+        instead = f", did you mean {guess!r}?" if guess else ""
+        raise AttributeError(f"module 'adafactor_native' has no attribute {name!r}{instead}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Any, SupportsIndex
 
@@ -13,12 +13,22 @@ import numpy.typing as npt
 
 from adafactor_native import hyperparameters as hyper
 from adafactor_native._runtime import _core
+from adafactor_native.conventions import CONVENTIONS
+from adafactor_native.flat_state import check_arrays, header_array, read_state, require_same
 from adafactor_native.hyperparameters import HyperParameter
+from adafactor_native.rules import rule_of
+from adafactor_native.suggestions import KnownAttributes
 
 Float64Array = npt.NDArray[np.float64]
 
+FORMAT = "adafactor_native.AdaFactor"
+FORMAT_VERSION = 1
 
-class AdaFactor:
+# What a state_dict has of the hyper-parameters: all that the bits of later steps depend on.
+_SAVED = ("lr", "beta2", "eps", "clip_threshold", "scale_parameter", "rounding", "seed")
+
+
+class AdaFactor(KnownAttributes):
     r"""Adafactor for one parameter array, updated in place.
 
     With ``q = grad**2 + eps``, a matrix keeps two running means instead of one of its own size::
@@ -39,23 +49,24 @@ class AdaFactor:
     ----------
     shape : sequence of int
         Shape of the parameter. Two axes: factored.
-    lr : float
+    lr : float, default 1e-2
         Learning rate, finite, at least 0; relative to RMS(param) if `scale_parameter`.
-    beta2 : float
+    beta2 : float, default 0.999
         Weight of the old means, in [0, 1].
-    eps : float
+    eps : float, default 1e-30
         Added to the squared gradient and to the root of V; finite, at least 0.
-    clip_threshold : float or None
+    clip_threshold : float or None, default 1.0
         Largest RMS(u), above 0. None turns clipping off.
-    scale_parameter : bool
-        Whether the step is proportional to RMS(param). A parameter of zeros then never moves.
-    num_threads : int or None
+    scale_parameter : bool, default True
+        Whether the step is proportional to RMS(param). A parameter of zeros then never moves, though
+        `t` counts its steps; `Optimizer` with an `eps_scale` above 0 moves it.
+    num_threads : int or None, default None
         Most threads of a step; None: that of `set_num_threads`. Results do not depend on it.
-    nonfinite : {"raise", "skip", "propagate"}
-        What becomes of a step that would not be finite: refused with a FloatingPointError, left
-        out and counted in `skipped`, or taken as IEEE arithmetic has it. The first two change
-        nothing at all.
-    carry_param_rms : bool
+    nonfinite : {"raise", "skip", "propagate"}, default "raise"
+        What becomes of a step that would not be finite. "raise" refuses it with a
+        FloatingPointError, "skip" leaves it out and counts it in `skipped`, "propagate" takes it as
+        IEEE arithmetic has it. The first two change nothing at all.
+    carry_param_rms : bool, default False
         Whether RMS(param) is taken over from the step before, which had `param` in hand when it
         wrote it, rather than read once more: the same bits, a fifth less memory traffic. **Wrong
         if anything else writes to** `param` **between steps** (weight decay, clipping, a loaded
@@ -64,12 +75,12 @@ class AdaFactor:
         at once, a change of a few elements within 16 steps. Another `param` object, address,
         dtype or strides is noticed at once. (``param.resize`` in place is refused by NumPy: a weak
         reference is kept.)
-    rounding : {"nearest", "stochastic"}
+    rounding : {"nearest", "stochastic"}, default "nearest"
         How a param of float16 or bfloat16 is rounded: ties to even, or up or down at random so that
         the mean is right.
-    seed : int
-        Of the random bits, in [0, 2**63): each is a function of seed, t and the element's position
-        in memory.
+    seed : int, default 0
+        Seed of the random bits of stochastic rounding, in [0, 2**63). Each bit is a function of seed,
+        t and the element's position in memory.
 
     Attributes
     ----------
@@ -144,8 +155,7 @@ class AdaFactor:
         rounding: str = "nearest",
         seed: int = 0,
     ) -> None:
-        self._progress = _core.Progress()
-        self._setup: _core.Setup | None = None
+        self._plan: _core.Plan | None = None
         self._shape = _checked_shape(shape)
         self.lr = lr
         self.beta2 = beta2
@@ -165,34 +175,42 @@ class AdaFactor:
             self._exp_row, self._exp_col = (np.zeros(n) for n in self._shape)
         else:
             self._v = np.zeros(self._shape)
+        self._hold_state()
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Shape of the parameter."""
         return self._shape
 
     @property
     def factored(self) -> bool:
+        """Whether the second moment is kept as row and column means."""
         return self._v is None
 
     @property
     def exp_row(self) -> Float64Array | None:
+        """Running means over each row, shape (rows,), written by `update`; None if unfactored."""
         return self._exp_row
 
     @property
     def exp_col(self) -> Float64Array | None:
+        """Running means over each column, shape (cols,), written by `update`; None if unfactored."""
         return self._exp_col
 
     @property
     def v(self) -> Float64Array | None:
+        """The second moment itself, of shape `shape`, written by `update`; None if factored."""
         return self._v
 
     @property
     def t(self) -> int:
-        return self._progress.t
+        """Steps taken."""
+        return self._tensors.t
 
     @property
     def skipped(self) -> int:
-        return self._progress.skipped
+        """Steps left out with ``nonfinite="skip"``."""
+        return self._tensors.skipped
 
     def update(
         self, param: npt.NDArray[Any], grad: npt.NDArray[Any] | np.floating[Any]
@@ -229,7 +247,7 @@ class AdaFactor:
 
         Whatever is raised, `param`, the state and `t` are as before.
         """
-        _core.update(self._progress, self._setup or self._set_up(), param, grad)
+        self._update(self._plan or self._new_plan(), param, grad)
         return param
 
     def param_changed(self) -> None:
@@ -237,29 +255,119 @@ class AdaFactor:
 
         Needed with `carry_param_rms` only.
         """
-        self._progress.forget_param()
+        self._tensors.forget_params()
 
-    def _set_up(self) -> _core.Setup:
+    def state_dict(self) -> dict[str, npt.NDArray[Any]]:
+        """Return copies of all that is remembered, as a flat dict of arrays.
+
+        It goes as it is into ``numpy.savez(path, **state)`` and
+        ``safetensors.numpy.save_file(state, path)``, and comes back by ``dict(numpy.load(path))``
+        and ``safetensors.numpy.load_file(path)``. The parameter is not part of it.
+
+        Returns
+        -------
+        dict of str to ndarray
+            "exp_row" and "exp_col", or "v", float64; and "header", uint8: JSON with version, shape,
+            counts and hyper-parameters.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from adafactor_native import AdaFactor
+        >>> param, opt = np.ones((2, 3)), AdaFactor((2, 3), lr=0.1)
+        >>> _ = opt.update(param, np.ones((2, 3)))
+        >>> state = opt.state_dict()
+        >>> sorted(state)
+        ['exp_col', 'exp_row', 'header']
+        >>> other = AdaFactor((2, 3))
+        >>> other.load_state_dict(state)
+        >>> other.t, other.lr
+        (1, 0.1)
+        """
+        header = {
+            "t": self.t,
+            "skipped": self.skipped,
+            "shape": self.shape,
+            "hyper_parameters": {name: getattr(self, name) for name in _SAVED},
+        }
+        arrays = {name: array.copy() for name, array in self._arrays().items()}
+        return {"header": header_array(FORMAT, FORMAT_VERSION, header), **arrays}
+
+    def load_state_dict(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Continue where `state_dict` was called, with the same bits.
+
+        Hyper-parameters are taken over, but `nonfinite`, `num_threads` and `carry_param_rms` stay as
+        they are.
+
+        Parameters
+        ----------
+        state : mapping of str to ndarray
+            What `state_dict` returned, from anywhere; its values are copied.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an array is missing, unknown, of the wrong dtype or shape, or the state is of another
+            shape, format or format version. The message names it, and nothing is changed.
+        RuntimeError
+            If another thread is in `update` of this object.
+        """
+        types = {"t": int, "skipped": int, "shape": list, "hyper_parameters": dict}
+        arrays, header = read_state(state, FORMAT, (FORMAT_VERSION,), types)
+        require_same("shape", tuple(header["shape"]), self.shape)
+        t, skipped = (hyper.count(f"header[{key!r}]", header[key]) for key in ("t", "skipped"))
+        given = header["hyper_parameters"]
+        if sorted(given) != sorted(_SAVED):
+            raise ValueError(
+                f"header['hyper_parameters'] must have {', '.join(_SAVED)} and no others"
+            )
+        values = {
+            name: vars(AdaFactor)[name].check(f"header['hyper_parameters'][{name!r}]", given[name])
+            for name in _SAVED
+        }
+        own = self._arrays()
+        check_arrays(arrays, own)
+
+        self._tensors.set_counts(t, skipped, [t])
+        for name, value in values.items():
+            setattr(self, name, value)
+        for name, array in own.items():
+            array[...] = arrays[name]
+
+    def _arrays(self) -> dict[str, Float64Array]:
+        """Return the state's arrays that there are, by name."""
+        arrays = {"exp_row": self._exp_row, "exp_col": self._exp_col, "v": self._v}
+        return {name: array for name, array in arrays.items() if array is not None}
+
+    def _hold_state(self) -> None:
+        self._tensors = _core.Tensors(self._shape, self._exp_row, self._exp_col, self._v)
+        self._update = self._tensors.update  # looked up once: a call is all that a small step is
+
+    def _new_plan(self) -> _core.Plan:
         """Return all that a step takes but param and grad, kept until a change."""
-        self._setup = _core.Setup(
-            self._exp_row,
-            self._exp_col,
-            self._v,
-            self.lr,
-            self.beta2,
-            self.eps,
-            inf if self.clip_threshold is None else self.clip_threshold,
-            self.scale_parameter,
-            hyper.NONFINITE_POLICIES.index(self.nonfinite),
-            self.num_threads or 0,
-            self.carry_param_rms,
-            self.rounding == "stochastic",
-            self.seed,
+        switches = {
+            **CONVENTIONS["numpy"].defaults,
+            "beta2": self.beta2,
+            "eps": self.eps,
+            "clip_threshold": self.clip_threshold,
+            "scale_parameter": self.scale_parameter,
+            "rounding": self.rounding,
+        }
+        self._plan = _core.Plan(
+            rules=[rule_of(switches)],
+            lr=[self.lr],
+            decay=[0.0],
+            nonfinite=_core.NonFinite[self.nonfinite],
+            all_or_none=True,
+            max_grad_norm=inf,
+            num_threads=self.num_threads or 0,
+            carry_param_rms=self.carry_param_rms,
+            seed=self.seed,
         )
-        return self._setup
+        return self._plan
 
     def _hyper_parameter_changed(self) -> None:
-        self._setup = None
+        self._plan = None
 
     def __repr__(self) -> str:
         values = "".join(
@@ -271,14 +379,16 @@ class AdaFactor:
         return f"<AdaFactor(shape={self.shape}{values}), {kind}, t={self.t}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {k: v for k, v in vars(self).items() if k not in ("_progress", "_setup")}
+        own = {k: v for k, v in vars(self).items() if k not in ("_tensors", "_update", "_plan")}
         return {**own, "t": self.t, "skipped": self.skipped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         own = dict(state)
-        self._progress = _core.Progress(own.pop("t"), own.pop("skipped"))
-        self._setup = None
+        t, skipped = own.pop("t"), own.pop("skipped")
         vars(self).update(own)
+        self._plan = None
+        self._hold_state()
+        self._tensors.set_counts(t, skipped, [t])
 
     def __copy__(self) -> AdaFactor:
         """Return a copy with state of its own: two objects must not write to the same arrays."""

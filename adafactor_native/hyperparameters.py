@@ -9,19 +9,20 @@ from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 
+from adafactor_native._runtime import _core
 from adafactor_native.threads import check_num_threads
 
 T = TypeVar("T")
 
 
 class HyperParameter(Generic[T]):
-    """An attribute that is checked whenever it is set, so that a step need not.
+    """An attribute that is checked whenever it is set, so that no step has to check it.
 
     Setting it calls ``_hyper_parameter_changed()`` of its owner.
     """
 
     def __init__(self, check: Callable[[str, Any], T]) -> None:
-        self._check = check
+        self.check = check
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
@@ -37,7 +38,7 @@ class HyperParameter(Generic[T]):
         return value
 
     def __set__(self, instance: Any, value: Any) -> None:
-        instance.__dict__[self._name] = self._check(self._name, value)
+        instance.__dict__[self._name] = self.check(self._name, value)
         instance._hyper_parameter_changed()
 
 
@@ -100,6 +101,10 @@ def boolean(name: str, value: Any) -> bool:
     return bool(value)
 
 
+def boolean_or_none(name: str, value: Any) -> bool | None:
+    return None if value is None else boolean(name, value)
+
+
 def count(name: str, value: Any) -> int:
     try:
         number = operator.index(value)
@@ -125,5 +130,4 @@ def one_of(*choices: str) -> Callable[[str, Any], str]:
     return check
 
 
-NONFINITE_POLICIES = ("raise", "skip", "propagate")
-nonfinite_policy = one_of(*NONFINITE_POLICIES)
+nonfinite_policy = one_of(*_core.NonFinite.__members__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -13,19 +13,33 @@ import numpy.typing as npt
 from adafactor_native import hyperparameters as hyper
 from adafactor_native import state_dict
 from adafactor_native._runtime import _core
-from adafactor_native.conventions import Convention, convention_of
+from adafactor_native.convention import Convention, convention_of, switch_elsewhere
+from adafactor_native.conventions import (
+    BigVisionArguments,
+    HuggingFaceArguments,
+    KerasArguments,
+    NumpyArguments,
+    OptaxArguments,
+    PaperArguments,
+    T5xArguments,
+    TorchArguments,
+)
 from adafactor_native.hyperparameters import HyperParameter
 from adafactor_native.param_groups import (
     Array,
     ParamGroup,
-    Plan,
     PlanCell,
     Tensor,
     new_groups,
     read_groups,
 )
 from adafactor_native.report import StateMemory, StepReport
-from adafactor_native.switches import are_constant, rates_at
+from adafactor_native.rules import are_constant, rates_at
+from adafactor_native.suggestions import KnownAttributes
+from adafactor_native.switches import SWITCHES, current_value, table
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Params = Any  # a mapping, a sequence or groups of arrays
 Copies = Any  # the same of arrays or None
@@ -34,11 +48,11 @@ Grads = Any  # the same of arrays or None
 _ATOMIC = ("all", "tensor")
 
 
-class Optimizer:
+class Optimizer(KnownAttributes):
     r"""Adafactor for all parameters of a model, updated in place by one native call a step.
 
-    A tensor of two factored axes, and of others that are batched, keeps running means over each row
-    and each column instead of one of its own size; any other tensor keeps `v`. A step at t is ::
+    A tensor with two factored axes keeps running means over each row and each column instead of one
+    mean for each element; its other axes are batched. Any other tensor keeps `v`. A step at t is ::
 
         g       = grad, unscaled, clipped by the global norm, with maximize negated
         exp_row = beta2_t * exp_row + (1 - beta2_t) * mean of g**2 + eps over each row
@@ -51,7 +65,7 @@ class Optimizer:
         m       = beta1 * m + (1 - beta1) * step                       with beta1, and m is the step
         param   = (1 - decay) * param - step
 
-    Where the dialects of Adafactor differ, in more than numbers, a switch chooses.
+    The dialects of Adafactor differ in more than numbers; a switch chooses wherever they do.
 
     Parameters
     ----------
@@ -63,72 +77,35 @@ class Optimizer:
     copies : mapping of str to ndarray, or sequence of ndarray or None
         Arrays of float16 or bfloat16, for any of the parameters of float32, that every step writes
         the new parameter to, rounded. Like `params`, by name or by position.
-    convention : str
-        "seed", "paper", "huggingface", "torch", "optax", "keras", "t5x" or "big_vision": whose
-        arguments, defaults and formulas hold. See `adafactor_native.conventions`.
-    nonfinite : {"raise", "skip", "propagate"}
-        What becomes of a step that would not be finite: refused with a FloatingPointError that names
-        tensor and element, left out and counted in `skipped`, or taken as IEEE arithmetic has it.
-    atomic : {"all", "tensor"}
+    convention : str, default "paper"
+        "paper", "numpy", "huggingface", "torch", "optax", "keras", "t5x" or "big_vision": whose
+        arguments, defaults and formulas hold. "numpy" is the twenty lines of NumPy that `AdaFactor`
+        computes; it was called "seed" before version 0.2, as it still may be, and was the default.
+        See `adafactor_native.conventions`.
+    nonfinite : {"raise", "skip", "propagate"}, default "raise"
+        What becomes of a step that would not be finite. "raise" refuses it with a FloatingPointError
+        that names tensor and element, "skip" leaves it out and counts it in `skipped`, "propagate"
+        takes it as IEEE arithmetic has it.
+    atomic : {"all", "tensor"}, default "all"
         Whether a step that is refused or left out changes nothing in the whole model, or only
         nothing in the tensor at fault. The latter finishes each tensor while it is in cache; with
         `max_grad_norm`, which needs all gradients first, it is the same as the former.
-    max_grad_norm : float or None
+    max_grad_norm : float or None, default None
         The most that the norm of all gradients together may be, above 0; they are scaled down to it
         by ``min(1, max_grad_norm / (norm + 1e-6))``, as ``torch.nn.utils.clip_grad_norm_`` does.
-    num_threads : int or None
+    num_threads : int or None, default None
         Most threads of a step; None: that of `set_num_threads`. Results do not depend on it.
-    carry_param_rms : bool
+    carry_param_rms : bool, default False
         Whether RMS(param) is taken over from the step before. **Wrong if anything else writes to
         params between steps**, unless you then call `params_changed`; see `AdaFactor`.
-    seed : int
-        Of the random bits of ``rounding="stochastic"``, in [0, 2**63): each is a function of seed, t,
-        and the positions of the tensor in the model and of the element in the tensor's memory.
+    seed : int, default 0
+        Seed of the random bits of ``rounding="stochastic"``, in [0, 2**63). Each bit is a function of
+        seed, t, the tensor's position in the model and the element's position in its memory.
     **hyper_parameters
         The convention's own arguments, and any of the switches below, which count more. The defaults
-        below are those of ``convention="seed"``. Each can be a group's own.
+        below are the paper's. Each can be a group's own.
 
-        ===================== ========= =======================================================
-        lr                    1e-2      number >= 0, or a callable of t (1 at the first step)
-        schedule              None      callable of t: multiplies lr
-        relative_step         False     lr_t = min(lr, 1/sqrt(t)) ...
-        warmup_init           False     ... or min(1e-6 * t, 1/sqrt(t)), with relative_step
-        scale_parameter       True      step proportional to max(eps_scale, RMS(param))
-        eps_scale             0.0       number >= 0
-        bias_correction       False     lr times sqrt(1 - beta2**t) / (1 - beta2**t)
-        maximize              False     step uphill
-        beta2                 0.999     in [0, 1]: beta2_t, or with decay_rate its upper limit
-        decay_rate            None      <= 0: beta2_t = 1 - max(1, t - decay_offset)**decay_rate
-        decay_offset          0         int >= 0
-        t_scope               "tensor"  of whose steps t is the count: or the "model"'s; a tensor
-                                        without a gradient takes none
-        eps                   1e-30     number >= 0, or None: the machine epsilon of param's dtype
-        eps_mode              "seed"    added to g**2 and to sqrt(V); "grad_squared": to g**2;
-                                        "clamp": V = R C / max(eps, mean R), u = g / max(eps,
-                                        sqrt(V)); "root": added to exp_row, exp_col, v when used
-        factored_axes         "matrix"  those of tensors of two; "last_two"; "two_largest"; "none";
-                                        or (row axis, column axis)
-        min_dim_size_to_factor 0        both axes must be as long
-        clip_threshold        1.0       number > 0, or None
-        rms_scope             "tensor"  RMS(u), RMS(param) over the tensor, or over each "matrix"
-        beta1                 None      in [0, 1): keep a first moment m ...
-        momentum_of           "step"    ... of the step, or of "u", clipped
-        momentum_dtype        None      of m: "float32" or "bfloat16", None: float32; a param of
-                                        float64 has an m of float64
-        weight_decay          0.0       number >= 0, or a callable of t; decay is it times ...
-        weight_decay_mode     "lr"      ... lr; "step": lr_t * max(eps_scale, RMS(param)); "alone":
-                                        1; "schedule": schedule(t)
-        weight_decay_mask     None      what decays: callable name -> bool, mapping, collection of
-                                        names; None: all
-        weight_decay_lr_exponent None   k: decay = weight_decay * lr**k, in mode "alone"
-        scale_after_decay     False     RMS(param) is that of the decayed param
-        rounding              "nearest" of half-precision params and copies: or "stochastic", up or
-                                        down so that the mean is right
-        masters               False     True: keep a float32 of each half-precision param, which is
-                                        it, rounded; "split": keep the lower 16 bits of one, of which
-                                        the bfloat16 param is the upper ones, nearest, ties away
-                                        from zero
-        ===================== ========= =======================================================
+        SWITCHES
 
     Attributes
     ----------
@@ -137,9 +114,9 @@ class Optimizer:
     param_groups : tuple of ParamGroup
         Mappings: ``opt.param_groups[0]["lr"] = 0.1`` holds from the next step on.
     names : tuple of str
-        Those of the tensors, in the order of `params`; all arrays of a report are in it.
+        The tensors' names, in the order of `params`. All arrays of a report are in this order.
     tensors : tuple of Tensor
-        In that order: parameters with their state and axes, as `state` and `params` have them too.
+        In this order: parameters with their state and axes, as `state` and `params` have them too.
     params, state : dicts by name
         The arrays themselves, and those of the state by kind: "exp_row", "exp_col", "v", "m",
         "master", "low".
@@ -168,8 +145,8 @@ class Optimizer:
     One object serves one thread at a time. It can be pickled and copied, with its parameters: a copy
     has its own, and continues with the same bits.
 
-    The formulas are Shazeer & Stern's [1]_ (Algorithms 4, 5 and 6); what the seed and the other
-    conventions change in them is in their docstrings.
+    The formulas are Shazeer & Stern's [1]_ (Algorithms 4, 5 and 6); what each convention
+    changes in them is in their docstrings.
 
     References
     ----------
@@ -199,10 +176,54 @@ class Optimizer:
     num_threads = HyperParameter(hyper.threads_or_none)
     seed = HyperParameter(hyper.count)
 
+    @overload
     def __init__(
         self,
         params: Params,
-        convention: str = "seed",
+        convention: Literal["paper"] = ...,
+        **arguments: Unpack[PaperArguments],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        params: Params,
+        convention: Literal["numpy", "seed"],
+        **arguments: Unpack[NumpyArguments],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        params: Params,
+        convention: Literal["huggingface"],
+        **arguments: Unpack[HuggingFaceArguments],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self, params: Params, convention: Literal["torch"], **arguments: Unpack[TorchArguments]
+    ) -> None: ...
+    @overload
+    def __init__(
+        self, params: Params, convention: Literal["optax"], **arguments: Unpack[OptaxArguments]
+    ) -> None: ...
+    @overload
+    def __init__(
+        self, params: Params, convention: Literal["keras"], **arguments: Unpack[KerasArguments]
+    ) -> None: ...
+    @overload
+    def __init__(
+        self, params: Params, convention: Literal["t5x"], **arguments: Unpack[T5xArguments]
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        params: Params,
+        convention: Literal["big_vision"],
+        **arguments: Unpack[BigVisionArguments],
+    ) -> None: ...
+    def __init__(
+        self,
+        params: Params,
+        convention: str = "paper",
         *,
         copies: Copies = None,
         nonfinite: str = "raise",
@@ -222,50 +243,61 @@ class Optimizer:
         self.seed = seed
         self._carry_param_rms = hyper.boolean("carry_param_rms", carry_param_rms)
         self._defaults = hyper_parameters
-        self._set_groups(self._new_groups(read_groups(params, copies)))
+        self._add_groups(self._new_groups(read_groups(params, copies)))
 
     @property
     def convention(self) -> str:
+        """Whose arguments, defaults and formulas hold."""
         return self._convention.name
 
     @property
     def carry_param_rms(self) -> bool:
+        """Whether RMS(param) is taken over from the step before."""
         return self._carry_param_rms
 
     @property
     def param_groups(self) -> tuple[ParamGroup, ...]:
+        """Mappings of hyper-parameters: ``opt.param_groups[0]["lr"] = 0.1`` holds from the next step."""
         return self._groups
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Names of the tensors, in the order of all arrays of a report."""
         return self._names
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
+        """The parameters with their state and factored axes, in the order of `names`."""
         return tuple(tensor for group in self._groups for tensor in group.tensors)
 
     @property
     def params(self) -> dict[str, Array]:
+        """The parameters themselves, by name."""
         return {tensor.name: tensor.param for tensor in self.tensors}
 
     @property
     def state(self) -> dict[str, dict[str, Array]]:
+        """The arrays of the state themselves, by name and kind."""
         return {tensor.name: tensor.state for tensor in self.tensors}
 
     @property
     def t(self) -> int:
-        return self._model.t
+        """Steps taken."""
+        return self._tensors.t
 
     @property
     def skipped(self) -> int:
-        return self._model.skipped
+        """Steps left out with ``nonfinite="skip"``."""
+        return self._tensors.skipped
 
     @property
     def counts(self) -> npt.NDArray[np.int64]:
-        return self._model.counts()
+        """Steps that each tensor has taken, int64, shape (n,)."""
+        return self._tensors.counts()
 
     @property
     def memory(self) -> StateMemory:
+        """Bytes of state, by kind, tensor and element."""
         by_tensor = {
             name: {kind: array.nbytes for kind, array in state.items()}
             for name, state in self.state.items()
@@ -307,20 +339,15 @@ class Optimizer:
         Whatever is raised, params, state and t are as before; except that with ``atomic="tensor"``
         a FloatingPointError leaves the tensors before the one at fault stepped.
         """
-        model = self._model
-        plan = self._cell.plan or self._new_plan()
-        lr, decay = plan.rates or self._rates_at(model.t + 1)
-        skipped = model.skipped
-        numbers, grad_norm, stepped = model.step(
-            plan.rules,
-            lr,
-            decay,
+        tensors = self._tensors
+        skipped = tensors.skipped
+        numbers, grad_norm, stepped, stuck = tensors.step(
+            self._cell.plan or self._new_plan(),
             self._in_order(grads),
             hyper.positive("grad_scale", grad_scale),
-            *plan.options,
         )
         return StepReport(
-            self._names, numbers, grad_norm, stepped, model.skipped != skipped, model.t
+            self._names, numbers, grad_norm, stepped, stuck, tensors.skipped != skipped, tensors.t
         )
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
@@ -339,7 +366,7 @@ class Optimizer:
         """
         if not isinstance(group, Mapping):
             raise TypeError(f"group is a {type(group).__name__}, must be a mapping with 'params'")
-        self._set_groups((*self._groups, *self._new_groups([("group[{!r}]", group)])))
+        self._add_groups(self._new_groups([("group[{!r}]", group)]))
 
     def state_dict(self, params: bool = False) -> dict[str, Array]:
         """Return copies of all that is remembered, as a flat dict of arrays.
@@ -406,7 +433,7 @@ class Optimizer:
 
         Needed with `carry_param_rms`, and with `masters`, which become what params are now.
         """
-        self._model.forget_params()
+        self._tensors.forget_params()
         for tensor in self.tensors:
             if tensor.master is not None:
                 tensor.master[...] = tensor.param
@@ -414,70 +441,43 @@ class Optimizer:
                 tensor.low[...] = 0
 
     def _set_counts(self, t: int, skipped: int, counts: Sequence[int]) -> None:
-        self._model.set_counts(t, skipped, np.array(counts, np.int64))
-        self._model.forget_params()
+        self._tensors.set_counts(t, skipped, counts)
 
     def _start(self) -> None:
         """Begin as a model without tensors."""
         self._cell = PlanCell()
-        self._model = _core.Model()
+        self._tensors = _core.Tensors()
         self._groups: tuple[ParamGroup, ...] = ()
         self._names: tuple[str, ...] = ()
 
     def _new_groups(self, given: Sequence[tuple[str, Mapping[str, Any]]]) -> list[ParamGroup]:
         return new_groups(given, self._convention, self._defaults, self._names, self._cell)
 
-    def _set_groups(self, groups: Iterable[ParamGroup]) -> None:
-        """Take these groups for the old ones, which they begin with; on an error change nothing."""
-        groups = tuple(groups)
-        model = _core.Model(self._carry_param_rms)
-        names: list[str] = []
-        for g, group in enumerate(groups):
-            for tensor in group.tensors:
-                names.append(tensor.name)
-                row_axis, col_axis = tensor.axes or (-1, -1)
-                model.add(
-                    tensor.name,
-                    tensor.param,
-                    tensor.copy,
-                    tensor.exp_row,
-                    tensor.exp_col,
-                    tensor.v,
-                    tensor.m,
-                    tensor.master,
-                    tensor.low,
-                    row_axis,
-                    col_axis,
-                    g,
-                    tensor.decays,
-                )
-        counts = np.zeros(len(names), np.int64)
-        counts[: len(self._names)] = self._model.counts()
-        model.set_counts(self.t, self.skipped, counts)
-        self._model = model
-        self._groups = groups
-        self._names = tuple(names)
+    def _add_groups(self, groups: Iterable[ParamGroup]) -> None:
+        """Take these groups behind the old ones; on an error change nothing."""
+        added = tuple(groups)
+        self._tensors.add([group.tensors for group in added])
+        self._groups += added
+        self._names += tuple(tensor.name for group in added for tensor in group.tensors)
         self._cell.plan = None
 
-    def _new_plan(self) -> Plan:
-        """Return all that a step takes but gradients, kept until a change."""
-        constant = all(are_constant(group.switches) for group in self._groups)
-        self._cell.plan = plan = Plan(
-            [group.rule for group in self._groups],
-            self._rates_at(self.t + 1) if constant else None,
-            (
-                inf if self.max_grad_norm is None else self.max_grad_norm,
-                hyper.NONFINITE_POLICIES.index(self.nonfinite),
-                self.atomic == "all",
-                self.num_threads or 0,
-                self.seed,
-            ),
+    def _new_plan(self) -> _core.Plan:
+        """Return all that a step takes but gradients, kept until a change if it does not depend on t."""
+        rates = [rates_at(group.switches, self.t + 1) for group in self._groups]
+        plan = _core.Plan(
+            rules=[group.rule for group in self._groups],
+            lr=[lr for lr, _ in rates],
+            decay=[decay for _, decay in rates],
+            nonfinite=_core.NonFinite[self.nonfinite],
+            all_or_none=self.atomic == "all",
+            max_grad_norm=inf if self.max_grad_norm is None else self.max_grad_norm,
+            num_threads=self.num_threads or 0,
+            carry_param_rms=self._carry_param_rms,
+            seed=self.seed,
         )
+        if all(are_constant(group.switches) for group in self._groups):
+            self._cell.plan = plan
         return plan
-
-    def _rates_at(self, t: int) -> tuple[list[float], list[float]]:
-        rates = [rates_at(group.switches, t) for group in self._groups]
-        return [lr for lr, _ in rates], [decay for _, decay in rates]
 
     def _hyper_parameter_changed(self) -> None:
         self._cell.plan = None
@@ -501,6 +501,15 @@ class Optimizer:
             ]
         return _of_length(len(self._names), grads, "grads")
 
+    def _unknown_attribute(self, name: str) -> str:
+        switch = name if name in SWITCHES else switch_elsewhere(name)
+        if switch is None:
+            return super()._unknown_attribute(name)
+        return (
+            f"Optimizer has no attribute {name!r}: hyper-parameters are each group's, "
+            f"opt.param_groups[0][{switch!r}]"
+        )
+
     def __repr__(self) -> str:
         elements = sum(param.size for param in self.params.values())
         return (
@@ -509,10 +518,10 @@ class Optimizer:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        made_anew = ("_model", "_cell", "_names", "_groups", "_convention")
+        made_anew = ("_tensors", "_cell", "_names", "_groups", "_convention")
         own = {k: v for k, v in vars(self).items() if k not in made_anew}
         groups = [(group.tensors, group.switches) for group in self._groups]
-        counts = (self.t, self.skipped, self._model.counts())
+        counts = (self.t, self.skipped, self._tensors.counts())
         return {**own, "convention": self.convention, "groups": groups, "counts": counts}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -521,12 +530,24 @@ class Optimizer:
         self._start()
         self._convention = convention_of(convention)
         vars(self).update(own)
-        self._set_groups(ParamGroup(tensors, switches, self._cell) for tensors, switches in groups)
-        self._model.set_counts(*counts)
+        self._add_groups(
+            ParamGroup(
+                tensors,
+                {name: current_value(name, value) for name, value in switches.items()},
+                self._convention,
+                self._cell,
+            )
+            for tensors, switches in groups
+        )
+        self._tensors.set_counts(*counts)
 
     def __copy__(self) -> Optimizer:
         """Return a copy with parameters and state of its own: two must not write to one array."""
         return copy.deepcopy(self)
+
+
+# Under -OO there is no docstring to complete.
+Optimizer.__doc__ = (Optimizer.__doc__ or "").replace("SWITCHES", table("        ").lstrip())
 
 
 def _of_group(group: ParamGroup, grads: Any, shown: str) -> Sequence[Any]:

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from adafactor_native._runtime import _core
-from adafactor_native.conventions import Convention
+from adafactor_native.convention import Convention, switch_elsewhere
 from adafactor_native.factoring import Axes, axes_of
 from adafactor_native.halves import is_half, low_halves
-from adafactor_native.switches import SETTLED, SWITCHES, Switches, check_switches, rule_of
+from adafactor_native.rules import rule_of
+from adafactor_native.suggestions import closest
+from adafactor_native.switches import SETTLED, SWITCHES, Values, check_switches
 
 Array = npt.NDArray[Any]
 
@@ -45,7 +47,7 @@ class Tensor:
     m : ndarray, param's shape and order of axes, or None without beta1
         Of `momentum_dtype`, or of param's, but float32 for a narrower one.
     master : ndarray of float32, param's shape and order of axes, or None
-        What a param of half precision is rounded from, with ``masters=True``.
+        What a param of half precision is rounded from, with ``masters="float32"``.
     low : ndarray of uint16, param's shape and strides, or None
         The lower 16 bits of what param has the upper ones of, with ``masters="split"``.
     decays : bool
@@ -85,16 +87,16 @@ def new_tensor(
         exp_row, exp_col = (np.zeros(shape) for shape in axes.state_shapes(param.shape))
     if switches["beta1"] is not None:
         m = np.zeros_like(param, _momentum_dtype(name, param, switches), subok=False)
-    if switches["masters"] == "split" and param.dtype == np.float16:
+    masters = switches["masters"] if is_half(param.dtype) else None
+    if masters == "split" and param.dtype == np.float16:
         raise TypeError(
-            f"masters is 'split', must be False or True for params[{name!r}] of float16: only a "
+            f"masters is 'split', must be None or 'float32' for params[{name!r}] of float16: only a "
             "bfloat16 is half a float32"
         )
-    if switches["masters"] and is_half(param.dtype):
-        if switches["masters"] == "split":
-            low = low_halves(param)
-        else:
-            master = np.array(param, np.float32, order="K", subok=False)
+    if masters == "split":
+        low = low_halves(param)
+    if masters == "float32":
+        master = np.array(param, np.float32, order="K", subok=False)
     decays = _is_in(switches["weight_decay_mask"], name)
     return Tensor(name, param, axes, exp_row, exp_col, v, m, master, low, decays, copy)
 
@@ -127,20 +129,11 @@ def _is_in(mask: Any, name: str) -> bool:
     return bool(decays)
 
 
-class Plan(NamedTuple):
-    """What a step needs of an optimizer, put together once for all steps until something changes."""
-
-    rules: list[_core.Rule]  # one for each group
-    rates: tuple[list[float], list[float]] | None  # lr and decay of each; None: they depend on t
-    # max_grad_norm, nonfinite, atomic, num_threads, seed
-    options: tuple[float, int, bool, int, int]
-
-
 class PlanCell:
     """Where an optimizer keeps its plan; its groups empty it when they change."""
 
     def __init__(self) -> None:
-        self.plan: Plan | None = None
+        self.plan: _core.Plan | None = None
 
 
 class ParamGroup(MutableMapping[str, Any]):
@@ -148,7 +141,8 @@ class ParamGroup(MutableMapping[str, Any]):
 
     "params" is a tuple of the arrays, "names" of their names; all other keys are the switches, by
     the names of `Optimizer`'s table whatever the convention, and can be set between steps. `update`
-    sets several at once, which matters where one requires another.
+    sets several at once, which matters where one requires another. ``repr`` shows the switches that
+    differ from the convention's defaults, ``dict`` all of them.
 
     Raises
     ------
@@ -159,14 +153,18 @@ class ParamGroup(MutableMapping[str, Any]):
         is a first moment and what decays are settled when a group is added. Nothing is changed.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], switches: Switches, cell: PlanCell) -> None:
+    def __init__(
+        self, tensors: Sequence[Tensor], switches: Values, convention: Convention, cell: PlanCell
+    ) -> None:
         self.tensors = tuple(tensors)
         self.switches = switches
+        self._convention = convention
         self._cell = cell
         self._rule: _core.Rule | None = None
 
     @property
     def rule(self) -> _core.Rule:
+        """What the extension is told of the switches."""
         if self._rule is None:
             self._rule = rule_of(self.switches)
         return self._rule
@@ -190,14 +188,16 @@ class ParamGroup(MutableMapping[str, Any]):
             if key in ("params", "names"):
                 raise TypeError(f"{key} cannot be set, must be given when the group is added")
             if key not in SWITCHES:
-                raise KeyError(f"{key} is no switch, must be one of {', '.join(SWITCHES)}")
+                guess = switch_elsewhere(key) or closest(key, SWITCHES)
+                instead = f"did you mean {guess!r}?" if guess else "must be a key of the group"
+                raise KeyError(f"{key} is no switch, {instead}")
         if _RATES.issuperset(values):
             self.switches.update({k: SWITCHES[k].check(k, value) for k, value in values.items()})
             self._cell.plan = None
         else:
             self.take(self.checked(values))
 
-    def checked(self, values: Mapping[str, Any], shown: str = "{}") -> Switches:
+    def checked(self, values: Mapping[str, Any], shown: str = "{}") -> Values:
         """Return all switches with these values, known to be right; `shown` as messages show them."""
         switches = check_switches(
             {**self.switches, **values}, {name: shown.format(name) for name in values}
@@ -215,7 +215,7 @@ class ParamGroup(MutableMapping[str, Any]):
             )
         return switches
 
-    def take(self, switches: Switches) -> None:
+    def take(self, switches: Values) -> None:
         """Set all switches to what `checked` returned."""
         self.switches = switches
         self._rule = None
@@ -231,9 +231,16 @@ class ParamGroup(MutableMapping[str, Any]):
         return 2 + len(self.switches)
 
     def __repr__(self) -> str:
-        values = ", ".join(f"{name}={value!r}" for name, value in self.switches.items())
+        values = "".join(
+            f", {name}={value!r}"
+            for name, value in self.switches.items()
+            if value != self._convention.defaults[name]
+        )
         elements = sum(prod(tensor.param.shape) for tensor in self.tensors)
-        return f"<ParamGroup({values}), tensors={len(self.tensors)}, elements={elements}>"
+        return (
+            f"<ParamGroup(convention={self._convention.name!r}{values}), "
+            f"tensors={len(self.tensors)}, elements={elements}>"
+        )
 
 
 def read_groups(params: Any, copies: Any = None) -> list[tuple[str, Mapping[str, Any]]]:
@@ -287,7 +294,7 @@ def new_groups(
         tensors = [
             new_tensor(name, param, switches, copies.get(name)) for name, param in arrays.items()
         ]
-        groups.append(ParamGroup(tensors, switches, cell))
+        groups.append(ParamGroup(tensors, switches, convention, cell))
     for group in groups:
         mask = group["weight_decay_mask"]
         if isinstance(mask, frozenset) and not mask <= names:

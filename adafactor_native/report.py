@@ -1,4 +1,4 @@
-"""What a step tells of itself, and what a model's state takes of memory."""
+"""The numbers of a step, and the memory of a model's state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LINES = 12  # of a printed report
 
 
 class StepReport:
-    """The numbers of one step, which it computes anyway.
+    """The numbers that a step has computed for its own use.
 
     ``report["name"]`` has those of one tensor. Arrays are in the order of `names`, with nan for what
     a step did not compute: all of a tensor without a gradient, and RMS(param) where no step size
@@ -38,14 +38,18 @@ class StepReport:
     grad_norm : float
         Root of the sum of the squares of all gradients, likewise.
     stepped : ndarray of bool, shape (n,)
-        Whether the tensor was changed.
+        Whether the tensor took the step.
+    stuck : ndarray of bool, shape (n,)
+        Whether it did and yet cannot move: with `scale_parameter` its step size is 0, as RMS(param)
+        is and `eps_scale` does not raise it. A tensor of zeros stays so for ever; give its group an
+        `eps_scale`, or ``scale_parameter=False``.
     skipped : bool
         Whether ``nonfinite="skip"`` left the step out, or with ``atomic="tensor"`` a tensor.
     t : int
         Steps that the model has taken, this one included.
     """
 
-    __slots__ = ("_numbers", "grad_norm", "names", "skipped", "stepped", "t")
+    __slots__ = ("_numbers", "grad_norm", "names", "skipped", "stepped", "stuck", "t")
 
     def __init__(
         self,
@@ -53,6 +57,7 @@ class StepReport:
         numbers: Float64Array,
         grad_norm: float,
         stepped: npt.NDArray[np.bool_],
+        stuck: npt.NDArray[np.bool_],
         skipped: bool,
         t: int,
     ) -> None:
@@ -60,31 +65,37 @@ class StepReport:
         self._numbers = numbers
         self.grad_norm = grad_norm
         self.stepped = stepped
+        self.stuck = stuck
         self.skipped = skipped
         self.t = t
 
     @property
     def rms_grad(self) -> Float64Array:
+        """RMS of the gradient, divided by `grad_scale`, before any clipping; (n,)."""
         return self._numbers[:, 0]
 
     @property
     def rms_u(self) -> Float64Array:
+        """RMS(u) before it is clipped; (n,)."""
         return self._numbers[:, 1]
 
     @property
     def clip_divisor(self) -> Float64Array:
+        """What u was divided by: 1, or RMS(u) / clip_threshold; (n,)."""
         return self._numbers[:, 2]
 
     @property
     def rms_param(self) -> Float64Array:
+        """RMS(param), before the step and without its floor; (n,)."""
         return self._numbers[:, 3]
 
     @property
     def step_size(self) -> Float64Array:
+        """What the clipped u was multiplied by: lr_t, times RMS(param) with `scale_parameter`; (n,)."""
         return self._numbers[:, 4]
 
     def __getitem__(self, name: str) -> dict[str, Any]:
-        """Return one tensor's five numbers and whether it stepped.
+        """Return one tensor's five numbers, whether it stepped, and whether it is stuck.
 
         Raises
         ------
@@ -95,10 +106,11 @@ class StepReport:
             i = self.names.index(name)
         except ValueError:
             raise KeyError(name) from None
-        return {**dict(zip(COLUMNS, self._numbers[i].tolist())), "stepped": bool(self.stepped[i])}
+        flags = {"stepped": bool(self.stepped[i]), "stuck": bool(self.stuck[i])}
+        return dict(zip(COLUMNS, self._numbers[i].tolist())) | flags
 
     def as_dict(self) -> dict[str, float]:
-        """Return all as one flat dict of numbers, "rms_grad/name" and so on, ready to be logged."""
+        """Return all numbers as one flat dict, "rms_grad/name" and so on, ready to be logged."""
         total = {"t": self.t, "grad_norm": self.grad_norm, "skipped": float(self.skipped)}
         columns = self._numbers.T.tolist()
         return total | {
@@ -111,11 +123,14 @@ class StepReport:
         return (
             f"<StepReport: t={self.t}, grad_norm={self.grad_norm:.4g}, "
             f"stepped={np.count_nonzero(self.stepped)} of {len(self.names)}, "
-            f"skipped={self.skipped}>"
+            f"stuck={np.count_nonzero(self.stuck)}, skipped={self.skipped}>"
         )
 
     def __str__(self) -> str:
-        """Return a table, of the tensors that were clipped most if there are many."""
+        """Return a table of the tensors, if there are many of those that were clipped most.
+
+        Below it stand the names of the tensors that are stuck, also at most twelve.
+        """
         order = np.argsort(-np.nan_to_num(self.clip_divisor), kind="stable")[:_LINES]
         rows = [
             [self.names[i], *(f"{number:.4g}" for number in self._numbers[i])]
@@ -125,16 +140,25 @@ class StepReport:
         left_out = len(self.names) - len(rows)
         if left_out:
             lines.append(f"and {left_out} that were not clipped more")
-        return "\n".join([repr(self), *lines])
+        return "\n".join([repr(self), *lines, *self._stuck_lines()])
+
+    def _stuck_lines(self) -> list[str]:
+        names = [self.names[i] for i in np.flatnonzero(self.stuck)]
+        if not names:
+            return []
+        more = f" and {len(names) - _LINES} more" if len(names) > _LINES else ""
+        listed = ", ".join(names[:_LINES])
+        return [f"stuck at zero, as the step size is RMS(param) and eps_scale is 0: {listed}{more}"]
 
 
 class StateMemory:
-    """Bytes of an optimizer's state; of the parameters themselves none, nor what one step borrows.
+    """Bytes of an optimizer's state, without the parameters and without what a step borrows.
 
     Attributes
     ----------
     by_tensor : dict of str to dict of str to int
-        For each tensor the bytes of each kind that it keeps: "exp_row", "exp_col", "v", "m".
+        For each tensor the bytes of each kind that it keeps: "exp_row", "exp_col", "v", "m",
+        "master", "low".
     by_kind : dict of str to int
         Those of all tensors.
     total : int

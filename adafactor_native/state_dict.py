@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from adafactor_native import hyperparameters as hyper
 from adafactor_native._runtime import _core
+from adafactor_native.convention import current_name
+from adafactor_native.flat_state import (
+    check_arrays,
+    header_array,
+    read_state,
+    require_keys,
+    require_same,
+)
 from adafactor_native.halves import portable
 from adafactor_native.param_groups import Array, Tensor
-from adafactor_native.switches import SETTLED, Switches
+from adafactor_native.switches import SETTLED, SWITCHES, Values, current_value
 
 if TYPE_CHECKING:
     from adafactor_native.optimizer import Optimizer
 
 FORMAT = "adafactor_native.Optimizer"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# Version 1, of adafactor_native 0.1, calls the convention "numpy" and the eps_mode "both" "seed".
+_VERSIONS = (1, 2)
+_TYPES = {
+    "convention": str,
+    "t": object,
+    "skipped": object,
+    "max_grad_norm": object,
+    "seed": object,
+    "groups": list,
+    "tensors": list,
+    "params": bool,
+}
 
 _CALLABLE = {"callable": True}  # what a header has for what cannot be written
 
@@ -27,9 +46,6 @@ def state_dict(opt: Optimizer, params: bool) -> dict[str, Array]:
     """Return copies of all that an optimizer remembers; see `Optimizer.state_dict`."""
     tensors = [(g, x) for g, group in enumerate(opt.param_groups) for x in group.tensors]
     header = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "package_version": _core.version,
         "convention": opt.convention,
         "t": opt.t,
         "skipped": opt.skipped,
@@ -44,24 +60,21 @@ def state_dict(opt: Optimizer, params: bool) -> dict[str, Array]:
         for _, tensor in tensors
         for kind, array in _kept(tensor, params).items()
     }
-    text = np.frombuffer(json.dumps(header).encode(), np.uint8).copy()
-    return {"header": text, "t": opt.counts, **arrays}
+    return {"header": header_array(FORMAT, FORMAT_VERSION, header), "t": opt.counts, **arrays}
 
 
 def load_state_dict(opt: Optimizer, state: Mapping[str, Array]) -> None:
     """Take a state over, or raise and change nothing; see `Optimizer.load_state_dict`."""
-    if not isinstance(state, Mapping):
-        raise TypeError(f"state is a {type(state).__name__}, must be a mapping from str to arrays")
-    arrays = {key: state[key] for key in state}
-    header = _header(arrays)
-    _require_same("convention", header.get("convention"), opt.convention)
+    arrays, header = read_state(state, FORMAT, _VERSIONS, _TYPES)
+    _require_convention(header["convention"], opt.convention)
     max_grad_norm = hyper.positive_or_none("header['max_grad_norm']", header["max_grad_norm"])
     t, skipped, seed = (
         hyper.count(f"header[{key!r}]", header[key]) for key in ("t", "skipped", "seed")
     )
-    _require_same("the number of groups", len(header["groups"]), len(opt.param_groups))
+    require_same("the number of groups", len(header["groups"]), len(opt.param_groups))
+    written_by = header.get("package_version")
     switches = [
-        group.checked(_read(given, group.switches, shown), shown + "[{!r}]")
+        group.checked(_read(given, group.switches, shown, written_by), shown + "[{!r}]")
         for g, (given, group) in enumerate(zip(header["groups"], opt.param_groups))
         for shown in [f"header['groups'][{g}]"]
     ]
@@ -72,7 +85,7 @@ def load_state_dict(opt: Optimizer, state: Mapping[str, Array]) -> None:
         for tensor in opt.tensors
         for kind, array in _kept(tensor, header["params"]).items()
     }
-    _check_arrays(arrays, {"t": opt.counts, **own})
+    check_arrays(arrays, {"t": opt.counts, **own})
     saved = dict(zip(names, arrays["t"].tolist()))
     for tensor in opt.tensors if header["params"] else ():
         if not tensor.param.flags.writeable:
@@ -107,7 +120,17 @@ def _description(tensor: Tensor, group: int) -> dict[str, Any]:
     }
 
 
-def _written(switches: Switches) -> Switches:
+def _require_convention(saved: str, own: str) -> None:
+    name = current_name(saved)
+    if name != own:
+        default = ", the default before version 0.2" if name == "numpy" else ""
+        raise ValueError(
+            f"convention was {name!r} when the state was saved, must be {own!r} as here: make the "
+            f"optimizer with convention={name!r}{default}"
+        )
+
+
+def _written(switches: Values) -> Values:
     return {
         name: _CALLABLE if callable(value) else value
         for name, value in switches.items()
@@ -115,9 +138,15 @@ def _written(switches: Switches) -> Switches:
     }
 
 
-def _read(given: Any, own: Switches, shown: str) -> Switches:
-    """Return the switches that were written, without those that stay the optimizer's own."""
+def _read(given: Any, own: Values, shown: str, written_by: Any) -> Values:
+    """Return the switches that were written, without those that stay the optimizer's own.
+
+    A version that did not know a switch stepped as its default does.
+    """
     expected = [name for name in own if name not in SETTLED]
+    if isinstance(given, dict) and written_by != _core.version:
+        unknown_then = [name for name in expected if name not in given]
+        given = {**given, **{name: SWITCHES[name].default for name in unknown_then}}
     if not isinstance(given, dict) or sorted(given) != sorted(expected):
         raise ValueError(f"{shown} must have the switches {', '.join(expected)} and no others")
     values = {}
@@ -133,41 +162,8 @@ def _read(given: Any, own: Switches, shown: str) -> Switches:
                 "set after loading"
             )
         if not was_callable:
-            values[name] = value
+            values[name] = current_value(name, value)
     return values
-
-
-def _header(arrays: Mapping[str, Array]) -> dict[str, Any]:
-    """Return the header, known to have every key that this version writes."""
-    must_be = f"must be that of a state_dict of {FORMAT}"
-    if "header" not in arrays:
-        raise ValueError(f"state has no 'header', {must_be}")
-    array = arrays["header"]
-    if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim != 1:
-        raise TypeError("state['header'] must be a numpy.ndarray of uint8 with one axis")
-    try:
-        header = json.loads(array.tobytes().decode())
-    except ValueError:
-        raise ValueError(f"state['header'] is no JSON, cut or overwritten, {must_be}") from None
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise ValueError(f"state['header'] is not ours, {must_be}")
-    version = header.get("format_version")
-    if version != FORMAT_VERSION:
-        raise ValueError(
-            f"state['header'] has format version {version} (adafactor_native "
-            f"{header.get('package_version')}), must have {FORMAT_VERSION} "
-            f"(adafactor_native {_core.version})"
-        )
-    types = {"groups": list, "tensors": list, "params": bool}
-    for key in ("convention", "t", "skipped", "max_grad_norm", "seed", *types):
-        if key not in header or not isinstance(header[key], types.get(key, object)):
-            raise ValueError(f"state['header'] has no {key!r} that makes sense, {must_be}")
-    return header
-
-
-def _require_same(what: str, saved: Any, own: Any) -> None:
-    if saved != own:
-        raise ValueError(f"{what} was {saved!r} when the state was saved, must be {own!r} as here")
 
 
 def _check_tensors(saved: Sequence[Any], opt: Optimizer) -> list[str]:
@@ -183,35 +179,9 @@ def _check_tensors(saved: Sequence[Any], opt: Optimizer) -> list[str]:
         if not isinstance(name, str) or name in names:
             raise ValueError(f"header['tensors'][{i}] must have a name of its own, has {name!r}")
         names.append(name)
-    _require_keys("params[{!r}]", names, own)
+    require_keys("params[{!r}]", names, own)
     for description in saved:
         name = description["name"]
         for what, value in own[name].items():
-            _require_same(f"{what} of params[{name!r}]", description.get(what), value)
+            require_same(f"{what} of params[{name!r}]", description.get(what), value)
     return names
-
-
-def _check_arrays(arrays: Mapping[str, Any], own: Mapping[str, Array]) -> None:
-    _require_keys("{!r}", [key for key in arrays if key != "header"], own)
-    for key, array in own.items():
-        given = arrays[key]
-        if not isinstance(given, np.ndarray):
-            raise TypeError(f"state[{key!r}] is a {type(given).__name__}, must be a numpy.ndarray")
-        if given.dtype != array.dtype:
-            raise TypeError(f"state[{key!r}] has dtype {given.dtype}, must be {array.dtype}")
-        if given.shape != array.shape:
-            raise ValueError(f"state[{key!r}] has shape {given.shape}, must be {array.shape}")
-
-
-def _require_keys(shown: str, given: Iterable[str], own: Iterable[str]) -> None:
-    """Raise an error that tells both, for a renamed key is missing and unknown at once."""
-
-    def listed(keys: set[str]) -> str:
-        first = ", ".join(shown.format(key) for key in sorted(keys)[:5])
-        return f"{first} and {len(keys) - 5} more" if len(keys) > 5 else first
-
-    missing, unknown = set(own) - set(given), set(given) - set(own)
-    parts = [f"has no {listed(missing)}"] if missing else []
-    parts += [f"has {listed(unknown)}"] if unknown else []
-    if parts:
-        raise ValueError(f"state {' and '.join(parts)}, must have this optimizer's and no others")

@@ -1,23 +1,53 @@
-"""The switches a step is made of: what each may be, and what the extension is told of them."""
+"""The switches a step is made of: each defined once, with its type, check, default and meaning.
 
-from __future__ import annotations
+The classes here say so twice over: to a type checker, which keyword arguments there are and of what
+types, and at run time, by their annotations, what each may be. `SWITCHES` has them all by name.
+"""
 
 import contextlib
+import textwrap
 from collections.abc import Callable, Collection, Mapping
-from math import inf, nan
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Optional, TypedDict, Union, get_type_hints
 
 import numpy as np
+import numpy.typing as npt
 
 from adafactor_native import hyperparameters as hyper
-from adafactor_native._runtime import _core
 from adafactor_native.factoring import check_factored_axes
 from adafactor_native.halves import bfloat16
 
-Switches = dict[str, Any]
+Values = dict[str, Any]  # of all switches, by name
+
+# No annotation of this module may be a string that Python 3.9 cannot evaluate: they are read.
+Rate = Union[float, Callable[[int], float]]
+Mask = Union[Callable[[str], bool], Mapping[str, bool], Collection[str]]
 
 
-def _dtype_or_none(name: str, value: Any) -> np.dtype[Any] | None:
+@dataclass(frozen=True)
+class Switch:
+    """What a switch may be.
+
+    Attributes
+    ----------
+    check : callable
+        Takes what a message calls it and a value; returns the value as it is kept, or raises.
+    default : object
+        The paper's, which is also that of an `Optimizer` whose convention says nothing else.
+    meaning : str
+        A line for the table of `Optimizer`.
+    settled : bool
+        Whether it decides which arrays a tensor keeps or which tensors decay, and so cannot be
+        changed once a group is added.
+    """
+
+    check: Callable[[str, Any], Any]
+    default: Any
+    meaning: str
+    settled: bool = False
+
+
+def _dtype_or_none(name: str, value: Any) -> Optional[np.dtype[Any]]:
     if value is None:
         return None
     if value == "bfloat16":
@@ -29,12 +59,23 @@ def _dtype_or_none(name: str, value: Any) -> np.dtype[Any] | None:
     raise TypeError(f"{name} is {value!r}, must be bfloat16, float32, float64 or None")
 
 
-def _masters(name: str, value: Any) -> bool | str:
+def _masters(name: str, value: Any) -> Optional[str]:
     if isinstance(value, (bool, np.bool_)):
-        return bool(value)
-    if not isinstance(value, str) or value != "split":
-        raise ValueError(f"{name} is {value!r}, must be False, True or 'split'")
-    return "split"
+        instead = repr(current_value("masters", bool(value)))
+        raise TypeError(
+            f"{name} is {value}, must be {instead}, as that is called since version 0.2; the values "
+            "are None, 'float32' and 'split'"
+        )
+    if value is not None and (not isinstance(value, str) or value not in ("float32", "split")):
+        raise ValueError(f"{name} is {value!r}, must be None, 'float32' or 'split'")
+    return value
+
+
+def _eps_mode(name: str, value: Any) -> str:
+    return _check_eps_mode(name, current_value("eps_mode", value))
+
+
+_check_eps_mode = hyper.one_of("both", "grad_squared", "clamp", "root")
 
 
 def _mask_or_none(name: str, value: Any) -> Any:
@@ -48,55 +89,228 @@ def _mask_or_none(name: str, value: Any) -> Any:
     return frozenset(value)
 
 
-class Switch(NamedTuple):
-    check: Callable[[str, Any], Any]
-    default: Any  # the seed's
+class LearningRate(TypedDict, total=False):
+    lr: Annotated[Rate, Switch(hyper.rate, 1e-2, "number >= 0, or a callable of t (1 at first)")]
 
 
-SWITCHES = {
-    "lr": Switch(hyper.rate, 1e-2),
-    "schedule": Switch(hyper.callable_or_none, None),
-    "relative_step": Switch(hyper.boolean, False),
-    "warmup_init": Switch(hyper.boolean, False),
-    "scale_parameter": Switch(hyper.boolean, True),
-    "eps_scale": Switch(hyper.non_negative, 0.0),
-    "bias_correction": Switch(hyper.boolean, False),
-    "maximize": Switch(hyper.boolean, False),
-    "beta2": Switch(hyper.fraction, 0.999),
-    "decay_rate": Switch(hyper.non_positive_or_none, None),
-    "decay_offset": Switch(hyper.count, 0),
-    "t_scope": Switch(hyper.one_of("tensor", "model"), "tensor"),
-    "eps": Switch(hyper.non_negative_or_none, 1e-30),
-    "eps_mode": Switch(hyper.one_of("seed", "grad_squared", "clamp", "root"), "seed"),
-    "factored_axes": Switch(check_factored_axes, "matrix"),
-    "min_dim_size_to_factor": Switch(hyper.count, 0),
-    "clip_threshold": Switch(hyper.positive_or_none, 1.0),
-    "rms_scope": Switch(hyper.one_of("tensor", "matrix"), "tensor"),
-    "beta1": Switch(hyper.below_one_or_none, None),
-    "momentum_of": Switch(hyper.one_of("step", "u"), "step"),
-    "momentum_dtype": Switch(_dtype_or_none, None),
-    "weight_decay": Switch(hyper.rate, 0.0),
-    "weight_decay_mode": Switch(hyper.one_of("lr", "step", "alone", "schedule"), "lr"),
-    "weight_decay_mask": Switch(_mask_or_none, None),
-    "weight_decay_lr_exponent": Switch(hyper.finite_or_none, None),
-    "scale_after_decay": Switch(hyper.boolean, False),
-    "rounding": Switch(hyper.one_of("nearest", "stochastic"), "nearest"),
-    "masters": Switch(_masters, False),
+class StepSwitches(TypedDict, total=False):
+    schedule: Annotated[
+        Optional[Callable[[int], float]],
+        Switch(hyper.callable_or_none, None, "callable of t: multiplies lr"),
+    ]
+    relative_step: Annotated[bool, Switch(hyper.boolean, True, "lr_t = min(lr, 1/sqrt(t)) ...")]
+    warmup_init: Annotated[
+        bool, Switch(hyper.boolean, False, "... or min(1e-6 * t, 1/sqrt(t)), with relative_step")
+    ]
+    scale_parameter: Annotated[
+        bool, Switch(hyper.boolean, True, "step proportional to max(eps_scale, RMS(param))")
+    ]
+    eps_scale: Annotated[
+        float,
+        Switch(hyper.non_negative, 1e-3, "number >= 0; with 0 a tensor of zeros never moves"),
+    ]
+    bias_correction: Annotated[
+        bool, Switch(hyper.boolean, False, "lr times sqrt(1 - beta2**t) / (1 - beta2**t)")
+    ]
+    maximize: Annotated[bool, Switch(hyper.boolean, False, "step uphill")]
+    beta2: Annotated[
+        float,
+        Switch(hyper.fraction, 1.0, "in [0, 1]: beta2_t, or with decay_rate its upper limit"),
+    ]
+    decay_rate: Annotated[
+        Optional[float],
+        Switch(
+            hyper.non_positive_or_none,
+            -0.8,
+            "<= 0: beta2_t = 1 - max(1, t - decay_offset)**decay_rate; None: beta2_t is beta2",
+        ),
+    ]
+    decay_offset: Annotated[int, Switch(hyper.count, 0, "int >= 0")]
+    t_scope: Annotated[
+        Literal["tensor", "model"],
+        Switch(
+            hyper.one_of("tensor", "model"),
+            "tensor",
+            'of whose steps t is the count: or the "model"\'s; a tensor without a gradient takes '
+            "none",
+        ),
+    ]
+
+
+class Epsilon(TypedDict, total=False):
+    eps: Annotated[
+        Optional[float],
+        Switch(
+            hyper.non_negative_or_none,
+            1e-30,
+            "number >= 0, or None: the machine epsilon of param's dtype",
+        ),
+    ]
+
+
+class MomentSwitches(TypedDict, total=False):
+    eps_mode: Annotated[
+        Literal["both", "grad_squared", "clamp", "root", "seed"],
+        Switch(
+            _eps_mode,
+            "grad_squared",
+            'eps is added to g**2; "both": to g**2 and to sqrt(V); "clamp": V = R C / max(eps, '
+            'mean R), u = g / max(eps, sqrt(V)); "root": added to exp_row, exp_col, v when used',
+        ),
+    ]
+    factored_axes: Annotated[
+        Union[Literal["matrix", "last_two", "two_largest", "none"], tuple[int, int]],
+        Switch(
+            check_factored_axes,
+            "matrix",
+            'those of tensors of two; "last_two"; "two_largest"; "none"; or (row axis, column '
+            "axis)",
+            settled=True,
+        ),
+    ]
+    min_dim_size_to_factor: Annotated[
+        int, Switch(hyper.count, 0, "both axes must be as long", settled=True)
+    ]
+    clip_threshold: Annotated[
+        Optional[float], Switch(hyper.positive_or_none, 1.0, "number > 0, or None")
+    ]
+    rms_scope: Annotated[
+        Literal["tensor", "matrix"],
+        Switch(
+            hyper.one_of("tensor", "matrix"),
+            "tensor",
+            'RMS(u), RMS(param) over the tensor, or over each "matrix"',
+        ),
+    ]
+    beta1: Annotated[
+        Optional[float],
+        Switch(hyper.below_one_or_none, None, "in [0, 1): keep a first moment m ..."),
+    ]
+    momentum_of: Annotated[
+        Literal["step", "u"],
+        Switch(hyper.one_of("step", "u"), "step", '... of the step, or of "u", clipped'),
+    ]
+    momentum_dtype: Annotated[
+        Optional[npt.DTypeLike],
+        Switch(
+            _dtype_or_none,
+            None,
+            'of m: "float32" or "bfloat16", None: float32; a param of float64 has an m of float64',
+            settled=True,
+        ),
+    ]
+
+
+class WeightDecay(TypedDict, total=False):
+    weight_decay: Annotated[
+        Rate, Switch(hyper.rate, 0.0, "number >= 0, or a callable of t; decay is it times ...")
+    ]
+
+
+class DecaySwitches(TypedDict, total=False):
+    weight_decay_mode: Annotated[
+        Literal["lr", "step", "alone", "schedule"],
+        Switch(
+            hyper.one_of("lr", "step", "alone", "schedule"),
+            "lr",
+            '... lr; "step": lr_t * max(eps_scale, RMS(param)); "alone": 1; "schedule": '
+            "schedule(t)",
+        ),
+    ]
+    weight_decay_mask: Annotated[
+        Optional[Mask],
+        Switch(
+            _mask_or_none,
+            None,
+            "what decays: callable name -> bool, mapping, collection of names; None: all",
+            settled=True,
+        ),
+    ]
+    weight_decay_lr_exponent: Annotated[
+        Optional[float],
+        Switch(hyper.finite_or_none, None, 'k: decay = weight_decay * lr**k, in mode "alone"'),
+    ]
+    scale_after_decay: Annotated[
+        bool, Switch(hyper.boolean, False, "RMS(param) is that of the decayed param")
+    ]
+    rounding: Annotated[
+        Literal["nearest", "stochastic"],
+        Switch(
+            hyper.one_of("nearest", "stochastic"),
+            "nearest",
+            'of half-precision params and copies: or "stochastic", up or down so that the mean is '
+            "right",
+        ),
+    ]
+    masters: Annotated[
+        Optional[Literal["float32", "split"]],
+        Switch(
+            _masters,
+            None,
+            '"float32": keep a float32 of each half-precision param, which is it, rounded; '
+            '"split": keep the lower 16 bits of one, of which the bfloat16 param is the upper '
+            "ones, nearest, ties away from zero",
+            settled=True,
+        ),
+    ]
+
+
+class CommonSwitches(StepSwitches, MomentSwitches, DecaySwitches, total=False):
+    """Those that mean the same to all conventions, or are called otherwise there."""
+
+
+class Switches(
+    LearningRate, StepSwitches, Epsilon, MomentSwitches, WeightDecay, DecaySwitches, total=False
+):
+    """All switches, by the names that param_groups have whatever the convention."""
+
+
+def annotations_of(arguments: type, kind: type) -> dict[str, Any]:
+    """Return what a TypedDict's annotations have of this kind, by name."""
+    return {
+        name: one
+        for name, annotation in get_type_hints(arguments, include_extras=True).items()
+        for one in getattr(annotation, "__metadata__", ())
+        if isinstance(one, kind)
+    }
+
+
+SWITCHES: dict[str, Switch] = annotations_of(Switches, Switch)
+PAPER: Values = {name: switch.default for name, switch in SWITCHES.items()}
+SETTLED = tuple(name for name, switch in SWITCHES.items() if switch.settled)
+
+# What values were called before version 0.2
+_FORMER: dict[str, dict[Any, Any]] = {
+    "eps_mode": {"seed": "both"},
+    "masters": {False: None, True: "float32"},
 }
 
-DEFAULTS: Switches = {name: switch.default for name, switch in SWITCHES.items()}
 
-# What decides which arrays a tensor keeps, and which tensors decay: settled when they are added.
-SETTLED = (
-    "factored_axes",
-    "min_dim_size_to_factor",
-    "momentum_dtype",
-    "weight_decay_mask",
-    "masters",
-)
+def current_value(name: str, value: Any) -> Any:
+    """Return what a value of an older version is called now."""
+    former = _FORMER.get(name, {})
+    return former[value] if isinstance(value, (str, bool)) and value in former else value
 
 
-def check_switches(switches: Mapping[str, Any], shown: Mapping[str, str]) -> Switches:
+def table(indent: str) -> str:
+    """Return all switches as a table in a docstring: name, default, meaning."""
+    names = max(map(len, SWITCHES))
+    defaults = max(len(_shown(switch.default)) for switch in SWITCHES.values())
+    width = 98 - len(indent) - names - defaults - 2
+    rule = f"{'=' * names} {'=' * defaults} {'=' * width}"
+    lines = [rule]
+    for name, switch in SWITCHES.items():
+        for i, part in enumerate(textwrap.wrap(switch.meaning, width)):
+            first, second = (name, _shown(switch.default)) if i == 0 else ("", "")
+            lines.append(f"{first:{names}} {second:{defaults}} {part}")
+    return textwrap.indent("\n".join([*lines, rule]), indent)
+
+
+def _shown(default: Any) -> str:
+    return f'"{default}"' if isinstance(default, str) else repr(default)
+
+
+def check_switches(switches: Mapping[str, Any], shown: Mapping[str, str]) -> Values:
     """Return all switches checked, one by one and together; `shown` is what messages call them."""
 
     def name(switch: str) -> str:
@@ -132,55 +346,3 @@ def check_switches(switches: Mapping[str, Any], shown: Mapping[str, str]) -> Swi
             "halves are the whole number"
         )
     return checked
-
-
-def rule_of(switches: Mapping[str, Any]) -> _core.Rule:
-    """Return what the extension is told of a group once, for all steps until a switch changes."""
-    eps = nan if switches["eps"] is None else switches["eps"]  # nan: the machine epsilon of param
-    mode = switches["eps_mode"]
-    decays_by_step = switches["weight_decay_mode"] == "step"
-    return _core.Rule(
-        beta2=switches["beta2"],
-        decay_rate=nan if switches["decay_rate"] is None else switches["decay_rate"],
-        decay_offset=switches["decay_offset"],
-        bias_correction=switches["bias_correction"],
-        eps_squares=eps if mode in ("seed", "grad_squared") else 0.0,
-        eps_means=eps if mode == "root" else 0.0,
-        eps_root=eps if mode == "seed" else 0.0,
-        root_floor=eps if mode == "clamp" else 0.0,
-        mean_floor=eps if mode == "clamp" else 0.0,
-        clip_threshold=inf if switches["clip_threshold"] is None else switches["clip_threshold"],
-        per_matrix=switches["rms_scope"] == "matrix",
-        scale_parameter=switches["scale_parameter"],
-        eps_scale=switches["eps_scale"],
-        scale_after_decay=switches["scale_after_decay"],
-        relative_step=switches["relative_step"],
-        warmup=1e-6 if switches["warmup_init"] else 0.0,
-        beta1=nan if switches["beta1"] is None else switches["beta1"],
-        momentum_of_u=switches["momentum_of"] == "u",
-        decay_by_step=switches["weight_decay"] if decays_by_step else 0.0,
-        maximize=switches["maximize"],
-        stochastic=switches["rounding"] == "stochastic",
-        shared_t=switches["t_scope"] == "model",
-    )
-
-
-def are_constant(switches: Mapping[str, Any]) -> bool:
-    """Whether `rates_at` is the same at every t."""
-    return not any(callable(switches[name]) for name in ("lr", "schedule", "weight_decay"))
-
-
-def rates_at(switches: Mapping[str, Any], t: int) -> tuple[float, float]:
-    """Return lr at step t, and what is taken from 1 to give the factor that decays param."""
-    schedule, exponent = switches["schedule"], switches["weight_decay_lr_exponent"]
-    factor = 1.0 if schedule is None else hyper.rate_at("schedule", schedule, t)
-    lr = hyper.rate_at("lr", switches["lr"], t) * factor
-    decay = hyper.rate_at("weight_decay", switches["weight_decay"], t)
-    mode = switches["weight_decay_mode"]
-    if decay == 0 or mode == "step":  # the extension knows the step size, and decays by it
-        return lr, 0.0
-    if mode == "lr":
-        return lr, decay * lr
-    if mode == "schedule":
-        return lr, decay * factor
-    return lr, decay if exponent is None else decay * lr**exponent

@@ -39,7 +39,7 @@ NOTE = (
     "MiB, by the sizes of the arrays; borrowed is how far the process is in its third step, at the "
     "peak, above what it held before. bfloat16 gradients beside float32 parameters: torch refuses "
     "them unless `param.grad_dtype` is set, as it is here; its AdamW then raises an error, and is "
-    "left out. Optimizer has convention 'seed'; no optimizer here has a first moment, but for AdamW."
+    "left out. Optimizer has convention 'numpy'; no optimizer here has a first moment, but for AdamW."
 )
 
 
@@ -65,7 +65,7 @@ class Case:
 
 def native(**options: Any) -> Start:
     def start(params: list[Array], grads: list[Array]) -> Training:
-        optimizer = Optimizer(params, lr=TIMED_LR, **options)
+        optimizer = Optimizer(params, "numpy", lr=TIMED_LR, **options)
         return Training(partial(optimizer.step, grads), lambda: optimizer.memory.total)
 
     return start
@@ -120,7 +120,7 @@ OURS = [
     Case("Optimizer, copies", "float32", "bfloat16", native_with_copies),
     Case("Optimizer", "bfloat16", "bfloat16", native()),
     Case("Optimizer, stochastic", "bfloat16", "bfloat16", native(rounding="stochastic")),
-    Case("Optimizer, masters", "bfloat16", "bfloat16", native(masters=True)),
+    Case("Optimizer, masters", "bfloat16", "bfloat16", native(masters="float32")),
     Case("Optimizer, split", "bfloat16", "bfloat16", native(masters="split")),
 ]
 OF_TORCH = [

@@ -57,13 +57,13 @@ WIDTH = 64  # of the transformer, half of that in characters.py: it is trained f
 
 FLOAT32 = "float32"
 STOCHASTIC = "bfloat16, stochastic"
-MASTERS = "bfloat16, masters=True"
+MASTERS = 'bfloat16, masters="float32"'
 SPLIT = 'bfloat16, masters="split"'
 STORAGES: dict[str, dict[str, Any]] = {
     FLOAT32: {},
     "bfloat16, nearest": {"rounding": "nearest"},
     STOCHASTIC: {"rounding": "stochastic"},
-    MASTERS: {"masters": True},
+    MASTERS: {"masters": "float32"},
     SPLIT: {"masters": "split"},
 }
 AS_GOOD = (STOCHASTIC, MASTERS, SPLIT)
@@ -296,7 +296,7 @@ def digits_task() -> Task:
         return [{"params": weights}, {"params": biases, "scale_parameter": False}]
 
     start = as_params(digits.initial_layers(np.random.default_rng(0)))
-    options = {"lr": DIGITS_LR, "schedule": warm_up}
+    options = {"convention": "numpy", "lr": DIGITS_LR, "schedule": warm_up}
     return Task(start, batches, gradients, held_out, groups, options)
 
 

@@ -10,26 +10,38 @@
 
 namespace adafactor {
 
-// Epsilons that are nan stand for the machine epsilon that param is computed with.
+// Every field of Rule once: its type, its name, and what it means. The struct and its Python class
+// are made of this list.
+// clang-format off: one line for each
+#define ADAFACTOR_RULE_FIELDS(field) \
+    field(double, beta2, "the largest beta2 of any step, if there is a decay_rate") \
+    field(double, decay_rate, "nan: beta2 is constant; else 1 - (t - decay_offset)^decay_rate") \
+    field(std::int64_t, decay_offset, "as in decay_rate") \
+    field(bool, bias_correction, "lr times sqrt(1 - beta2^t) / (1 - beta2^t)") \
+    field(double, eps_squares, "as in HyperParameters; nan: the machine epsilon of param's dtype") \
+    field(double, eps_means, "likewise") \
+    field(double, eps_root, "likewise") \
+    field(double, root_floor, "likewise") \
+    field(double, mean_floor, "likewise") \
+    field(double, clip_threshold, "infinity turns clipping off") \
+    field(bool, per_matrix, "RMS(u) and RMS(param) are each matrix's own") \
+    field(bool, scale_parameter, "the step size is proportional to RMS(param)") \
+    field(double, eps_scale, "the least that RMS(param) counts as") \
+    field(bool, scale_after_decay, "RMS(param) is that of (1 - decay) param") \
+    field(bool, relative_step, "lr is at most 1 / sqrt(t)") \
+    field(double, warmup, "lr for each step so far, with relative_step; 0: lr itself") \
+    field(double, beta1, "matters to a tensor with m") \
+    field(bool, momentum_of_u, "m is a mean of u, not of the step") \
+    field(double, decay_by_step, "what is taken from 1 for each unit of step size") \
+    field(bool, maximize, "the gradient counts negated") \
+    field(bool, stochastic, "how halves are rounded: or to nearest") \
+    field(bool, shared_t, "t counts the steps of the model, not those of the tensor")
+// clang-format on
+
 struct Rule {
-    double beta2;       // the largest beta2 of any step, if there is a decay_rate
-    double decay_rate;  // nan: beta2 is constant; else 1 - (t - decay_offset)^decay_rate
-    std::int64_t decay_offset;
-    bool bias_correction;
-    double eps_squares, eps_means, eps_root, root_floor, mean_floor;
-    double clip_threshold;
-    bool per_matrix;
-    bool scale_parameter;
-    double eps_scale;
-    bool scale_after_decay;
-    bool relative_step;
-    double warmup;  // lr for each step so far, instead of lr; 0: none
-    double beta1;
-    bool momentum_of_u;
-    double decay_by_step;
-    bool maximize;
-    bool stochastic;  // how halves are rounded
-    bool shared_t;    // t counts the steps of the model, not those of the tensor
+#define ADAFACTOR_RULE_FIELD(type, name, meaning) type name;
+    ADAFACTOR_RULE_FIELDS(ADAFACTOR_RULE_FIELD)
+#undef ADAFACTOR_RULE_FIELD
 
     // `decay`: 1 - the factor of param that does not depend on the step size.
     HyperParameters at(std::int64_t t, double lr, double decay, bool decays, double grad_scale,

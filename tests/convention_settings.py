@@ -8,7 +8,7 @@ names.
 from __future__ import annotations
 
 
-def seed(**switches):
+def numpy(**switches):
     return switches
 
 
@@ -244,5 +244,5 @@ def counted_from_0(schedule):
 
 SETTINGS = {
     convention.__name__: convention
-    for convention in (seed, paper, huggingface, torch, optax, keras, t5x, big_vision)
+    for convention in (numpy, paper, huggingface, torch, optax, keras, t5x, big_vision)
 }

@@ -16,9 +16,6 @@ from buffers import LAYOUTS
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 HALVES = ("bfloat16", "float16")
 
-# How a float32 beside a half-precision param, and the lower half of one, are asked for.
-MASTERS = {"float32": True, "split": "split"}
-
 # A matrix whose rows are summed at once, one whose columns are, and what else is stepped apart.
 SHAPES = {
     "rows": (131, 77),
@@ -147,11 +144,11 @@ def roundings() -> Named:
 
 def masters() -> Named:
     for param, grad, rounding in itertools.product(HALVES, DTYPES, ("nearest", "stochastic")):
-        arguments = {"masters": MASTERS["float32"], "rounding": rounding, "beta1": 0.9}
+        arguments = {"masters": "float32", "rounding": rounding, "beta1": 0.9}
         problem = Problem(model(param=param, grad=grad), "huggingface", arguments)
         yield f"float32 {param} {grad} {rounding}", problem
     tensors = model(param="float32", grad="bfloat16")
-    yield "float32 float32 bfloat16", Problem(tensors, "paper", {"masters": MASTERS["float32"]})
+    yield "float32 float32 bfloat16", Problem(tensors, "paper", {"masters": "float32"})
     variants: dict[str, dict[str, Any]] = {
         "plain": {},
         "decay": {"weight_decay": 0.1},
@@ -159,7 +156,7 @@ def masters() -> Named:
         "direct": {"eps": 1e-3, "eps_mode": "seed"},
     }
     for grad, name in itertools.product(DTYPES, variants):
-        arguments = {"masters": MASTERS["split"], "factored_axes": "last_two", **variants[name]}
+        arguments = {"masters": "split", "factored_axes": "last_two", **variants[name]}
         problem = Problem(model(param="bfloat16", grad=grad), "paper", arguments)
         yield f"split {grad} {name}", problem
 
@@ -363,7 +360,7 @@ def layouts() -> Named:
         tensors = model(*shapes, grad="bfloat16", copy="bfloat16", layout=layout)
         yield f"copy {layout}", Problem(tensors, "paper", {**axes, "rounding": "stochastic"})
         tensors = model(*shapes, param="bfloat16", grad="bfloat16", layout=layout)
-        arguments = {**axes, "masters": MASTERS["split"]}
+        arguments = {**axes, "masters": "split"}
         yield f"split {layout}", Problem(tensors, "paper", arguments)
 
 
@@ -403,7 +400,7 @@ def batches() -> Named:
         like = {"layout": "Fortran", "grad_layout": "C"}
         arguments = {"factored_axes": axes, "beta1": 0.9, "eps": 1e-3, "clip_threshold": 0.1}
         yield f"{name}, Fortran", Problem(model(shape, **like), "seed", arguments, steps=3)
-        split = {"factored_axes": axes, "masters": MASTERS["split"], "carry_param_rms": True}
+        split = {"factored_axes": axes, "masters": "split", "carry_param_rms": True}
         tensors = model(shape, param="bfloat16", grad="bfloat16", layout="Fortran reversed")
         yield f"{name}, split reversed", Problem(tensors, "paper", split, steps=3)
 
@@ -427,7 +424,7 @@ def large() -> Named:
         problem = Problem(tensors, "seed", {"eps": 1e-3, "beta1": 0.9}, steps=3)
         yield f"{shape} Fortran grad, copy", problem
         tensors = model(shape, layout="Fortran", grad_layout="Fortran")
-        problem = Problem(tensors, "paper", {"eps": 0.0, "masters": MASTERS["split"]}, steps=3)
+        problem = Problem(tensors, "paper", {"eps": 0.0, "masters": "split"}, steps=3)
         yield f"{shape} Fortran, wide sums", problem
 
 
@@ -436,8 +433,8 @@ def carried() -> Named:
         "float32": ("float32", {}),
         "float64": ("float64", {"weight_decay": 0.1}),
         "bfloat16": ("bfloat16", {"rounding": "stochastic"}),
-        "float16": ("float16", {"masters": MASTERS["float32"]}),
-        "split": ("bfloat16", {"masters": MASTERS["split"]}),
+        "float16": ("float16", {"masters": "float32"}),
+        "split": ("bfloat16", {"masters": "split"}),
         "direct": ("float32", {"eps": 1e-3, "beta1": 0.9}),
         "matrix": ("float32", {"rms_scope": "matrix"}),
     }

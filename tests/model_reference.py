@@ -42,7 +42,7 @@ def step(
     decay_offset=0,
     bias_correction=False,
     eps=1e-30,
-    eps_mode="seed",
+    eps_mode="both",
     factored_axes="matrix",
     min_dim_size_to_factor=0,
     clip_threshold=1.0,
@@ -75,7 +75,7 @@ def step(
     # Second moment
     if decay_rate is not None:
         beta2 = min(beta2, 1 - float(max(t - decay_offset, 1)) ** decay_rate)
-    q = g * g + (eps if eps_mode in ("seed", "grad_squared") else 0)
+    q = g * g + (eps if eps_mode in ("both", "grad_squared") else 0)
     if axes:
         row_axis, col_axis = axes
         exp_row = average(state.exp_row, beta2, q.mean(col_axis, keepdims=True))
@@ -95,7 +95,7 @@ def step(
         root = np.sqrt(v + eps) if eps_mode == "root" else np.sqrt(v)
 
     # Update, clipped
-    if eps_mode == "seed":
+    if eps_mode == "both":
         root = root + eps
     if eps_mode == "clamp":
         root = np.maximum(root, eps)

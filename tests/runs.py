@@ -9,7 +9,7 @@ SHAPES = {"w": (4, 5), "b": (5,), "k": (6, 2, 5), "s": (), "z": (0, 3), "f": (3,
 
 # One of each kind: constant and by t, with and without first moments and factored tensors of any axes
 RUNS = {
-    "seed": {"convention": "seed", "lr": 0.5},
+    "numpy": {"convention": "numpy", "lr": 0.5},
     "huggingface": {"convention": "huggingface", "beta1": 0.9, "weight_decay": 0.1},
     "torch": {"convention": "torch", "eps": (None, 1e-3), "max_grad_norm": 1.5},
     "optax": {

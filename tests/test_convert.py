@@ -341,7 +341,7 @@ def test_other_names_and_axes_are_refused():
     text = "names is ['w', 'b'], must be all of ['w', 'b', 'k'] in some order"
     refused(started("torch"), ValueError, text, convert.load_torch, torch_state(), ["w", "b"])
     text = "params['k'] is factored over the axes None, must be over its last two if it has two, as"
-    refused(started("seed"), ValueError, text, convert.load_torch, torch_state())
+    refused(started("numpy"), ValueError, text, convert.load_torch, torch_state())
     text = "params['w'] has a first moment, must have none as in torch"
     refused(started("torch", beta1=0.9), ValueError, text, convert.load_torch, torch_state())
     text = "state has an EmaState, must have none, as beta1 is here"
@@ -353,7 +353,7 @@ def test_what_cannot_be_said_there():
     for convention, arguments, text in [
         ("huggingface", {}, "convention is 'huggingface', must be 'torch'"),
         ("torch", {"decay_offset": 3}, "decay_offset is 3, must be 0 in a state for torch, which"),
-        ("torch", {"eps_mode": "seed"}, "eps_mode is 'seed', must be 'clamp' in a state for torch"),
+        ("torch", {"eps_mode": "both"}, "eps_mode is 'both', must be 'clamp' in a state for torch"),
         ("torch", {"weight_decay_mask": ["w"]}, "weight_decay_mask is frozenset({'w'}), must be"),
     ]:
         refused(started(convention, **arguments), ValueError, text, convert.to_torch)

@@ -30,6 +30,7 @@ def copy_of(values, dtype, **options):
     copy = np.full(values.shape, 7, dtype)
     opt = an.Optimizer(
         [values],
+        "numpy",
         copies=[copy],
         lr=0,
         scale_parameter=False,
@@ -57,7 +58,7 @@ def test_every_number_is_read_as_numpy_does(dtype):
     grad = halves.all_halves(dtype)
     grad = grad[np.isfinite(grad.astype(np.float32))]
     param = np.zeros(grad.shape, np.float32)
-    opt = an.Optimizer([param], beta2=0.0, eps=0.0, lr=1.0, scale_parameter=False)
+    opt = an.Optimizer([param], "numpy", beta2=0.0, eps=0.0, lr=1.0, scale_parameter=False)
     with np.errstate(over="ignore"):
         squares = grad.astype(np.float64) ** 2
     opt.nonfinite = "propagate"
@@ -110,11 +111,13 @@ def test_split_halves_are_the_float():
     param = halves.all_halves(bf16)
     param = param[np.isfinite(param.astype(np.float32))].copy()
     before = param.astype(np.float32)
-    opt = an.Optimizer([param], masters="split", lr=1.0, scale_parameter=False, clip_threshold=None)
+    opt = an.Optimizer(
+        [param], "numpy", masters="split", lr=1.0, scale_parameter=False, clip_threshold=None
+    )
     low = opt.state["0"]["low"]
     rng = np.random.default_rng(0)
     expected = before.copy()
-    twin = an.Optimizer([expected], lr=1.0, scale_parameter=False, clip_threshold=None)
+    twin = an.Optimizer([expected], "numpy", lr=1.0, scale_parameter=False, clip_threshold=None)
     for t in range(3):
         opt.param_groups[0]["lr"] = twin.param_groups[0]["lr"] = 10.0 ** -(t + 1)
         grad = rng.standard_normal(param.shape).astype(np.float32)

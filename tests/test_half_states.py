@@ -16,7 +16,7 @@ SHAPES = {"w": (40, 30), "b": (30,), "k": (6, 8, 3, 3), "f": (20, 30), "s": (7, 
 
 OPTIONS = {
     "stochastic": {"rounding": "stochastic", "seed": 11},
-    "masters": {"masters": True, "lr": lambda t: 0.1 / t},
+    "masters": {"masters": "float32", "lr": lambda t: 0.1 / t},
     "split": {"masters": "split", "beta1": 0.9, "momentum_dtype": "bfloat16"},
     "last two": {"factored_axes": "last_two", "rounding": "stochastic", "beta1": 0.5},
 }
@@ -51,10 +51,10 @@ def through_safetensors(state, path):
 def test_a_resumed_run_continues_with_the_same_bits(options, dtype, way, tmp_path):
     if options == "split" and dtype == float16:
         options = "masters"
-    opt = Optimizer(model(dtype), **OPTIONS[options])
+    opt = Optimizer(model(dtype), "numpy", **OPTIONS[options])
     for t in range(3):
         step(opt, t)
-    twin = Optimizer(model(dtype), **{**OPTIONS[options], "seed": 5})
+    twin = Optimizer(model(dtype), "numpy", **{**OPTIONS[options], "seed": 5})
     twin.load_state_dict(way(opt.state_dict(params=True), tmp_path))
     assert twin.seed == opt.seed
     assert digest_of_model(twin) == digest_of_model(opt)
@@ -70,7 +70,7 @@ def test_copies_and_pickles_continue_with_the_same_bits(options, dtype):
     if options == "split" and dtype == float16:
         options = "masters"
     given = {k: v for k, v in OPTIONS[options].items() if not callable(v)}
-    opt = Optimizer(model(dtype), **given)
+    opt = Optimizer(model(dtype), "numpy", **given)
     step(opt, 0)
     for twin in (copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))):
         # A slice is copied as an array of one order, in which sums run in another one.
@@ -88,7 +88,7 @@ def test_copies_and_pickles_continue_with_the_same_bits(options, dtype):
 
 def test_copies_are_pickled_with_their_params():
     copies = {"w": np.zeros((4, 3), bfloat16)}
-    opt = Optimizer({"w": np.ones((4, 3), np.float32)}, copies=copies, lr=0.5)
+    opt = Optimizer({"w": np.ones((4, 3), np.float32)}, "numpy", copies=copies, lr=0.5)
     twin = pickle.loads(pickle.dumps(opt))
     twin.step([np.ones((4, 3), np.float32)])
     assert not copies["w"].any()
@@ -96,26 +96,26 @@ def test_copies_are_pickled_with_their_params():
 
 
 def test_states_of_other_dtypes_are_refused():
-    opt = Optimizer({"w": np.ones((4, 3), bfloat16)}, beta1=0.9, momentum_dtype="bfloat16")
+    opt = Optimizer({"w": np.ones((4, 3), bfloat16)}, "numpy", beta1=0.9, momentum_dtype="bfloat16")
     state = opt.state_dict(params=True)
     assert state["m/w"].dtype == state["param/w"].dtype == np.uint16
     others = [
         ({"beta1": 0.9}, bfloat16, r"state\['m/w'\] has dtype uint16, must be float32"),
         ({"beta1": 0.9, "momentum_dtype": "bfloat16"}, float16, "dtype of params"),
         (
-            {"beta1": 0.9, "momentum_dtype": "bfloat16", "masters": True},
+            {"beta1": 0.9, "momentum_dtype": "bfloat16", "masters": "float32"},
             bfloat16,
             "state of params",
         ),
     ]
     for arguments, dtype, text in others:
-        other = Optimizer({"w": np.ones((4, 3), dtype)}, **arguments)
+        other = Optimizer({"w": np.ones((4, 3), dtype)}, "numpy", **arguments)
         with pytest.raises((TypeError, ValueError), match=text):
             other.load_state_dict(state)
 
 
 def test_a_state_with_params_is_not_loaded_into_read_only_ones():
-    opt = Optimizer({"w": np.ones((4, 3)), "b": np.ones(3)}, lr=0.1)
+    opt = Optimizer({"w": np.ones((4, 3)), "b": np.ones(3)}, "numpy", lr=0.1)
     step(opt, 0)
     state = opt.state_dict(params=True)
     step(opt, 1)
@@ -132,9 +132,9 @@ def test_memory_is_what_is_kept():
     factors = (64 + 96) * 8
     for options, bytes_kept in [
         ({}, factors),
-        ({"masters": True}, factors + 4 * n),
+        ({"masters": "float32"}, factors + 4 * n),
         ({"masters": "split"}, factors + 2 * n),
         ({"beta1": 0.9}, factors + 4 * n),
         ({"beta1": 0.9, "momentum_dtype": "bfloat16"}, factors + 2 * n),
     ]:
-        assert Optimizer([np.ones(shape, bfloat16)], **options).memory.total == bytes_kept
+        assert Optimizer([np.ones(shape, bfloat16)], "numpy", **options).memory.total == bytes_kept

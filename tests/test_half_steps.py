@@ -63,7 +63,7 @@ def assert_param_matches(param, expected):
 @pytest.mark.parametrize(("p", "g"), PAIRS, ids=lambda dtype: dtype.name)
 def test_every_pair_of_dtypes(p, g, factored_axes):
     params = {name: normal(shape, p, seed=i) for i, (name, shape) in enumerate(SHAPES.items())}
-    opt = Optimizer(params, lr=0.1, factored_axes=factored_axes)
+    opt = Optimizer(params, "numpy", lr=0.1, factored_axes=factored_axes)
     states = {name: model_reference.State() for name in params}
     for t in range(1, 4):
         grads = {name: normal(shape, g, seed=10 * t + len(name)) for name, shape in SHAPES.items()}
@@ -84,8 +84,8 @@ def test_every_layout(dtype, layout, shape):
     param, grad, copy = Buffer(values, layout), Buffer(slope, layout), Buffer(slope, layout)
     master = Buffer(values.astype(np.float32), "C" if layout == "Fortran" else "Fortran")
     expected, _ = model_reference.step(values, slope, model_reference.State(), lr=0.3)
-    Optimizer([param.array], lr=0.3).step([grad.array])
-    Optimizer([master.array], copies=[copy.array], lr=0.3).step([grad.array])
+    Optimizer([param.array], "numpy", lr=0.3).step([grad.array])
+    Optimizer([master.array], "numpy", copies=[copy.array], lr=0.3).step([grad.array])
     assert_rounded(param.array, expected)
     assert np.array_equal(copy.array, halves.nearest(master.array, dtype))
     for buffer in (param, grad, copy, master):
@@ -97,8 +97,8 @@ def test_split_masters_of_every_layout(layout):
     values, slope = normal((45, 70), bfloat16), normal((45, 70), bfloat16, seed=1)
     param = Buffer(values, layout)
     twin = Buffer(values.astype(np.float32), layout)
-    opt = Optimizer([param.array], lr=0.3, masters="split")
-    other = Optimizer([twin.array], lr=0.3)
+    opt = Optimizer([param.array], "numpy", lr=0.3, masters="split")
+    other = Optimizer([twin.array], "numpy", lr=0.3)
     for _ in range(3):
         opt.step([slope])
         other.step([slope])
@@ -110,7 +110,7 @@ def test_split_masters_of_every_layout(layout):
 
 # What each convention is given besides its defaults
 ARGUMENTS = {
-    "seed": {"beta1": 0.9, "weight_decay": 0.1},
+    "numpy": {"beta1": 0.9, "weight_decay": 0.1},
     "paper": {"beta1": 0.9},
     "huggingface": {"weight_decay": 0.1},
     "torch": {"weight_decay": 0.1},
@@ -175,8 +175,8 @@ def test_stochastic_steps_are_float32_steps_rounded_by_the_references_bits(
     floats = [param.astype(np.float32) for param in params]
     copies = [np.zeros(shape, dtype) for shape in shapes]
     options = {"lr": 0.1, "factored_axes": factored_axes, "weight_decay": decay}
-    opt = Optimizer(params, rounding="stochastic", seed=6, **options)
-    copying = Optimizer(floats, copies=copies, rounding="stochastic", seed=6, **options)
+    opt = Optimizer(params, "numpy", rounding="stochastic", seed=6, **options)
+    copying = Optimizer(floats, "numpy", copies=copies, rounding="stochastic", seed=6, **options)
     for t in (1, 2):
         for param, values in zip(params, floats):
             values[...] = param
@@ -197,8 +197,8 @@ def test_masters_are_float32_params(factored_axes, dtype):
     params = {name: normal(shape, dtype, seed=i) for i, (name, shape) in enumerate(SHAPES.items())}
     twins = {name: param.astype(np.float32) for name, param in params.items()}
     options = {"lr": 1e-4, "beta1": 0.9, "factored_axes": factored_axes}
-    opt = Optimizer(params, masters=True, **options)
-    other = Optimizer(twins, **options)
+    opt = Optimizer(params, "numpy", masters="float32", **options)
+    other = Optimizer(twins, "numpy", **options)
     for t in range(5):
         grads = {name: normal(shape, dtype, seed=t) for name, shape in SHAPES.items()}
         opt.step(grads)
@@ -209,9 +209,9 @@ def test_masters_are_float32_params(factored_axes, dtype):
 
 
 def test_masters_follow_params_that_changed():
-    for masters in (True, "split"):
+    for masters in ("float32", "split"):
         param = normal((6, 5), bfloat16)
-        opt = Optimizer([param], masters=masters, lr=0.1)
+        opt = Optimizer([param], "numpy", masters=masters, lr=0.1)
         opt.step([normal((6, 5), bfloat16, seed=1)])
         param[...] = 2
         opt.params_changed()
@@ -226,8 +226,8 @@ def test_masters_follow_params_that_changed():
 def test_first_moment_in_bfloat16_is_rounded_once(dtype):
     shape = (20, 30)
     param, beta1 = normal(shape, dtype), 0.9
-    opt = Optimizer([param], lr=0.1, beta1=beta1, momentum_dtype="bfloat16")
-    plain = Optimizer([param.copy()], lr=0.1, beta1=beta1)
+    opt = Optimizer([param], "numpy", lr=0.1, beta1=beta1, momentum_dtype="bfloat16")
+    plain = Optimizer([param.copy()], "numpy", lr=0.1, beta1=beta1)
     assert opt.memory.by_kind["m"] * 2 == plain.memory.by_kind["m"]
     m = opt.state["0"]["m"]
     assert m.dtype == bfloat16
@@ -247,7 +247,7 @@ def test_one_array_is_a_model_of_one(dtype, rounding):
     for shape in SHAPES.values():
         param, twin = normal(shape, dtype), normal(shape, dtype)
         opt = AdaFactor(shape, lr=0.1, rounding=rounding, seed=3)
-        other = Optimizer([twin], lr=0.1, rounding=rounding, seed=3)
+        other = Optimizer([twin], "numpy", lr=0.1, rounding=rounding, seed=3)
         for t in range(3):
             grad = normal(shape, dtype, seed=t)
             opt.update(param, grad)
@@ -260,12 +260,12 @@ def test_carried_squares_are_those_of_rounded_params(dtype):
     def run(carry, **options):
         params = {k: normal(shape, dtype, seed=i) for i, (k, shape) in enumerate(SHAPES.items())}
         params["large"] = normal((700, 900), dtype)
-        opt = Optimizer(params, lr=0.1, carry_param_rms=carry, **options)
+        opt = Optimizer(params, "numpy", lr=0.1, carry_param_rms=carry, **options)
         for t in range(4):
             opt.step({k: normal(x.shape, dtype, seed=t) for k, x in params.items()})
         return [halves.bits(x).tobytes() for x in params.values()]
 
-    options = [{}, {"rounding": "stochastic"}, {"masters": True}]
+    options = [{}, {"rounding": "stochastic"}, {"masters": "float32"}]
     if dtype == bfloat16:
         options.append({"masters": "split"})
     for each in options:
@@ -277,7 +277,7 @@ def test_carried_squares_are_those_of_rounded_params(dtype):
 def test_a_bad_gradient_is_named_and_changes_nothing(dtype, bad):
     params = {"a": normal((300, 40), dtype), "b": normal((50,), dtype)}
     grads = {name: normal(param.shape, dtype, seed=1) for name, param in params.items()}
-    opt = Optimizer(params, masters=True, beta1=0.9, momentum_dtype="bfloat16")
+    opt = Optimizer(params, "numpy", masters="float32", beta1=0.9, momentum_dtype="bfloat16")
     opt.step(grads)
     before = {key: array.tobytes() for key, array in opt.state_dict(params=True).items()}
     grads["b"][17] = bad
@@ -294,7 +294,7 @@ def test_squares_that_leave_float32(shape, size, eps):
     param = normal(shape, bfloat16)
     options = {"lr": 0.1, "eps": eps, "factored_axes": "last_two"}
     expected, _ = model_reference.step(param, grad, model_reference.State(), **options)
-    Optimizer([param], **options).step([grad])
+    Optimizer([param], "numpy", **options).step([grad])
     assert_rounded(param, expected)
 
 
@@ -308,7 +308,7 @@ def test_large_copies(layout, rounding, dtype):
     param = normal(shape, np.float32)
     copy = Buffer(np.zeros(shape, dtype), layout)
     grad = normal(shape, dtype, seed=1)
-    Optimizer([param], copies=[copy.array], lr=0.1, rounding=rounding).step([grad])
+    Optimizer([param], "numpy", copies=[copy.array], lr=0.1, rounding=rounding).step([grad])
     copy.assert_guards_intact()
     if rounding == "nearest":
         assert np.array_equal(copy.array, halves.nearest(param, dtype))
@@ -319,7 +319,7 @@ def test_large_copies(layout, rounding, dtype):
 
 def test_a_scalar_of_bfloat16_is_a_gradient():
     param = np.ones((), bfloat16)
-    Optimizer([param], lr=0.5).step([np.ones((), bfloat16)[()]])
+    Optimizer([param], "numpy", lr=0.5).step([np.ones((), bfloat16)[()]])
     assert param == bfloat16.type(0.5)
 
 
@@ -337,7 +337,7 @@ ERRORS = [
     (
         {"params": [np.ones(3, float16)], "masters": "split"},
         TypeError,
-        "masters is 'split', must be False or True for params['0'] of float16",
+        "masters is 'split', must be None or 'float32' for params['0'] of float16",
     ),
     (
         {"params": [np.ones(3, bfloat16)], "masters": "split", "rounding": "stochastic"},
@@ -347,7 +347,7 @@ ERRORS = [
     (
         {"params": [np.ones(3)], "masters": "both"},
         ValueError,
-        "masters is 'both', must be False, T",
+        "masters is 'both', must be None, 'f",
     ),
     (
         {"params": [np.ones(3)], "rounding": "up"},
@@ -409,12 +409,12 @@ def test_copies_are_checked_as_params_are():
     param, copy = np.ones(8, np.float32), np.ones(8, float16)
     copy.flags.writeable = False
     with pytest.raises(ValueError, match=r"copies\['0'\] is read-only"):
-        Optimizer([param], copies=[copy])
+        Optimizer([param], "numpy", copies=[copy])
     memory = np.zeros(32, np.uint8)
     with pytest.raises(ValueError, match=r"copies\['0'\] overlaps params\['0'\]"):
-        Optimizer([memory.view(np.float32)], copies=[memory.view(float16)[:8]])
+        Optimizer([memory.view(np.float32)], "numpy", copies=[memory.view(float16)[:8]])
     groups = [{"params": [np.ones(8, np.float32)], "copies": [np.zeros(8, bfloat16)]}]
-    opt = Optimizer(groups, lr=0.0)
+    opt = Optimizer(groups, "numpy", lr=0.0)
     with pytest.raises(ValueError, match=r"grads\['0'\] overlaps copies\['0'\]"):
         opt.step([groups[0]["copies"][0]])
     opt.step([np.ones(8, float16)])
@@ -430,7 +430,7 @@ def test_ml_dtypes_is_not_imported(python):
         from adafactor_native import Optimizer
 
         param = np.ones((4, 3), np.float16)
-        Optimizer([param], masters=True, rounding="stochastic").step([param.copy()])
+        Optimizer([param], masters="float32", rounding="stochastic").step([param.copy()])
         assert "ml_dtypes" not in sys.modules
         sys.modules["ml_dtypes"] = None
         try:

@@ -28,7 +28,7 @@ SHAPES = {
 }
 
 RUNS = {
-    "seed": {},
+    "numpy": {"convention": "numpy"},
     "last two, clipped together": {
         "convention": "huggingface",
         "beta1": 0.9,
@@ -42,7 +42,7 @@ RUNS = {
         "min_dim_size_to_factor": 3,
     },
     "momentum of u": {"convention": "big_vision", "lr": 0.1, "wd": 0.1},
-    "carried": {"factored_axes": "last_two", "carry_param_rms": True},
+    "carried": {"convention": "numpy", "factored_axes": "last_two", "carry_param_rms": True},
 }
 
 
@@ -69,7 +69,7 @@ def digest(opt):
 
 
 def digest_after(grads, dtype=np.float32, **options):
-    opt = Optimizer(model(dtype), **options)
+    opt = Optimizer(model(dtype), **{"convention": "numpy", **options})
     for each in grads:
         opt.step(each, grad_scale=4.0)
     return digest(opt)
@@ -93,7 +93,7 @@ def test_threads_instruction_sets_and_atomicity(run, dtype, each_isa):
 HALF_RUNS = {
     "nearest": {},
     "stochastic": {"rounding": "stochastic", "seed": 9},
-    "masters": {"masters": True, "rounding": "stochastic"},
+    "masters": {"masters": "float32", "rounding": "stochastic"},
     "first moments": {"beta1": 0.9, "momentum_dtype": "bfloat16", "factored_axes": "last_two"},
     "clamped": {"convention": "torch", "eps": (1e-2, 1e-3), "rounding": "stochastic"},
     "each matrix": {
@@ -127,7 +127,7 @@ def test_half_precision_has_the_same_bits(run, dtype, each_isa):
 @pytest.mark.parametrize("atomic", ["all", "tensor"])
 def test_a_model_steps_as_its_tensors_do_alone(atomic):
     params, alone = model(np.float32), model(np.float32)
-    opt = Optimizer(params, atomic=atomic)
+    opt = Optimizer(params, "numpy", atomic=atomic)
     optimizers = {name: AdaFactor(shape) for name, shape in SHAPES.items()}
     for t in (1, 2):
         grads = gradients(t)

@@ -68,7 +68,7 @@ def test_batches_are_matrices_of_their_own():
 def test_where_eps_acts():
     # one element: V is its own square, 4 or what eps makes of it
     for mode, moved in {
-        "seed": 2 / (np.sqrt(4 + 5) + 5),
+        "both": 2 / (np.sqrt(4 + 5) + 5),
         "grad_squared": 2 / np.sqrt(4 + 5),
         "root": 2 / np.sqrt(4 + 5),
         "clamp": 2 / 5,
@@ -76,7 +76,7 @@ def test_where_eps_acts():
         after, _ = step([0.0], [2.0], eps=5.0, eps_mode=mode)
         np.testing.assert_allclose(after, [-moved], rtol=1e-15, err_msg=mode)
     for mode, moved in {
-        "seed": 2 / (np.sqrt(9 * 9 / 9) + 5),
+        "both": 2 / (np.sqrt(9 * 9 / 9) + 5),
         "grad_squared": 2 / np.sqrt(9 * 9 / 9),
         "root": 2 / np.sqrt(9 * 9 / 4),
         "clamp": 2 / 5,  # V = 4 * 4 / max(4, 5) = 3.2, its root below 5

@@ -25,7 +25,7 @@ def gradients(seed=100):
 def test_a_second_thread_is_told_so_and_changes_nothing():
     """One of two threads is refused sooner or later; the others' steps are those of one thread."""
     params, grads = large_model(), gradients()
-    opt = Optimizer(params)
+    opt = Optimizer(params, "numpy")
     refused, start = [], threading.Barrier(2)
 
     def work():
@@ -44,7 +44,7 @@ def test_a_second_thread_is_told_so_and_changes_nothing():
     assert refused and set(refused) == {"this optimizer is being updated by another thread"}
     assert opt.t == 30 - len(refused)
     expected = large_model()
-    alone = Optimizer(expected)
+    alone = Optimizer(expected, "numpy")
     for _ in range(opt.t):
         alone.step(grads)
     for name, param in params.items():
@@ -54,7 +54,7 @@ def test_a_second_thread_is_told_so_and_changes_nothing():
 def test_gradients_taken_away_during_a_step():
     """Another thread empties the list, and with it the last references, while the step runs."""
     params = large_model()
-    opt = Optimizer(list(params.values()))
+    opt = Optimizer(list(params.values()), "numpy")
     for turn in range(10):
         grads = list(gradients(100 * turn).values())
         thief = threading.Thread(target=grads.clear)
@@ -81,7 +81,7 @@ def test_gradients_taken_away_during_a_step():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_param_that_became_another_array(change):
     params = {"a": np.ones((3, 4), np.float32), "b": np.ones((6, 4), np.float32)}
-    opt = Optimizer(params)
+    opt = Optimizer(params, "numpy")
     change(params["b"])
     before = [param.copy() for param in params.values()]
     with pytest.raises((ValueError, TypeError), match=r"^params\['b'\] has "):
@@ -93,7 +93,7 @@ def test_a_param_that_became_another_array(change):
 
 def test_a_param_that_became_read_only():
     params = {"a": np.ones((3, 4)), "b": np.ones(4)}
-    opt = Optimizer(params)
+    opt = Optimizer(params, "numpy")
     params["b"].flags.writeable = False
     with pytest.raises(ValueError, match=r"^params\['b'\] is read-only, must be writeable$"):
         opt.step({"a": np.ones((3, 4)), "b": np.ones(4)})
@@ -105,18 +105,18 @@ def test_interleaved_params_and_gradients_are_no_overlap():
     params = {"even": whole[:, ::2], "odd": whole[:, 1::2]}
     expected = {name: param.copy() for name, param in params.items()}
     grads = {"even": normal((40, 15), seed=1), "odd": normal((40, 15), seed=2)}
-    Optimizer(params).step(grads)
-    Optimizer(expected).step(grads)
+    Optimizer(params, "numpy").step(grads)
+    Optimizer(expected, "numpy").step(grads)
     for name, param in params.items():
         np.testing.assert_array_equal(param, expected[name])
     with pytest.raises(ValueError, match=r"^grads\['odd'\] overlaps params\['even'\], must not"):
-        Optimizer(params).step({"even": grads["even"], "odd": whole[:, ::2]})
+        Optimizer(params, "numpy").step({"even": grads["even"], "odd": whole[:, ::2]})
 
 
 def test_arrays_are_let_go():
     params = {"w": normal((5, 9)), "b": normal(9), "k": normal((20, 3, 3))}
     grads = {name: normal(param.shape, seed=1) for name, param in params.items()}
-    opt = Optimizer(params, beta1=0.9, factored_axes="last_two")
+    opt = Optimizer(params, "numpy", beta1=0.9, factored_axes="last_two")
     opt.step(grads)
     arrays = [*params.values(), *grads.values()]
     counts = [sys.getrefcount(array) for array in arrays]

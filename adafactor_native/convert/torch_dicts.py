@@ -21,7 +21,8 @@ from adafactor_native.convert.arrays import (
 )
 from adafactor_native.optimizer import Optimizer
 from adafactor_native.param_groups import Array, ParamGroup, Tensor
-from adafactor_native.switches import SETTLED, Switches, rates_at
+from adafactor_native.rules import rates_at
+from adafactor_native.switches import SETTLED, Values
 
 
 def load_torch(
@@ -118,7 +119,7 @@ class _Library:
     moment: str | None
     keeps_axes: bool  # the axis a mean was taken over stays, of length 1
     others: tuple[str, ...]  # keys of a state that we do not need
-    arguments: Callable[[Switches], dict[str, Any]]  # of a group
+    arguments: Callable[[Values], dict[str, Any]]  # of a group
 
 
 _TORCH = _Library(

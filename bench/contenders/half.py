@@ -122,7 +122,7 @@ CONTENDERS = [
     stochastic_contender(names.HALF_STOCHASTIC, "bfloat16"),
     Contender(
         names.HALF_MASTERS,
-        half_steps("bfloat16", "bfloat16", masters=True),
+        half_steps("bfloat16", "bfloat16", masters="float32"),
         seed,
         bytes_moved.of_types(param=4, grad=2, copy=2),
         allowed_error=within(0.5, "bfloat16"),

@@ -19,7 +19,7 @@ from stopwatch import stopwatch
 class OneCall:
     def __init__(self, options: dict[str, Any], params: list[Array], lr: float) -> None:
         self._params = params
-        self._step = Optimizer(params, lr=lr, **options).step
+        self._step = Optimizer(params, **{"convention": "numpy", "lr": lr, **options}).step
 
     def use(self, grads: list[Array]) -> None:
         self._grads = grads

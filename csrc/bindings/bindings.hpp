@@ -7,8 +7,8 @@ namespace adafactor {
 
 namespace py = pybind11;
 
-void bind_update(py::module_& m);
-void bind_model(py::module_& m);
+void bind_plan(py::module_& m);
+void bind_tensors(py::module_& m);
 void bind_config(py::module_& m);
 
 }  // namespace adafactor

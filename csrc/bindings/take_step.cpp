@@ -47,9 +47,10 @@ std::string fault_text(const Outcome& outcome, const Tensor& tensor, py::handle 
     const std::string of = param_name.of_tensor();
     if (tensor.v != nullptr)
         return "v" + of +
-               " is not finite, or zero where eps is zero: the update would not be finite";
+               " is not finite, or holds a zero while eps is zero: the update would not be finite";
     return "exp_row and exp_col" + of +
-           " are not finite, or zero where eps or all are zero: the update would not be finite";
+           " are not finite, or hold a zero while eps is zero, or are all zero: the update "
+           "would not be finite";
 }
 
 void throw_floating_point_error(const std::string& message) {

@@ -12,8 +12,6 @@ namespace adafactor {
 
 namespace py = pybind11;
 
-enum class NonFinite { raise, skip, propagate };
-
 // Without the GIL, unless the step is so short that another thread could not use it.
 Outcome take_step(const Tensor* tensors, std::size_t n_tensors, const Options& options,
                   TensorReport* reports);

@@ -1,0 +1,88 @@
+"""What all state dicts share: a header of JSON among flat arrays, written and checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from adafactor_native._runtime import _core
+
+Array = npt.NDArray[Any]
+
+
+def header_array(file_format: str, version: int, header: Mapping[str, Any]) -> Array:
+    """Return a header as an array of uint8."""
+    whole = {
+        "format": file_format,
+        "format_version": version,
+        "package_version": _core.version,
+        **header,
+    }
+    return np.frombuffer(json.dumps(whole).encode(), np.uint8).copy()
+
+
+def read_state(
+    state: Any, file_format: str, versions: tuple[int, ...], types: Mapping[str, type]
+) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Return a state's arrays and its header, known to be of a format and to have keys of these types."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state is a {type(state).__name__}, must be a mapping from str to arrays")
+    arrays = {key: state[key] for key in state}
+    must_be = f"must be that of a state_dict of {file_format}"
+    if "header" not in arrays:
+        raise ValueError(f"state has no 'header', {must_be}")
+    array = arrays["header"]
+    if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim != 1:
+        raise TypeError("state['header'] must be a numpy.ndarray of uint8 with one axis")
+    try:
+        header = json.loads(array.tobytes().decode())
+    except ValueError:
+        raise ValueError(f"state['header'] is no JSON, cut or overwritten, {must_be}") from None
+    if not isinstance(header, dict) or header.get("format") != file_format:
+        raise ValueError(f"state['header'] is not ours, {must_be}")
+    version = header.get("format_version")
+    if version not in versions:
+        raise ValueError(
+            f"state['header'] has format version {version} (adafactor_native "
+            f"{header.get('package_version')}), must have {' or '.join(map(str, versions))} "
+            f"(adafactor_native {_core.version})"
+        )
+    for key, expected in types.items():
+        if key not in header or not isinstance(header[key], expected):
+            raise ValueError(f"state['header'] has no {key!r} that makes sense, {must_be}")
+    return arrays, header
+
+
+def require_same(what: str, saved: Any, own: Any) -> None:
+    if saved != own:
+        raise ValueError(f"{what} was {saved!r} when the state was saved, must be {own!r} as here")
+
+
+def check_arrays(arrays: Mapping[str, Any], own: Mapping[str, Array]) -> None:
+    require_keys("{!r}", [key for key in arrays if key != "header"], own)
+    for key, array in own.items():
+        given = arrays[key]
+        if not isinstance(given, np.ndarray):
+            raise TypeError(f"state[{key!r}] is a {type(given).__name__}, must be a numpy.ndarray")
+        if given.dtype != array.dtype:
+            raise TypeError(f"state[{key!r}] has dtype {given.dtype}, must be {array.dtype}")
+        if given.shape != array.shape:
+            raise ValueError(f"state[{key!r}] has shape {given.shape}, must be {array.shape}")
+
+
+def require_keys(shown: str, given: Iterable[str], own: Iterable[str]) -> None:
+    """Raise an error that tells both, for a renamed key is missing and unknown at once."""
+
+    def listed(keys: set[str]) -> str:
+        first = ", ".join(shown.format(key) for key in sorted(keys)[:5])
+        return f"{first} and {len(keys) - 5} more" if len(keys) > 5 else first
+
+    missing, unknown = set(own) - set(given), set(given) - set(own)
+    parts = [f"has no {listed(missing)}"] if missing else []
+    parts += [f"has {listed(unknown)}"] if unknown else []
+    if parts:
+        raise ValueError(f"state {' and '.join(parts)}, must have this optimizer's and no others")

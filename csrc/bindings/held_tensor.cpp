@@ -1,0 +1,172 @@
+#include "bindings/held_tensor.hpp"
+
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <tuple>
+#include <utility>
+
+namespace adafactor {
+
+HeldArray::HeldArray(py::object object, const Array& array)
+    : object_(std::move(object)),
+      dtype_(py::reinterpret_borrow<py::array>(object_).dtype()),
+      array_(array),
+      shape_(array.shape, array.shape + array.ndim) {
+    shape_.insert(shape_.end(), array.strides, array.strides + array.ndim);
+}
+
+bool HeldArray::is_as_it_was() const {
+    const auto* now = py::detail::array_proxy(object_.ptr());
+    const auto n = std::ptrdiff_t(array_.ndim);
+    return now->data == array_.data && now->descr == dtype_.ptr() && now->nd == array_.ndim &&
+           (now->flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_) &&
+           std::equal(shape_.begin(), shape_.begin() + n, now->dimensions) &&
+           std::equal(shape_.begin() + n, shape_.end(), now->strides);
+}
+
+Array HeldArray::now(const Name& name) const {
+    if (!is_as_it_was()) {
+        const Array now = array_of(object_, name, Access::write);
+        const auto n = std::ptrdiff_t(array_.ndim);
+        if (now.data != array_.data || now.format != array_.format || now.ndim != array_.ndim ||
+            !std::equal(shape_.begin(), shape_.begin() + n, now.shape) ||
+            !std::equal(shape_.begin() + n, shape_.end(), now.strides))
+            throw py::value_error(name.text() +
+                                  " has changed its memory, shape, strides or dtype, must be as "
+                                  "it was when the optimizer was made");
+    }
+    Array array = array_;
+    array.shape = shape_.data();
+    array.strides = shape_.data() + array_.ndim;
+    return array;
+}
+
+HeldTensor::HeldTensor(const py::object& tensor, std::size_t group)
+    : name(tensor.attr("name").cast<std::string>()), is_named(true), group(group) {
+    const py::object object = tensor.attr("param");
+    const Array array = array_of(object, name_of("param"), Access::write);
+    shape.assign(array.shape, array.shape + array.ndim);
+    param = HeldArray(object, array);
+    decays = tensor.attr("decays").cast<bool>();
+    if (const py::object axes = tensor.attr("axes"); !axes.is_none())
+        std::tie(row_axis, col_axis) = axes.cast<std::pair<int, int>>();
+    hold_copy(tensor.attr("copy"), array.format);
+    hold_state(tensor.attr("exp_row"), tensor.attr("exp_col"), tensor.attr("v"));
+    hold_moment(tensor.attr("m"), array.format);
+    hold_master(tensor.attr("master"), array.format);
+    if (py::object halves = tensor.attr("low"); !halves.is_none()) {
+        if (array.format != Format::bfloat16)
+            throw py::type_error("a param with lower halves must be of bfloat16");
+        const Array found = low_halves_of(halves, name_of("low"), array);
+        low = HeldArray(std::move(halves), found);
+    }
+}
+
+HeldTensor::HeldTensor(std::vector<std::ptrdiff_t> shape, const py::object& exp_row,
+                       const py::object& exp_col, const py::object& v)
+    : shape(std::move(shape)) {
+    if (v.is_none()) row_axis = 0, col_axis = 1;
+    hold_state(exp_row, exp_col, v);
+}
+
+void HeldTensor::hold_state(const py::object& rows, const py::object& cols,
+                            const py::object& full) {
+    const auto held = [&](const py::object& object, const char* word,
+                          const std::vector<std::ptrdiff_t>& must_be) {
+        const Array array = state_of(object, name_of(word));
+        require_shape(array, name_of(word), int(must_be.size()), must_be.data());
+        return HeldArray(object, array);
+    };
+    if (!full.is_none()) {
+        v = held(full, "v", shape);
+        return;
+    }
+    std::vector<std::ptrdiff_t> batch;
+    for (int d = 0; d < int(shape.size()); ++d)
+        if (d != row_axis && d != col_axis) batch.push_back(shape[std::size_t(d)]);
+    const auto with_axis = [&](int axis) {
+        std::vector<std::ptrdiff_t> axes = batch;
+        axes.push_back(shape.at(std::size_t(axis)));
+        return axes;
+    };
+    exp_row = held(rows, "exp_row", with_axis(row_axis));
+    exp_col = held(cols, "exp_col", with_axis(col_axis));
+}
+
+void HeldTensor::hold_copy(py::object object, Format param) {
+    if (object.is_none()) return;
+    const Name name = name_of("copy");
+    const Array halves = array_of(object, name, Access::write);
+    require_shape(halves, name, int(shape.size()), shape.data());
+    if (param != Format::float32 || !is_half(halves.format))
+        throw py::type_error(name.text() +
+                             " must be of float16 or bfloat16, and params[...] of float32");
+    copy = HeldArray(std::move(object), halves);
+}
+
+void HeldTensor::hold_moment(py::object object, Format param) {
+    if (object.is_none()) return;
+    const Name name = name_of("m");
+    const Array moment = array_of(object, name, Access::write);
+    require_shape(moment, name, int(shape.size()), shape.data());
+    const bool fits = param == Format::float64
+                          ? moment.format == Format::float64
+                          : moment.format == Format::float32 || moment.format == Format::bfloat16;
+    if (!fits)
+        throw py::type_error(name.text() +
+                             " must be of float64 with a param of float64, or else of float32 or "
+                             "bfloat16");
+    m = HeldArray(std::move(object), moment);
+}
+
+void HeldTensor::hold_master(py::object object, Format param) {
+    if (object.is_none()) return;
+    const Name name = name_of("master");
+    const Array floats = array_of(object, name, Access::write);
+    require_shape(floats, name, int(shape.size()), shape.data());
+    if (!is_half(param) || floats.format != Format::float32)
+        throw py::type_error(name.text() + " must be of float32, and param of float16 or bfloat16");
+    master = HeldArray(std::move(object), floats);
+}
+
+std::vector<WrittenMemory::Piece> HeldTensor::pieces() const {
+    std::vector<WrittenMemory::Piece> pieces;
+    const std::pair<const char*, const HeldArray*> arrays[] = {
+        {"param", &param}, {"copy", &copy}, {"exp_row", &exp_row}, {"exp_col", &exp_col},
+        {"v", &v},         {"m", &m},       {"master", &master},   {"low", &low}};
+    for (const auto& [word, held] : arrays)
+        if (held->exists())
+            pieces.emplace_back(held->object(), held->now(name_of(word)), name_of(word));
+    return pieces;
+}
+
+Tensor HeldTensor::with(const Array& param_now, const Array& grad) const {
+    const auto doubles = [&](const HeldArray& state, const char* word) {
+        return reinterpret_cast<double*>(state.now(name_of(word)).data);
+    };
+    Tensor tensor{};
+    tensor.param = param_now;
+    tensor.grad = grad;
+    tensor.row_axis = row_axis;
+    tensor.col_axis = col_axis;
+    if (v.exists()) {
+        tensor.v = doubles(v, "v");
+    } else {
+        tensor.exp_row = doubles(exp_row, "exp_row");
+        tensor.exp_col = doubles(exp_col, "exp_col");
+    }
+    if (m.exists()) tensor.m = m.now(name_of("m"));
+    if (copy.exists()) tensor.copy = copy.now(name_of("copy"));
+    if (master.exists()) {
+        tensor.param = master.now(name_of("master"));
+        tensor.copy = param_now;
+    }
+    if (low.exists()) {
+        tensor.param.format = Format::split;
+        tensor.param.low = low.now(name_of("low")).data - param_now.data;
+    }
+    return tensor;
+}
+
+}  // namespace adafactor

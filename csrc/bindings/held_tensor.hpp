@@ -1,0 +1,75 @@
+// A tensor of an optimizer: its arrays, checked against each other once, and as a step takes them.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "bindings/buffers.hpp"
+#include "bindings/written_memory.hpp"
+#include "engine/carried.hpp"
+
+namespace adafactor {
+
+// An array as it was when it was given: it must not become anything else.
+class HeldArray {
+public:
+    HeldArray() = default;
+    HeldArray(py::object object, const Array& array);
+
+    bool exists() const { return bool(object_); }
+    const py::object& object() const { return object_; }
+
+    // Throws ValueError if it is not what it was, or no longer writeable.
+    Array now(const Name& name) const;
+
+private:
+    // Whether it is as it was, by the fields of NumPy's own struct: what nearly every step finds.
+    bool is_as_it_was() const;
+
+    py::object object_;
+    py::object dtype_;
+    Array array_{};                      // its shape and strides are these:
+    std::vector<std::ptrdiff_t> shape_;  // followed by the strides
+};
+
+// Its arrays are NumPy's; those that it has not are null.
+struct HeldTensor {
+    std::string name;
+    bool is_named = false;  // among several: params['w'], not param
+    std::vector<std::ptrdiff_t> shape;
+    HeldArray param;  // null: given to every step
+    HeldArray copy, exp_row, exp_col, v, m, master, low;
+    int row_axis = -1, col_axis = -1;
+    std::size_t group = 0;
+    bool decays = false;
+    std::int64_t t = 0;
+    CarriedSquares carried;
+
+    // Of a model's Tensor in Python, whose attributes are called as the fields here. Throws
+    // TypeError or ValueError if its arrays do not go together.
+    HeldTensor(const py::object& tensor, std::size_t group);
+
+    // Without a name and a param: exp_row and exp_col, or v, is the state of each of its steps.
+    HeldTensor(std::vector<std::ptrdiff_t> shape, const py::object& exp_row,
+               const py::object& exp_col, const py::object& v);
+
+    HeldTensor(const HeldTensor&) = delete;
+    HeldTensor& operator=(const HeldTensor&) = delete;
+
+    Name name_of(const char* word) const { return is_named ? Name(word, name) : Name(word); }
+
+    // What steps write to.
+    std::vector<WrittenMemory::Piece> pieces() const;
+
+    // As a step takes it: `param` is that of the Tensor in Python, `grad` of this shape.
+    Tensor with(const Array& param, const Array& grad) const;
+
+private:
+    void hold_state(const py::object& exp_row, const py::object& exp_col, const py::object& v);
+    void hold_copy(py::object object, Format param);
+    void hold_moment(py::object object, Format param);
+    void hold_master(py::object object, Format param);
+};
+
+}  // namespace adafactor

@@ -1,0 +1,270 @@
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bindings/bindings.hpp"
+#include "bindings/buffers.hpp"
+#include "bindings/held_tensor.hpp"
+#include "bindings/plan.hpp"
+#include "bindings/step_lock.hpp"
+#include "bindings/take_step.hpp"
+#include "bindings/written_memory.hpp"
+
+namespace adafactor {
+namespace {
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+
+// Whether the step size is zero because the tensor is: then it stays so for ever.
+bool is_stuck(const HyperParameters& hyper, const TensorReport& report) {
+    return report.stepped && hyper.scale_parameter && hyper.lr > 0 && report.rms_param == 0 &&
+           report.step_size == 0;
+}
+
+// The tensors of one optimizer with their state, and their counts of steps.
+class Tensors {
+public:
+    Tensors() = default;
+
+    Tensors(std::vector<std::ptrdiff_t> shape, const py::object& exp_row, const py::object& exp_col,
+            const py::object& v) {
+        held_.push_back(std::make_unique<HeldTensor>(std::move(shape), exp_row, exp_col, v));
+        memory_.add(held_.front()->pieces());
+    }
+
+    // All of these groups, behind those that there are, or on an error none.
+    void add(const py::sequence& groups) {
+        const StepLock lock(stepping_);
+        std::vector<std::unique_ptr<HeldTensor>> added;
+        std::vector<WrittenMemory::Piece> pieces;
+        std::size_t n_groups = n_groups_;
+        for (const py::handle group : groups) {
+            for (const py::handle tensor : group) {
+                added.push_back(std::make_unique<HeldTensor>(
+                    py::reinterpret_borrow<py::object>(tensor), n_groups));
+                for (const auto& piece : added.back()->pieces()) pieces.push_back(piece);
+            }
+            ++n_groups;
+        }
+        held_.reserve(held_.size() + added.size());
+        memory_.add(std::move(pieces));
+        for (auto& tensor : added) held_.push_back(std::move(tensor));
+        n_groups_ = n_groups;
+    }
+
+    // One step of the only tensor, whose param is given.
+    void update(const Plan& plan, py::handle param_object, py::handle grad_or_scalar) {
+        const StepLock lock(stepping_);
+        HeldTensor& held = *held_.at(0);
+        const py::object grad_object = array_from(grad_or_scalar);
+        const Array param = array_of(param_object, "param", Access::write);
+        const Array grad = array_of(grad_object, "grad", Access::read);
+        const int ndim = int(held.shape.size());
+        require_shape(param, "param", ndim, held.shape.data());
+        require_shape(grad, "grad", ndim, held.shape.data());
+        require_disjoint(param_object, param, "param", grad_object, grad, "grad");
+        memory_.require_disjoint(param_object, param, "param");
+        memory_.require_disjoint(grad_object, grad, "grad");
+        Tensor tensor = planned(plan, held, 0, param, grad, 1);
+        if (tensor.carried != nullptr && !(last_param_ && last_param_().is(param_object))) {
+            held.carried.forget();
+            last_param_ = py::weakref(param_object);
+        }
+        TensorReport report;
+        const Outcome outcome = take_step(&tensor, 1, plan.options(), &report);
+        if (report.stepped) {
+            ++held.t;
+            ++t_;
+        } else if (plan.nonfinite == NonFinite::skip) {
+            ++skipped_;
+        } else {
+            throw_floating_point_error(
+                fault_text(outcome, tensor, param_object, "param", grad_object, "grad") +
+                "; nothing was changed");
+        }
+    }
+
+    // One step of all tensors whose grad is not None.
+    py::tuple step(const Plan& plan, const py::sequence& grads_given, double grad_scale) {
+        const StepLock lock(stepping_);
+        const py::tuple grads(grads_given);  // holds them all, whatever becomes of the list
+        if (grads.size() != held_.size() || plan.rules.size() != n_groups_)
+            throw py::value_error("as many grads as tensors, and rules as groups, are needed");
+        converted_.clear();
+        tensors_.clear();
+        positions_.clear();
+        for (std::size_t k = 0; k < held_.size(); ++k) {
+            py::handle grad_object = PyTuple_GET_ITEM(grads.ptr(), py::ssize_t(k));
+            if (grad_object.is_none()) continue;
+            HeldTensor& held = *held_[k];
+            const Array param = held.param.now(held.name_of("param"));
+            if (!py::isinstance<py::array>(grad_object)) {
+                converted_.push_back(array_from(grad_object));
+                grad_object = converted_.back();
+            }
+            const Name grad_name = held.name_of("grad");
+            const Array grad = array_of(grad_object, grad_name, Access::read);
+            require_shape(grad, grad_name, param.ndim, param.shape);
+            memory_.require_disjoint(grad_object, grad, grad_name);
+            tensors_.push_back(planned(plan, held, k, param, grad, grad_scale));
+            positions_.push_back(k);
+        }
+        const Options options = plan.options();
+        reports_.assign(tensors_.size(), {});
+        const Counting counting(*this);
+        const Outcome outcome =
+            take_step(tensors_.data(), tensors_.size(), options, reports_.data());
+        if (outcome.fault != Fault::none) {
+            if (plan.nonfinite == NonFinite::raise) raise(outcome, grads, options);
+            ++skipped_;
+        }
+        return results(outcome);
+    }
+
+    std::int64_t t() const { return t_; }
+    std::int64_t skipped() const { return skipped_; }
+
+    py::array_t<std::int64_t> counts() const {
+        py::array_t<std::int64_t> counts{py::ssize_t(held_.size())};
+        for (std::size_t k = 0; k < held_.size(); ++k) counts.mutable_at(k) = held_[k]->t;
+        return counts;
+    }
+
+    void set_counts(std::int64_t t, std::int64_t skipped, const std::vector<std::int64_t>& counts) {
+        const StepLock lock(stepping_);
+        if (counts.size() != held_.size())
+            throw py::value_error("as many counts as tensors are needed");
+        t_ = t;
+        skipped_ = skipped;
+        for (std::size_t k = 0; k < counts.size(); ++k) held_[k]->t = counts[k];
+        forget_carried();
+    }
+
+    void forget_params() {
+        const StepLock lock(stepping_);
+        forget_carried();
+    }
+
+private:
+    // Counts what was stepped, whatever else happens: no signal comes between a step and its count.
+    class Counting {
+    public:
+        explicit Counting(Tensors& all) : all_(all) {}
+        ~Counting() {
+            bool any = all_.tensors_.empty();
+            for (std::size_t k = 0; k < all_.tensors_.size(); ++k) {
+                if (!all_.reports_[k].stepped) continue;
+                ++all_.held_[all_.positions_[k]]->t;
+                any = true;
+            }
+            if (any) ++all_.t_;
+        }
+
+    private:
+        Tensors& all_;
+    };
+
+    // The tensor at a position, with what the plan makes of it at its next step.
+    Tensor planned(const Plan& plan, HeldTensor& held, std::size_t position, const Array& param,
+                   const Array& grad, double grad_scale) {
+        const Rule& rule = plan.rules[held.group];
+        Tensor tensor = held.with(param, grad);
+        tensor.hyper =
+            rule.at((rule.shared_t ? t_ : held.t) + 1, plan.lr[held.group], plan.decay[held.group],
+                    held.decays, 1 / grad_scale, tensor.param.format);
+        tensor.stochastic = rule.stochastic;
+        tensor.random = RandomStream::of(plan.seed, t_ + 1, position);
+        if (plan.carry_param_rms && rule.scale_parameter)
+            tensor.carried = &held.carried;
+        else
+            held.carried.forget();
+        return tensor;
+    }
+
+    void forget_carried() {
+        for (const auto& held : held_) held->carried.forget();
+    }
+
+    [[noreturn]] void raise(const Outcome& outcome, const py::tuple& grads,
+                            const Options& options) const {
+        const std::size_t k = positions_[outcome.tensor];
+        const HeldTensor& held = *held_[k];
+        const bool any = std::any_of(reports_.begin(), reports_.end(),
+                                     [](const TensorReport& report) { return report.stepped; });
+        const std::string changed =
+            options.all_or_none || !any
+                ? "; nothing was changed"
+                : "; neither it nor the tensors behind it were changed, those before it were";
+        throw_floating_point_error(fault_text(outcome, tensors_[outcome.tensor],
+                                              held.param.object(), held.name_of("param"), grads[k],
+                                              held.name_of("grad")) +
+                                   changed);
+    }
+
+    // (n, 5) numbers, the norm of all gradients, which tensors were stepped, which are stuck
+    py::tuple results(const Outcome& outcome) const {
+        constexpr py::ssize_t kNumbers = 5;
+        const auto n = py::ssize_t(held_.size());
+        py::array_t<double> numbers({n, kNumbers});
+        py::array_t<bool> stepped{n}, stuck{n};
+        std::fill_n(numbers.mutable_data(), n * kNumbers, kNan);
+        std::fill_n(stepped.mutable_data(), n, false);
+        std::fill_n(stuck.mutable_data(), n, false);
+        for (std::size_t i = 0; i < positions_.size(); ++i) {
+            const TensorReport& report = reports_[i];
+            const std::size_t k = positions_[i];
+            const double row[kNumbers] = {report.rms_grad, report.rms_u, report.clip_divisor,
+                                          report.rms_param, report.step_size};
+            std::copy_n(row, kNumbers, numbers.mutable_data() + py::ssize_t(k) * kNumbers);
+            stepped.mutable_data()[k] = report.stepped;
+            stuck.mutable_data()[k] = is_stuck(tensors_[i].hyper, report);
+        }
+        return py::make_tuple(numbers, outcome.grad_norm, stepped, stuck);
+    }
+
+    std::atomic<bool> stepping_{false};
+    std::int64_t t_ = 0, skipped_ = 0;
+    std::size_t n_groups_ = 0;
+    std::vector<std::unique_ptr<HeldTensor>> held_;
+    WrittenMemory memory_;
+    py::weakref last_param_;  // of update, if its RMS is carried
+
+    // Of the step under way; kept for the next one's use.
+    std::vector<Tensor> tensors_;
+    std::vector<std::size_t> positions_;  // theirs in held_
+    std::vector<TensorReport> reports_;
+    std::vector<py::object> converted_;
+};
+
+}  // namespace
+
+void bind_tensors(py::module_& m) {
+    py::class_<Tensors>(m, "Tensors",
+                        "The tensors of one optimizer with their state, and their counts of steps.")
+        .def(py::init<>())
+        .def(py::init<std::vector<std::ptrdiff_t>, py::object, py::object, py::object>(),
+             "One tensor, whose param is given to every update. Either exp_row and exp_col or v is "
+             "None.",
+             py::arg("shape"), py::arg("exp_row"), py::arg("exp_col"), py::arg("v"))
+        .def("add", &Tensors::add, "Add groups of tensors, or on an error none.", py::arg("groups"))
+        .def("update", &Tensors::update, "One step of the only tensor, in place.", py::arg("plan"),
+             py::arg("param"), py::arg("grad"))
+        .def("step", &Tensors::step, "One step of all tensors whose grad is not None, in place.",
+             py::arg("plan"), py::arg("grads"), py::arg("grad_scale"))
+        .def("counts", &Tensors::counts)
+        .def("set_counts", &Tensors::set_counts,
+             "Set all counts of steps; the next step reads params whole.", py::arg("t"),
+             py::arg("skipped"), py::arg("counts"))
+        .def("forget_params", &Tensors::forget_params)
+        .def_property_readonly("t", &Tensors::t)
+        .def_property_readonly("skipped", &Tensors::skipped);
+}
+
+}  // namespace adafactor
