@@ -34,7 +34,7 @@ from names import (
 from recorded import Recorded, read_run
 
 ROOT = Path(__file__).parent.parent
-README_FILES = (ROOT / "README.md",)
+README_FILES = (ROOT / "README.md", ROOT / "bench" / "README.md")
 MARKED = re.compile(r"(<!-- (\S+\.json): (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 CLAIMED = "4096x4096"
@@ -59,12 +59,16 @@ def with_tables(text: str) -> str:
 def claim(recorded: Recorded) -> str:
     """One sentence: our step of a large matrix, NumPy's and torch's."""
     (problem,) = (p for p in recorded.on_all_cores("size") if p["name"] == CLAIMED)
-    ours = duration(recorded.median_ns(problem, NATIVE))
-    rivals = [
-        f"{duration(recorded.median_ns(problem, rival))} {name} ({times(recorded.ratio(problem, rival, to=NATIVE))})"
-        for rival, name in ((PLAIN, "in plain NumPy"), (TORCH, "with torch's own Adafactor"))
-    ]
-    return f"A step of a {CLAIMED} float32 matrix takes {ours}; it takes {' and '.join(rivals)}."
+    ours, numpy, torch = (
+        duration(recorded.median_ns(problem, contender)) for contender in (NATIVE, PLAIN, TORCH)
+    )
+    more, more_than_torch = (
+        recorded.ratio(problem, rival, to=NATIVE) or 0 for rival in (PLAIN, TORCH)
+    )
+    return (
+        f"One step of a {CLAIMED} matrix of float32 takes {ours}. Plain NumPy takes {numpy} for it, "
+        f"{more:.0f} times as long, and torch's own Adafactor {torch}, {more_than_torch:.0f} times."
+    )
 
 
 def front(recorded: Recorded) -> str:
