@@ -59,7 +59,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "lines.markersize": 5,
 }
-CHARACTERS_PER_INCH = 14.2  # of a caption
+CHARACTERS_PER_INCH = 14.8  # of a caption
 
 
 def title(figure: Figure, text: str) -> None:
