@@ -6,7 +6,6 @@ Not `python -m bench`, which would put the source folder in front of the install
 from __future__ import annotations
 
 import argparse
-import json
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,9 @@ try:
     from contenders.registry import CONTENDERS, OPTIMIZERS
     from harness import race
     from machine import describe_machine, describe_software
+    from output import OUTPUT, write_json
     from problems import Problem, all_problems, quick_problems
-    from report import RESULTS, write_report
+    from report import write_report
 except ImportError as error:
     raise SystemExit(f'{error}\nThe benchmarks need: pip install ".[bench]"') from error
 
@@ -39,7 +39,7 @@ def main() -> None:
         default=[],
         help="problems with a TEXT in the name, or as group, and nothing else",
     )
-    parser.add_argument("--output", type=Path, metavar="JSON", help="default: in bench/results/")
+    parser.add_argument("--output", type=Path, metavar="JSON", help="default: in bench/output/")
     parser.add_argument(
         "--require-peers", action="store_true", help="fail unless all other libraries take part"
     )
@@ -48,13 +48,12 @@ def main() -> None:
         raise SystemExit(f'Not installed: {", ".join(absent_packages())}. pip install ".[peers]"')
 
     name = "quick" if arguments.quick else "speed"
-    output = arguments.output or RESULTS / f"{name}.json"
+    output = arguments.output or OUTPUT / f"{name}.json"
     contenders = CONTENDERS + load_peers()
     measure = measure_quickly if arguments.quick else measure_all
     run = measure(contenders, arguments.only)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(run, indent=1) + "\n")
-    print(write_report(output))
+    write_json(output, run)
+    print(f"numbers: {output}, tables and plots: {write_report(output)}")
 
 
 def measure_all(contenders: list[Contender], only: list[str]) -> dict[str, Any]:

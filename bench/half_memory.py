@@ -1,6 +1,6 @@
 """What training in half precision keeps in memory: params, gradients, state, and what a step borrows.
 
-`python bench/half_memory.py` writes JSON and a table to bench/results/. Every row is measured in a
+`python bench/half_memory.py` writes JSON and a table to bench/output/. Every row is measured in a
 process of its own, where nobody else's garbage can serve it as memory.
 """
 
@@ -30,17 +30,12 @@ from machine import describe_machine, describe_software
 from memory import ALLOCATOR, forget_peak, process_bytes
 from models import MODELS, Shape
 from names import TORCH, TORCH_ADAMW, TORCH_FOREACH, TRANSFORMERS
+from output import OUTPUT, write_json
 from problems import Array, elements
-from report import RESULTS, circumstances, table
+from report import write_report
+from training_memory import KEPT
 
 UNMEASURED_STEPS = 2  # in which libraries make their state and all start their threads
-KEPT = ("params", "copies", "gradients", "state", "borrowed")
-NOTE = (
-    "MiB, by the sizes of the arrays; borrowed is how far the process is in its third step, at the "
-    "peak, above what it held before. bfloat16 gradients beside float32 parameters: torch refuses "
-    "them unless `param.grad_dtype` is set, as it is here; its AdamW then raises an error, and is "
-    "left out. Optimizer has convention 'numpy'; no optimizer here has a first moment, but for AdamW."
-)
 
 
 @dataclass
@@ -189,45 +184,19 @@ def is_missing(case: Case, absent: list[str]) -> bool:
     return "torch" in absent or (case.optimizer == TRANSFORMERS and "transformers" in absent)
 
 
-def markdown(run: dict[str, Any]) -> str:
-    model = run["model"]
-    header = ["optimizer", "param", "gradient", *KEPT, "all", "state, bytes per parameter"]
-    rows = [
-        [
-            row["optimizer"],
-            row["param"],
-            row["gradient"],
-            *(mebibytes(row["bytes"][kept]) for kept in KEPT),
-            mebibytes(sum(row["bytes"].values())),
-            f"{row['bytes']['state'] / model['size']:.3g}",
-        ]
-        for row in run["memory"]
-    ]
-    return (
-        f"# Memory of {model['name']}, {model['size'] / 1e6:.1f} M parameters in "
-        f"{model['tensors']} tensors\n\n{table(header, rows)}\n\n{NOTE}\n\n"
-        f"{run['date']}. {circumstances(run)}\n"
-    )
-
-
-def mebibytes(n_bytes: int) -> str:
-    return f"{n_bytes / 2**20:.2f}" if n_bytes < 2**24 else f"{n_bytes / 2**20:.0f}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=MODELS, default="GPT-2 small")
-    parser.add_argument("--output", type=Path, default=RESULTS / "half-memory.json", metavar="JSON")
+    parser.add_argument("--output", type=Path, default=OUTPUT / "half-memory.json", metavar="JSON")
     parser.add_argument("--case", type=int, help="measure one row alone and print its bytes")
     arguments = parser.parse_args()
     if arguments.case is not None:
         print(json.dumps(measured(CASES[arguments.case], list(MODELS[arguments.model]().values()))))
         return
-    run = measure(arguments.model)
-    arguments.output.write_text(json.dumps(run, indent=1) + "\n")
-    report = markdown(run)
-    arguments.output.with_suffix(".md").write_text(report, encoding="utf-8")
-    print(report)
+    write_json(arguments.output, measure(arguments.model))
+    written = write_report(arguments.output)
+    print(written.read_text(encoding="utf-8"))
+    print(f"numbers: {arguments.output}, table: {written}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The contenders' names: what joins the code that times them to the tables and plots."""
 
-SEED = "NumPy seed"
+PLAIN = "plain NumPy"
 IN_PLACE = "NumPy in place"
 NUMBA = "numba"
 NATIVE = "adafactor_native"

@@ -140,7 +140,7 @@ def all_problems() -> list[Problem]:
 
 
 def quick_problems() -> list[Problem]:
-    """One of each kind that numba can compile, the smallest model, and the seed step, in a minute."""
+    """One of each kind and the smallest model: enough for a run of about a minute."""
     cores = usable_cores()
     return [
         *(one_array("size", (n, n), cores) for n in (16, 64, 256, 1024, 2048)),

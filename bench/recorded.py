@@ -6,14 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import names
+
+# What older runs, which stay readable, call contenders.
+FORMER_NAMES = {"NumPy seed": names.PLAIN}
+
 Problem = dict[str, Any]  # as harness.describe has written it
 Result = dict[str, Any]
 
 
 class Recorded:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, run: dict[str, Any]) -> None:
         self.path = path
-        self.run: dict[str, Any] = json.loads(path.read_text())
+        self.run = run
         self.cores = int(self.run["machine"]["cores"])
         self.contenders = list(dict.fromkeys(r["contender"] for r in self.run["results"]))
         self.peer_versions: dict[str, str] = self.run["software"].get("peers", {})
@@ -68,3 +73,15 @@ class Recorded:
         if result is None:
             return None
         return float(result["bytes per parameter"] * problem["size"] / result["ns"]["median"])
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"), object_hook=renamed)
+    return run
+
+
+def renamed(entry: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object as it is, but for a contender that now has another name."""
+    if entry.get("contender") in FORMER_NAMES:
+        entry["contender"] = FORMER_NAMES[entry["contender"]]
+    return entry

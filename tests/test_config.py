@@ -61,6 +61,15 @@ def test_main_prints_the_config(tmp_path):
     assert printed == ours
 
 
+@pytest.mark.parametrize(
+    ("option", "said"), [("--help", "ADAFACTOR_ISA"), ("--version", an.__version__)]
+)
+def test_main_explains_itself(tmp_path, option, said):
+    command = [sys.executable, "-m", "adafactor_native", option]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert said in run.stdout
+
+
 @pytest.mark.parametrize("name", an.show_config(mode="dicts")["instruction sets"]["available"])
 def test_environment_lowers_the_instruction_set(python, name):
     script = """

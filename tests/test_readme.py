@@ -1,4 +1,4 @@
-"""The examples in README.md run as they stand."""
+"""What the READMEs show is there, runs, and is what was measured."""
 
 import re
 import runpy
@@ -6,14 +6,41 @@ from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parent.parent / "README.md"
-EXAMPLES = re.findall(
-    r"^```python\n(.*?)^```$", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+import readme_tables
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = (".", "adafactor_native", "bench", "bench/results", "csrc", "tests")
+TEXTS = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for folder in FOLDERS
+    for path in sorted((ROOT / folder).glob("*.md"))
+}
+COMMANDS = (
+    'pip install ".[bench]" && python bench/digits.py',
+    'pip install -e ".[test]" && pytest',
 )
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
-def test_example(example, tmp_path, monkeypatch, capsys):
+def each(pattern):
+    """Every match of a pattern in every README, as parameters."""
+    return [
+        pytest.param(name, found, id=f"{name}-{i}")
+        for name, text in TEXTS.items()
+        for i, found in enumerate(re.findall(pattern, text, re.MULTILINE | re.DOTALL))
+    ]
+
+
+def anchors(text):
+    """Return the names that the headings of a README can be linked by."""
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    return {
+        re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings
+    }
+
+
+@pytest.mark.parametrize(("readme", "example"), each(r"^```python\n(.*?)^```$"))
+def test_example_runs(readme, example, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     script = tmp_path / "example.py"
     script.write_text(example, encoding="utf-8")
@@ -21,5 +48,38 @@ def test_example(example, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out
 
 
-def test_there_are_examples():
-    assert len(EXAMPLES) == 3
+@pytest.mark.parametrize(("readme", "link"), each(r"\]\((?!https?:)([^)\s]+)\)"))
+def test_link_leads_somewhere(readme, link):
+    path, _, anchor = link.partition("#")
+    target = (ROOT / readme).parent / path if path else ROOT / readme
+    assert target.exists()
+    if anchor:
+        assert anchor in anchors(target.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("readme", "path"),
+    each(
+        r"\b((?:tests|bench|csrc|adafactor_native)/[\w-]+(?:/[\w-]+)*\.(?:py|cpp|hpp|json|png))\b"
+    ),
+)
+def test_path_exists(readme, path):
+    assert (ROOT / path).exists()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_gate_runs_what_the_front_page_says(command):
+    assert f"\n    {command}\n" in TEXTS["README.md"]
+    gate = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert command in gate
+
+
+@pytest.mark.parametrize(
+    "readme", sorted(path.relative_to(ROOT).as_posix() for path in readme_tables.README_FILES)
+)
+def test_tables_are_those_of_the_runs(readme):
+    assert readme_tables.with_tables(TEXTS[readme]) == TEXTS[readme]
+
+
+def test_front_page_is_short():
+    assert len(TEXTS["README.md"].splitlines()) <= 130

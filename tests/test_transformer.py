@@ -1,9 +1,9 @@
-"""The gradients of bench/transformer.py, which are derived by hand, against finite differences."""
+"""The gradients of bench/examples/transformer.py, which are derived by hand, against finite differences."""
 
 import numpy as np
 import pytest
 
-import transformer
+from examples import transformer
 
 SIZE = transformer.Size(characters=7, context=6, width=8, heads=2, blocks=2)
 STEP = 1e-6

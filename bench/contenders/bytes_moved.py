@@ -13,18 +13,18 @@ from models import Shape
 FLOAT64 = 8
 
 
-def unscaled_seed(shape: Shape, itemsize: int) -> int:
+def unscaled(shape: Shape, itemsize: int) -> int:
     """grad twice, param read and written; without factors, the float64 v twice and written."""
     return 4 * itemsize + (0 if len(shape) == 2 else 3 * FLOAT64)
 
 
-def seed(shape: Shape, itemsize: int) -> int:
-    return unscaled_seed(shape, itemsize) + itemsize  # RMS(param): one more read
+def scaled(shape: Shape, itemsize: int) -> int:
+    return unscaled(shape, itemsize) + itemsize  # RMS(param): one more read
 
 
-def carried_seed(shape: Shape, itemsize: int) -> float:
+def carried(shape: Shape, itemsize: int) -> float:
     """RMS(param) is carried over from the step before, and a sixteenth of it checked."""
-    return unscaled_seed(shape, itemsize) + itemsize / 16
+    return unscaled(shape, itemsize) + itemsize / 16
 
 
 def adafactor(shape: Shape, itemsize: int) -> int:
@@ -43,7 +43,7 @@ def adamw(shape: Shape, itemsize: int) -> int:
 
 
 def of_types(param: int, grad: int, copy: int = 0) -> Callable[[Shape, int], int]:
-    """`seed` of a matrix: grad twice, param twice and written, a copy written; bytes of each.
+    """`scaled` of a matrix: grad twice, param twice and written, a copy written; bytes of each.
 
     What is kept beside a half-precision param counts as part of it, wherever it is read and written.
     """

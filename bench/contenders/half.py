@@ -9,7 +9,8 @@ from typing import Any
 import names
 from contenders import bytes_moved, contender
 from contenders.contender import Contender, Make, Start, Update
-from contenders.one_call import OneCall, seed
+from contenders.one_call import OneCall
+from contenders.plain_numpy import plain
 from harness import CHECKED_STEPS
 from problems import Array, Problem
 
@@ -77,7 +78,7 @@ def rounded_contender(name: str, dtype: str, start: Start) -> Contender:
     return Contender(
         name,
         start,
-        rounded_after_steps(seed, dtype),
+        rounded_after_steps(plain, dtype),
         bytes_moved.of_types(param=2, grad=2),
         allowed_error=within(1, dtype),  # what is next to a tie may be rounded to the other side
         half=True,
@@ -88,7 +89,7 @@ def stochastic_contender(name: str, dtype: str) -> Contender:
     return Contender(
         name,
         half_steps(dtype, dtype, rounding="stochastic"),
-        seed,
+        plain,
         bytes_moved.of_types(param=2, grad=2),
         allowed_error=within(CHECKED_STEPS, dtype),
         half=True,
@@ -99,21 +100,21 @@ CONTENDERS = [
     Contender(
         names.FLOAT32,
         half_steps("float32", "float32"),
-        seed,
+        plain,
         bytes_moved.of_types(param=4, grad=4),
         half=True,
     ),
     Contender(
         names.HALF_GRAD,
         half_steps("float32", "bfloat16"),
-        seed,
+        plain,
         bytes_moved.of_types(param=4, grad=2),
         half=True,
     ),
     Contender(
         names.HALF_COPY,
         partial(CopyOneCall, {}),
-        seed,
+        plain,
         bytes_moved.of_types(param=4, grad=2, copy=2),
         allowed_error=within(0.5, "bfloat16"),
         half=True,
@@ -123,7 +124,7 @@ CONTENDERS = [
     Contender(
         names.HALF_MASTERS,
         half_steps("bfloat16", "bfloat16", masters="float32"),
-        seed,
+        plain,
         bytes_moved.of_types(param=4, grad=2, copy=2),
         allowed_error=within(0.5, "bfloat16"),
         half=True,
@@ -131,7 +132,7 @@ CONTENDERS = [
     Contender(
         names.HALF_SPLIT,
         half_steps("bfloat16", "bfloat16", masters="split"),
-        seed,
+        plain,
         bytes_moved.of_types(param=4, grad=2),
         allowed_error=within(0.5, "bfloat16"),
         half=True,

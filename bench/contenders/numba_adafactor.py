@@ -1,7 +1,7 @@
 """Adafactor in numba, written as well as we can: the strong rival.
 
 It gets what the package has: two sweeps and the separable RMS(u); sums in the parameter's own
-precision inside a panel of rows, in float64 across panels; float64 state, as the seed keeps it.
+precision inside a panel of rows, in float64 across panels; float64 state, as plain_numpy keeps it.
 It gets what the package denies itself: freedom to reorder sums and to fuse multiply and add, code
 for exactly this processor, chunks cut by the number of threads, and no search for infinities and
 NaN before the first write.

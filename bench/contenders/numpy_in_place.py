@@ -12,7 +12,7 @@ RUN = 1 << 20  # elements
 
 
 class NumpyInPlace:
-    """The seed's step without temporaries.
+    """The step of plain_numpy without temporaries.
 
     What makes it quick, for a matrix: the square root of an outer product is the outer product of
     square roots, so nothing but multiplications touches the matrix; and every sum, RMS(u) too, is

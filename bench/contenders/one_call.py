@@ -10,8 +10,8 @@ import names
 from adafactor_native import Optimizer
 from contenders import bytes_moved
 from contenders.contender import Contender, Start, Update
+from contenders.plain_numpy import plain
 from contenders.references import TorchAdafactor
-from contenders.seed import SeedAdaFactor
 from problems import Array, Problem
 from stopwatch import stopwatch
 
@@ -35,10 +35,6 @@ def one_call(**options: Any) -> Start:
     return partial(OneCall, options)
 
 
-def seed(param: Array, lr: float) -> Update:
-    return SeedAdaFactor(param.shape, lr).update
-
-
 def as_torch(param: Array, lr: float) -> Update:
     return TorchAdafactor(param, lr).update
 
@@ -48,19 +44,19 @@ def of_many(problem: Problem) -> bool:
 
 
 CONTENDERS = [
-    Contender(names.ONE_CALL, one_call(), seed, bytes_moved.seed, takes=of_many),
+    Contender(names.ONE_CALL, one_call(), plain, bytes_moved.scaled, takes=of_many),
     Contender(
         names.ONE_CALL_BY_TENSOR,
         one_call(atomic="tensor"),
-        seed,
-        bytes_moved.seed,
+        plain,
+        bytes_moved.scaled,
         takes=of_many,
     ),
     Contender(
         names.ONE_CALL_CARRIED,
         one_call(atomic="tensor", carry_param_rms=True),
-        seed,
-        bytes_moved.carried_seed,
+        plain,
+        bytes_moved.carried,
         takes=of_many,
     ),
     Contender(

@@ -1,8 +1,8 @@
 """What the other libraries compute, each in the plainest NumPy; called with float64.
 
-Unlike the seed they let the decay grow with the step, keep a floor under RMS(param), and factor
-two axes of any number, of which the others are batches; from each other they differ in where eps
-acts, in which axes those are and in the step size.
+Unlike plain_numpy they let the decay grow with the step, keep a floor under RMS(param), and factor
+two of any number of axes, with the others as batches. From each other they differ in where eps
+acts, in which axes they factor and in the step size.
 """
 
 from __future__ import annotations

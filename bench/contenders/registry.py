@@ -10,56 +10,48 @@ from __future__ import annotations
 import names
 from adafactor_native import AdaFactor
 from contenders import bytes_moved, half, one_call, roof
-from contenders.contender import Contender, Update, array_by_array
+from contenders.contender import Contender, array_by_array
 from contenders.numba_adafactor import NumbaAdaFactor
 from contenders.numpy_in_place import NumpyInPlace
-from contenders.seed import SeedAdaFactor
-from problems import Array, Problem
+from contenders.plain_numpy import plain, plain_unscaled
+from problems import Problem
 
 
 def without_gaps(problem: Problem) -> bool:
     return problem.layout != "slice"
 
 
-def seed(param: Array, lr: float) -> Update:
-    return SeedAdaFactor(param.shape, lr).update
-
-
-def unscaled_seed(param: Array, lr: float) -> Update:
-    return SeedAdaFactor(param.shape, lr, scale_parameter=False).update
-
-
 CONTENDERS = [
-    Contender(names.SEED, array_by_array(seed), seed, bytes_moved.seed),
+    Contender(names.PLAIN, array_by_array(plain), plain, bytes_moved.scaled),
     Contender(
         names.IN_PLACE,
         array_by_array(lambda param, lr: NumpyInPlace(param, lr).update),
-        seed,
-        bytes_moved.seed,
+        plain,
+        bytes_moved.scaled,
     ),
     Contender(
         names.NUMBA,
         array_by_array(lambda param, lr: NumbaAdaFactor(param, lr).update),
-        seed,
-        bytes_moved.seed,
+        plain,
+        bytes_moved.scaled,
     ),
     Contender(
         names.NATIVE,
         array_by_array(lambda param, lr: AdaFactor(param.shape, lr).update),
-        seed,
-        bytes_moved.seed,
+        plain,
+        bytes_moved.scaled,
     ),
     Contender(
         names.UNSCALED,
         array_by_array(lambda param, lr: AdaFactor(param.shape, lr, scale_parameter=False).update),
-        unscaled_seed,
-        bytes_moved.unscaled_seed,
+        plain_unscaled,
+        bytes_moved.unscaled,
     ),
     Contender(
         names.CARRIED,
         array_by_array(lambda param, lr: AdaFactor(param.shape, lr, carry_param_rms=True).update),
-        seed,
-        bytes_moved.carried_seed,
+        plain,
+        bytes_moved.carried,
     ),
     *one_call.CONTENDERS,
     *half.CONTENDERS,

@@ -13,8 +13,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from plots import LINES, STYLE, caption, title
-from transformer import Array
+from examples.transformer import Array
+from style import LINES, STYLE, caption, title
 
 # A tensor of heads, two matrices, and two that step by lr itself.
 TOLD = {

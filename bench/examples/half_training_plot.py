@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from plots import STYLE, caption, title
-from transformer import Array
+from examples.transformer import Array
+from style import STYLE, caption, title
 
 BAND: dict[str, Any] = {"color": "#555555", "alpha": 0.3, "linewidth": 0}
 LINES: list[dict[str, Any]] = [  # on top of each other, where they agree
@@ -52,7 +52,7 @@ def draw(panels: list[Panel], what: str, path: Path) -> None:
         caption(
             figure,
             f"Running means over 1/{WINDOWS} of the steps. Grey: the lowest and the highest of {orders} runs "
-            f"of {what}, each with its own order of the data. Lines: means of {orders} runs\n"
+            f"of {what}, each with its own order of the data. Lines: means of {orders} runs "
             "with the same orders. To nearest, steps of less than half a unit in the last place are "
             "lost; where their line is missing below, it is off the scale.",
         )

@@ -1,18 +1,19 @@
-"""The seed's algorithm, line for line: the contender everyone starts from, and the reference."""
+"""Adafactor in the twenty lines of NumPy that people write: where everyone starts, and the reference."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from contenders.contender import Update
 from problems import Array
 
 
-class SeedAdaFactor:
+class PlainAdaFactor:
     """Adafactor as its definition reads, with a full-size temporary for almost every operation.
 
     NumPy's promotion is left alone, as in a training script: the state is float64, and so is
     everything that touches it, even with float32 parameters. In float64 it is the reference
-    that every other contender is checked against.
+    that the other contenders of this formula (``convention="numpy"``) are checked against.
     """
 
     def __init__(
@@ -50,10 +51,18 @@ class SeedAdaFactor:
             self.v = keep * self.v + add * grad2
             v = self.v
 
-        np.sqrt(np.mean(grad2))  # never used, but in the seed, so in the loops that run it
+        np.sqrt(np.mean(grad2))  # never used, but part of those lines
         u = grad / (np.sqrt(v) + self.eps)
         u /= max(1.0, np.sqrt(np.mean(u**2)) / self.clip_threshold)
 
         scale = np.sqrt(np.mean(param**2)) if self.scale_parameter else 1.0
         param -= self.lr * scale * u
         return param
+
+
+def plain(param: Array, lr: float) -> Update:
+    return PlainAdaFactor(param.shape, lr).update
+
+
+def plain_unscaled(param: Array, lr: float) -> Update:
+    return PlainAdaFactor(param.shape, lr, scale_parameter=False).update

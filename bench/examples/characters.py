@@ -1,7 +1,7 @@
 """Train a transformer to write English, character by character, with `Optimizer` and with NumPy.
 
-`python bench/characters.py` trains both, from the same start and on the same batches; resumes the
-former from its checkpoint half-way; prints how well they did, how long they took and whether the
+`python bench/train.py characters` trains both from the same start and on the same batches. It resumes
+the former from its checkpoint half-way; prints how well they did, how long they took and whether the
 resumed training has the same bits; and draws the losses and what `Optimizer.step` reports. The
 model is plain NumPy, the text is Python's own manual.
 """
@@ -21,20 +21,15 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-try:
-    import numpy as np
-    from threadpoolctl import threadpool_limits
-    from tqdm import tqdm
+import numpy as np
+from threadpoolctl import threadpool_limits
+from tqdm import tqdm
 
-    from adafactor_native import Optimizer
-    from characters_plot import Drawn, draw
-except ImportError as error:
-    raise SystemExit(f'{error}\nThis example needs: pip install ".[bench]"') from error
-
+from adafactor_native import Optimizer
 from contenders.numpy_groups import NumpyGroups
-from names import IN_PLACE, NATIVE
-from prose import Prose, decode, encode, manual
-from transformer import (
+from examples.characters_plot import Drawn, draw
+from examples.prose import Prose, decode, encode, manual
+from examples.transformer import (
     Array,
     Arrays,
     Size,
@@ -44,6 +39,8 @@ from transformer import (
     loss_and_grads,
     model,
 )
+from names import IN_PLACE, NATIVE
+from output import OUTPUT
 
 STEPS, QUICK_STEPS = 800, 80
 BATCH, CONTEXT = 16, 64  # texts, and characters of each
@@ -89,8 +86,7 @@ class Training:
         return float(np.mean(self.losses[-math.ceil(len(self.losses) / 20) :]))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_STEPS} steps")
     parser.add_argument(
@@ -99,11 +95,12 @@ def main() -> None:
         default="float32",
         help="float64: both optimizers then differ by their equations alone",
     )
-    parser.add_argument("--output", type=Path, metavar="PNG")
-    arguments = parser.parse_args()
+    parser.add_argument("--output", type=Path, metavar="PNG", help="default: in bench/output/")
+
+
+def run(arguments: argparse.Namespace) -> None:
     steps = QUICK_STEPS if arguments.quick else arguments.steps
-    default_name = "quick-characters.png" if arguments.quick else "characters.png"
-    output = arguments.output or Path(__file__).parent / "results" / default_name
+    output = arguments.output or OUTPUT / "characters.png"
     # A second thread of BLAS gains nothing on matrices of this size, and spins beside the optimizer.
     threadpool_limits(1, user_api="blas")
 
@@ -271,7 +268,3 @@ def comparison(native: Training, numpy: Training) -> str:
     lines.append(f"state of Optimizer: {memory.per_element:.3g} bytes per parameter ({kinds})")
     lines.append(f"largest relative difference of the losses: {apart(native, numpy).max():.1e}")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,1 @@
+"""Networks in training; `python bench/train.py` runs them."""
