@@ -1,9 +1,11 @@
 import enum
-from collections.abc import Iterable, Sequence
-from typing import Any, overload
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
+
+Result = TypeVar("Result")
 
 version: str
 compiler: tuple[str, str]
@@ -61,7 +63,18 @@ class Tensors:
         plan: Plan,
         grads: Sequence[npt.NDArray[Any] | np.floating[Any] | None],
         grad_scale: float,
-    ) -> tuple[npt.NDArray[np.float64], float, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]: ...
+        make_report: Callable[
+            [
+                npt.NDArray[np.float64],
+                npt.NDArray[np.float64],
+                npt.NDArray[np.bool_],
+                npt.NDArray[np.bool_],
+                npt.NDArray[np.int64],
+            ],
+            Result,
+        ],
+    ) -> Result: ...
+    def alone(self, function: Callable[[], Result], loads: bool = False) -> Result: ...
     @property
     def t(self) -> int: ...
     @property

@@ -236,7 +236,8 @@ class AdaFactor(KnownAttributes):
         TypeError
             If `param` or `grad` is not an array of one of these dtypes.
         ValueError
-            If a shape is wrong, a byte order is not the machine's, `param` is read-only, or
+            If a shape is wrong, a byte order is not the machine's, `param` is read-only, an array of
+            the state is read-only now or not of the memory, shape and dtype that it had, or
             `param`, `grad` and the state share memory.
         FloatingPointError
             With ``nonfinite="raise"``: if `grad` holds a nan or an infinity, or a float64 whose
@@ -284,6 +285,9 @@ class AdaFactor(KnownAttributes):
         >>> other.t, other.lr
         (1, 0.1)
         """
+        return self._tensors.alone(self._copied_state)
+
+    def _copied_state(self) -> dict[str, npt.NDArray[Any]]:
         header = {
             "t": self.t,
             "skipped": self.skipped,
@@ -380,7 +384,12 @@ class AdaFactor(KnownAttributes):
 
     def __getstate__(self) -> dict[str, Any]:
         own = {k: v for k, v in vars(self).items() if k not in ("_tensors", "_update", "_plan")}
-        return {**own, "t": self.t, "skipped": self.skipped}
+
+        def state() -> dict[str, Any]:
+            arrays = {"_" + name: array.copy() for name, array in self._arrays().items()}
+            return {**own, **arrays, "t": self.t, "skipped": self.skipped}
+
+        return self._tensors.alone(state)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         own = dict(state)

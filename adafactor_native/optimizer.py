@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -328,7 +329,8 @@ class Optimizer(KnownAttributes):
         TypeError
             If a gradient is not an array of one of these dtypes.
         ValueError
-            If a name is missing or unknown, a shape is wrong, a parameter has become read-only, or a
+            If a name is missing or unknown, a shape is wrong, a parameter, a copy or an array of the
+            state is read-only now or not of the memory, shape, strides and dtype that it had, or a
             gradient shares memory with a parameter or the state.
         FloatingPointError
             With ``nonfinite="raise"``: if a gradient holds a nan or an infinity, or the step would
@@ -339,15 +341,11 @@ class Optimizer(KnownAttributes):
         Whatever is raised, params, state and t are as before; except that with ``atomic="tensor"``
         a FloatingPointError leaves the tensors before the one at fault stepped.
         """
-        tensors = self._tensors
-        skipped = tensors.skipped
-        numbers, grad_norm, stepped, stuck = tensors.step(
+        return self._tensors.step(
             self._cell.plan or self._new_plan(),
             self._in_order(grads),
             hyper.positive("grad_scale", grad_scale),
-        )
-        return StepReport(
-            self._names, numbers, grad_norm, stepped, stuck, tensors.skipped != skipped, tensors.t
+            partial(StepReport, self._names),
         )
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
@@ -402,7 +400,8 @@ class Optimizer(KnownAttributes):
         >>> other.t, other.param_groups[0]["lr"]
         (1, 0.1)
         """
-        return state_dict.state_dict(self, hyper.boolean("params", params))
+        with_params = hyper.boolean("params", params)
+        return self._tensors.alone(lambda: state_dict.state_dict(self, with_params))
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Continue where `state_dict` was called, with the same bits.
@@ -521,7 +520,7 @@ class Optimizer(KnownAttributes):
         made_anew = ("_tensors", "_cell", "_names", "_groups", "_convention")
         own = {k: v for k, v in vars(self).items() if k not in made_anew}
         groups = [(group.tensors, group.switches) for group in self._groups]
-        counts = (self.t, self.skipped, self._tensors.counts())
+        counts = self._tensors.alone(lambda: (self.t, self.skipped, self.counts))
         return {**own, "convention": self.convention, "groups": groups, "counts": counts}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

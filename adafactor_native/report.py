@@ -49,25 +49,39 @@ class StepReport:
         Steps that the model has taken, this one included.
     """
 
-    __slots__ = ("_numbers", "grad_norm", "names", "skipped", "stepped", "stuck", "t")
+    __slots__ = ("_counts", "_grad_norm", "_numbers", "names", "stepped", "stuck")
 
     def __init__(
         self,
         names: tuple[str, ...],
         numbers: Float64Array,
-        grad_norm: float,
+        grad_norm: Float64Array,
         stepped: npt.NDArray[np.bool_],
         stuck: npt.NDArray[np.bool_],
-        skipped: bool,
-        t: int,
+        counts: npt.NDArray[np.int64],
     ) -> None:
+        # The step fills the arrays later: after it nothing has to be allocated, which might fail.
         self.names = names
         self._numbers = numbers
-        self.grad_norm = grad_norm
+        self._grad_norm = grad_norm
         self.stepped = stepped
         self.stuck = stuck
-        self.skipped = skipped
-        self.t = t
+        self._counts = counts
+
+    @property
+    def grad_norm(self) -> float:
+        """Root of the sum of the squares of all gradients, divided by `grad_scale`."""
+        return float(self._grad_norm)
+
+    @property
+    def skipped(self) -> bool:
+        """Whether ``nonfinite="skip"`` left the step, or a tensor, out."""
+        return bool(self._counts[1])
+
+    @property
+    def t(self) -> int:
+        """Steps that the model has taken, this one included."""
+        return int(self._counts[0])
 
     @property
     def rms_grad(self) -> Float64Array:

@@ -114,3 +114,66 @@ def test_multiprocessing(python, method):
             print(*pool.map_async(digest_of_run, [1, 2, 3, 2]).get(timeout=100))
     """
     assert_all_the_same(python(script, **IGNORED), 5)
+
+
+def test_forked_in_the_middle_of_a_step(python):
+    """The child says so, once and for all until a state is loaded; then it steps."""
+    script = """
+    import numpy as np
+    from adafactor_native import AdaFactor, Optimizer
+
+    def says(work):
+        try:
+            work()
+        except RuntimeError as error:
+            return "forked while" in str(error)
+        return False
+
+    param = np.ones((4000, 3000), np.float32)
+    grad = param.copy()
+    one, model = AdaFactor(param.shape), Optimizer({"w": param})
+    saved = one.state_dict(), model.state_dict()
+
+    def in_child():
+        small = np.ones((4000, 3000), np.float32)
+        for opt, step, state in (
+            (one, lambda: one.update(small, grad), saved[0]),
+            (model, lambda: model.step([grad]), saved[1]),
+        ):
+            if not (says(step) and says(step) and says(opt.state_dict)):
+                return 1
+            opt.load_state_dict(state)
+            if opt.t != 0:
+                return 2
+            step()
+            if opt.t != 1:
+                return 3
+        return 0
+
+    stop = False
+    def steps(step):
+        while not stop:
+            step()
+
+    threads = [
+        threading.Thread(target=steps, args=[lambda: one.update(np.ones_like(grad), grad)]),
+        threading.Thread(target=steps, args=[lambda: model.step([grad])]),
+    ]
+    for thread in threads:
+        thread.start()
+    # Both must be in a step when the process forks: tried until they are.
+    for _ in range(1000):
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(30)
+            busy = says(one.state_dict) and says(model.state_dict)
+            os._exit(in_child() if busy else 100)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if status != 100:
+            break
+    stop = True
+    for thread in threads:
+        thread.join()
+    print("child ended with", status)
+    """
+    assert python(FORK + script, **IGNORED).split() == ["child", "ended", "with", "0"]

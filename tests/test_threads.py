@@ -212,8 +212,8 @@ def test_interrupted_steps_are_whole_steps():
 
     shape = (60, 70)
     param, grad = normal(shape), normal(shape, seed=1)
-    opt = an.AdaFactor(shape)
-    alone, same = an.AdaFactor(shape), param.copy()
+    opt = an.AdaFactor(shape, lr=1e-5)
+    alone, same = an.AdaFactor(shape, lr=1e-5), param.copy()
     rng = np.random.default_rng(0)
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
@@ -230,3 +230,41 @@ def test_interrupted_steps_are_whole_steps():
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def test_a_state_is_of_one_step():
+    """state_dict beside steps in another thread is refused or whole, never of two steps."""
+    shape = (700, 900)
+    params = {name: np.ones(shape, np.float32) for name in "abc"}
+    grads = {name: np.ones(shape, np.float32) for name in "abc"}
+    opt = an.Optimizer(params, lr=1e-3, beta1=0.9, scale_parameter=False)
+    done = threading.Event()
+    torn, refused, whole = [], 0, 0
+
+    def steps():
+        for _ in range(60):
+            try:
+                opt.step(grads)
+            except RuntimeError:
+                continue  # a state is being copied
+        done.set()
+
+    thread = threading.Thread(target=steps)
+    thread.start()
+    while not done.is_set():
+        try:
+            state = opt.state_dict(params=True)
+        except RuntimeError as error:
+            assert "another thread" in str(error)
+            refused += 1
+            continue
+        whole += 1
+        if any(
+            len(np.unique(state[f"{kind}/{name}"])) != 1
+            for kind in ("param", "m")
+            for name in "abc"
+        ) or any(not np.array_equal(state["param/a"], state[f"param/{name}"]) for name in "bc"):
+            torn.append(state)
+    thread.join()
+    assert not torn
+    assert refused + whole > 0

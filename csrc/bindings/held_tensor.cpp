@@ -18,20 +18,25 @@ HeldArray::HeldArray(py::object object, const Array& array)
 
 bool HeldArray::is_as_it_was() const {
     const auto* now = py::detail::array_proxy(object_.ptr());
+    return now->descr == dtype_.ptr() && (now->flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_) &&
+           lies_as_it_did();
+}
+
+bool HeldArray::lies_as_it_did() const {
+    const auto* now = py::detail::array_proxy(object_.ptr());
     const auto n = std::ptrdiff_t(array_.ndim);
-    return now->data == array_.data && now->descr == dtype_.ptr() && now->nd == array_.ndim &&
-           (now->flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_) &&
+    return now->data == array_.data && now->nd == array_.ndim &&
            std::equal(shape_.begin(), shape_.begin() + n, now->dimensions) &&
            std::equal(shape_.begin() + n, shape_.end(), now->strides);
 }
 
 Array HeldArray::now(const Name& name) const {
     if (!is_as_it_was()) {
-        const Array now = array_of(object_, name, Access::write);
-        const auto n = std::ptrdiff_t(array_.ndim);
-        if (now.data != array_.data || now.format != array_.format || now.ndim != array_.ndim ||
-            !std::equal(shape_.begin(), shape_.begin() + n, now.shape) ||
-            !std::equal(shape_.begin() + n, shape_.end(), now.strides))
+        const auto now = py::reinterpret_borrow<py::array>(object_);
+        if (!now.writeable())
+            throw py::value_error(name.text() + " is read-only, must be writeable");
+        // An equal dtype may be another object.
+        if (!lies_as_it_did() || !now.dtype().equal(dtype_))
             throw py::value_error(name.text() +
                                   " has changed its memory, shape, strides or dtype, must be as "
                                   "it was when the optimizer was made");
@@ -66,7 +71,12 @@ HeldTensor::HeldTensor(const py::object& tensor, std::size_t group)
 HeldTensor::HeldTensor(std::vector<std::ptrdiff_t> shape, const py::object& exp_row,
                        const py::object& exp_col, const py::object& v)
     : shape(std::move(shape)) {
-    if (v.is_none()) row_axis = 0, col_axis = 1;
+    const bool is_factored = this->shape.size() == 2;
+    if (is_factored) row_axis = 0, col_axis = 1;
+    if (v.is_none() != is_factored || exp_row.is_none() == is_factored ||
+        exp_col.is_none() == is_factored)
+        throw py::value_error(
+            "an array of two axes must have exp_row and exp_col, any other v, and no others");
     hold_state(exp_row, exp_col, v);
 }
 

@@ -26,6 +26,7 @@ public:
 private:
     // Whether it is as it was, by the fields of NumPy's own struct: what nearly every step finds.
     bool is_as_it_was() const;
+    bool lies_as_it_did() const;  // the same, but for the dtype and whether it is writeable
 
     py::object object_;
     py::object dtype_;

@@ -1,7 +1,6 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <limits>
 #include <memory>
@@ -29,6 +28,30 @@ bool is_stuck(const HyperParameters& hyper, const TensorReport& report) {
 }
 
 // The tensors of one optimizer with their state, and their counts of steps.
+constexpr py::ssize_t kNumbers = 5;
+
+// What a step reports, of n tensors.
+struct Results {
+    explicit Results(std::size_t n) : Results(py::ssize_t(n)) {}
+
+    py::array_t<double> numbers;    // (n, 5)
+    py::array_t<double> grad_norm;  // ()
+    py::array_t<bool> stepped, stuck;
+    py::array_t<std::int64_t> counts;  // t, and whether anything was skipped
+
+private:
+    explicit Results(py::ssize_t n)
+        : numbers({n, kNumbers}),
+          grad_norm(std::vector<py::ssize_t>{}),
+          stepped(n),
+          stuck(n),
+          counts(2) {
+        std::fill_n(numbers.mutable_data(), n * kNumbers, kNan);
+        std::fill_n(stepped.mutable_data(), n, false);
+        std::fill_n(stuck.mutable_data(), n, false);
+    }
+};
+
 class Tensors {
 public:
     Tensors() = default;
@@ -41,7 +64,7 @@ public:
 
     // All of these groups, behind those that there are, or on an error none.
     void add(const py::sequence& groups) {
-        const StepLock lock(stepping_);
+        const StepLock lock(occupancy_);
         std::vector<std::unique_ptr<HeldTensor>> added;
         std::vector<WrittenMemory::Piece> pieces;
         std::size_t n_groups = n_groups_;
@@ -61,7 +84,7 @@ public:
 
     // One step of the only tensor, whose param is given.
     void update(const Plan& plan, py::handle param_object, py::handle grad_or_scalar) {
-        const StepLock lock(stepping_);
+        const StepLock lock(occupancy_);
         HeldTensor& held = *held_.at(0);
         const py::object grad_object = array_from(grad_or_scalar);
         const Array param = array_of(param_object, "param", Access::write);
@@ -72,6 +95,7 @@ public:
         require_disjoint(param_object, param, "param", grad_object, grad, "grad");
         memory_.require_disjoint(param_object, param, "param");
         memory_.require_disjoint(grad_object, grad, "grad");
+        require_count_left();
         Tensor tensor = planned(plan, held, 0, param, grad, 1);
         if (tensor.carried != nullptr && !(last_param_ && last_param_().is(param_object))) {
             held.carried.forget();
@@ -91,9 +115,12 @@ public:
         }
     }
 
-    // One step of all tensors whose grad is not None.
-    py::tuple step(const Plan& plan, const py::sequence& grads_given, double grad_scale) {
-        const StepLock lock(stepping_);
+    // One step of all tensors whose grad is not None. Returns what make_report makes of the arrays
+    // that the step fills: it is called before, for nothing may fail after a step.
+    py::object step(const Plan& plan, const py::sequence& grads_given, double grad_scale,
+                    const py::function& make_report) {
+        const StepLock lock(occupancy_);
+        require_count_left();
         const py::tuple grads(grads_given);  // holds them all, whatever becomes of the list
         if (grads.size() != held_.size() || plan.rules.size() != n_groups_)
             throw py::value_error("as many grads as tensors, and rules as groups, are needed");
@@ -118,14 +145,20 @@ public:
         }
         const Options options = plan.options();
         reports_.assign(tensors_.size(), {});
-        const Counting counting(*this);
-        const Outcome outcome =
-            take_step(tensors_.data(), tensors_.size(), options, reports_.data());
+        Results results(held_.size());
+        const py::object report = make_report(results.numbers, results.grad_norm, results.stepped,
+                                              results.stuck, results.counts);
+        Outcome outcome;
+        {
+            const Counting counting(*this);
+            outcome = take_step(tensors_.data(), tensors_.size(), options, reports_.data());
+        }
         if (outcome.fault != Fault::none) {
             if (plan.nonfinite == NonFinite::raise) raise(outcome, grads, options);
             ++skipped_;
         }
-        return results(outcome);
+        fill(results, outcome);
+        return report;
     }
 
     std::int64_t t() const { return t_; }
@@ -138,9 +171,16 @@ public:
     }
 
     void set_counts(std::int64_t t, std::int64_t skipped, const std::vector<std::int64_t>& counts) {
-        const StepLock lock(stepping_);
+        const StepLock lock(occupancy_, StepLock::Entry::load);
         if (counts.size() != held_.size())
             throw py::value_error("as many counts as tensors are needed");
+        if (t < 0 || skipped < 0)
+            throw py::value_error("t is " + std::to_string(t) + " and skipped " +
+                                  std::to_string(skipped) + ", must be at least 0");
+        for (const std::int64_t count : counts)
+            if (count < 0 || count > t)
+                throw py::value_error("the count of a tensor's steps is " + std::to_string(count) +
+                                      ", must be in 0 to " + std::to_string(t));
         t_ = t;
         skipped_ = skipped;
         for (std::size_t k = 0; k < counts.size(); ++k) held_[k]->t = counts[k];
@@ -148,8 +188,15 @@ public:
     }
 
     void forget_params() {
-        const StepLock lock(stepping_);
+        const StepLock lock(occupancy_, StepLock::Entry::load);
         forget_carried();
+    }
+
+    // What the function returns; no step begins while it runs.
+    py::object alone(const py::function& function, bool loads) {
+        const StepLock lock(occupancy_,
+                            loads ? StepLock::Entry::alone_load : StepLock::Entry::alone);
+        return function();
     }
 
 private:
@@ -170,6 +217,14 @@ private:
     private:
         Tensors& all_;
     };
+
+    // Counts wrap at no step.
+    void require_count_left() const {
+        if (std::max(t_, skipped_) == std::numeric_limits<std::int64_t>::max())
+            throw py::value_error(
+                "the count of steps is 2**63 - 1, the largest that there is: load a state with a "
+                "smaller t and skipped");
+    }
 
     // The tensor at a position, with what the plan makes of it at its next step.
     Tensor planned(const Plan& plan, HeldTensor& held, std::size_t position, const Array& param,
@@ -208,28 +263,22 @@ private:
                                    changed);
     }
 
-    // (n, 5) numbers, the norm of all gradients, which tensors were stepped, which are stuck
-    py::tuple results(const Outcome& outcome) const {
-        constexpr py::ssize_t kNumbers = 5;
-        const auto n = py::ssize_t(held_.size());
-        py::array_t<double> numbers({n, kNumbers});
-        py::array_t<bool> stepped{n}, stuck{n};
-        std::fill_n(numbers.mutable_data(), n * kNumbers, kNan);
-        std::fill_n(stepped.mutable_data(), n, false);
-        std::fill_n(stuck.mutable_data(), n, false);
+    void fill(Results& results, const Outcome& outcome) const {
         for (std::size_t i = 0; i < positions_.size(); ++i) {
             const TensorReport& report = reports_[i];
             const std::size_t k = positions_[i];
             const double row[kNumbers] = {report.rms_grad, report.rms_u, report.clip_divisor,
                                           report.rms_param, report.step_size};
-            std::copy_n(row, kNumbers, numbers.mutable_data() + py::ssize_t(k) * kNumbers);
-            stepped.mutable_data()[k] = report.stepped;
-            stuck.mutable_data()[k] = is_stuck(tensors_[i].hyper, report);
+            std::copy_n(row, kNumbers, results.numbers.mutable_data() + py::ssize_t(k) * kNumbers);
+            results.stepped.mutable_data()[k] = report.stepped;
+            results.stuck.mutable_data()[k] = is_stuck(tensors_[i].hyper, report);
         }
-        return py::make_tuple(numbers, outcome.grad_norm, stepped, stuck);
+        *results.grad_norm.mutable_data() = outcome.grad_norm;
+        results.counts.mutable_data()[0] = t_;
+        results.counts.mutable_data()[1] = outcome.fault != Fault::none;
     }
 
-    std::atomic<bool> stepping_{false};
+    Occupancy occupancy_;
     std::int64_t t_ = 0, skipped_ = 0;
     std::size_t n_groups_ = 0;
     std::vector<std::unique_ptr<HeldTensor>> held_;
@@ -257,7 +306,11 @@ void bind_tensors(py::module_& m) {
         .def("update", &Tensors::update, "One step of the only tensor, in place.", py::arg("plan"),
              py::arg("param"), py::arg("grad"))
         .def("step", &Tensors::step, "One step of all tensors whose grad is not None, in place.",
-             py::arg("plan"), py::arg("grads"), py::arg("grad_scale"))
+             py::arg("plan"), py::arg("grads"), py::arg("grad_scale"), py::arg("make_report"))
+        .def("alone", &Tensors::alone,
+             "Call a function while no step begins; one that loads all state may be called where a "
+             "fork has cut a step off.",
+             py::arg("function"), py::arg("loads") = false)
         .def("counts", &Tensors::counts)
         .def("set_counts", &Tensors::set_counts,
              "Set all counts of steps; the next step reads params whole.", py::arg("t"),

@@ -7,17 +7,20 @@
 
 namespace adafactor {
 
-void FactoredStep::allocate(Scratch& for_step, Scratch& for_measure) {
+void FactoredStep::allocate(Scratch& for_step) {
     const Geometry& at = geometry_;
     const std::size_t n = at.n_matrices;
     means_ = {for_step.take<double>(n * at.rows), for_step.take<double>(n * at.cols)};
     resolved_.row_factor = for_step.take<double>(n * at.rows);
     resolved_.col_factor = for_step.take<double>(n * at.cols);
     resolved_.descent = for_step.take<Descent>(n);
-    if (mean_param_sq_ == nullptr) {
-        mean_param_sq_ = for_step.take<double>(n);
-        std::fill_n(mean_param_sq_, n, std::numeric_limits<double>::quiet_NaN());
-    }
+    mean_param_sq_ = for_step.take<double>(n);
+    std::fill_n(mean_param_sq_, n, std::numeric_limits<double>::quiet_NaN());
+}
+
+void FactoredStep::allocate_sums(Scratch& for_measure) {
+    const Geometry& at = geometry_;
+    const std::size_t n = at.n_matrices;
     sums_ = PartialSums(at, for_measure);
     resolving_ = {for_measure.take<SecondMoment>(n), for_measure.take<double>(n),
                   for_measure.take<double>(at.n_tiles())};

@@ -38,7 +38,8 @@ public:
           param_squares_(tensor),
           geometry_(tensor, param_squares_.is_unknown()) {}
 
-    void allocate(Scratch& for_step, Scratch& for_measure) override;
+    void allocate(Scratch& for_step) override;
+    void allocate_sums(Scratch& for_measure) override;
     std::size_t scratch_size() const override {
         return geometry_.sums_size() + geometry_.copies_size();
     }

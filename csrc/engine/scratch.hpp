@@ -36,9 +36,27 @@ public:
         return static_cast<T*>(place);
     }
 
+    // Has room for `bytes` in one chunk; what was taken is taken back.
+    void reserve(std::size_t bytes) {
+        used_ = 0;
+        if (chunks_.size() == 1 && bytes <= chunks_.back().size) return;
+        chunks_.resize(1);
+        chunks_.back() = allocate(bytes);
+        total_ = bytes;
+    }
+
+    // Bytes that were taken since everything was taken back last.
+    std::size_t taken() const { return chunks_.size() == 1 ? used_ : total_; }
+
+    // Takes back everything: within a step. Allocates nothing where there is one chunk.
+    void rewind() {
+        if (chunks_.size() > 1) reset();
+        used_ = 0;
+    }
+
     // Takes back everything. Several chunks become one of their total size, unless that is large.
     void reset() {
-        if (chunks_.size() > 1) {
+        if (chunks_.size() > 1 || total_ > kKept) {
             const std::size_t size = total_ <= kKept ? total_ : 0;
             chunks_.clear();
             chunks_.push_back(allocate(0));

@@ -31,9 +31,12 @@ public:
           n_tasks_((n_matrices_ + matrices_per_task_ - 1) / matrices_per_task_),
           n_sums_(hyper_.per_matrix ? n_matrices_ : n_tasks_) {}
 
-    void allocate(Scratch& for_step, Scratch& for_measure) override {
+    void allocate(Scratch& for_step) override {
         descent_ = for_step.take<Descent>(hyper_.per_matrix ? n_matrices_ : 1);
-        if (param_sq_ == nullptr) param_sq_ = for_step.take<double>(n_sums_);
+        param_sq_ = for_step.take<double>(n_sums_);
+    }
+
+    void allocate_sums(Scratch& for_measure) override {
         u_sq_ = for_measure.take<double>(n_sums_);
         grad_sq_ = for_measure.take<double>(n_tasks_);
     }

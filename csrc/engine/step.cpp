@@ -79,12 +79,14 @@ private:
             all_.elements += size;
             n_elements_[all_.end] = size;
             steps_[all_.end] = make_step(tensors_[k], reports_[k], for_step, kernels_);
+            steps_[all_.end]->allocate(for_step);
             scratch_size_ = std::max(scratch_size_, steps_[all_.end]->scratch_size());
             ++all_.end;
         }
         scratch_size_ = (scratch_size_ + kPadding - 1) / kPadding * kPadding;
         const int threads = team_size(all_.elements, options_.threads);
         scratch_ = for_step.take<char>(scratch_size_ * std::size_t(threads));
+        Scratch::of_this_threads_measure().reset();
     }
 
     // Applies nothing before all is measured and well.
@@ -109,9 +111,28 @@ private:
         return true;
     }
 
+    // Allocates now what each wave will, so that no wave fails when another is applied already.
+    void reserve_sums() {
+        if (wave_from(0).end == all_.end) return;
+        Scratch& for_measure = Scratch::of_this_threads_measure();
+        std::size_t most = 0;
+        for (Wave wave = wave_from(0); wave.begin < wave.end; wave = wave_from(wave.end)) {
+            allocate_sums(wave);
+            most = std::max(most, for_measure.taken());
+        }
+        for_measure.reserve(most);
+    }
+
+    void allocate_sums(const Wave& wave) {
+        Scratch& for_measure = Scratch::of_this_threads_measure();
+        for_measure.rewind();
+        for (std::size_t k = wave.begin; k < wave.end; ++k) steps_[k]->allocate_sums(for_measure);
+    }
+
     // Finishes each wave while it is in cache. A tensor with a fault is left out, and unless the
     // step skips such tensors, so is all behind it.
     void take_wave_by_wave() {
+        reserve_sums();
         for (Wave wave = wave_from(0); wave.begin < wave.end;) {
             const Wave next = wave_from(wave.end);
             measure(wave);
@@ -172,10 +193,7 @@ private:
     }
 
     void measure(const Wave& wave) {
-        Scratch& for_measure = Scratch::of_this_threads_measure();
-        for_measure.reset();
-        for (std::size_t k = wave.begin; k < wave.end; ++k)
-            steps_[k]->allocate(Scratch::of_this_threads_step(), for_measure);
+        allocate_sums(wave);
         for_all_tasks(
             wave, Order::forwards, [](const TensorStep& step) { return step.n_measure_tasks(); },
             [](TensorStep& step, std::size_t task, char* scratch) { step.measure(task, scratch); });

@@ -35,9 +35,10 @@ private:
 // Lives in scratch memory and is never destroyed. measure and resolve write nothing of the tensor.
 class TensorStep {
 public:
-    // Everything that may fail does so here. `for_measure` lasts until resolve is done, `for_step`
-    // until the step is.
-    virtual void allocate(Scratch& for_step, Scratch& for_measure) = 0;
+    // Everything that may fail does so here. What is taken from `for_step`, once, lasts until the
+    // step is done; what from `for_measure`, for every time that measure begins, until resolve is.
+    virtual void allocate(Scratch& for_step) = 0;
+    virtual void allocate_sums(Scratch& for_measure) = 0;
     virtual std::size_t scratch_size() const { return 0; }  // bytes of a thread
 
     virtual std::size_t n_measure_tasks() const = 0;

@@ -36,8 +36,9 @@ public:
           order_(order_of(tensor)),
           n_tiles_((order_.size() + kTaskElements - 1) / kTaskElements) {}
 
-    void allocate(Scratch& for_step, Scratch& for_measure) override {
-        sums_ = for_step.take<UnfactoredSums>(n_tiles_);
+    void allocate(Scratch& for_step) override { sums_ = for_step.take<UnfactoredSums>(n_tiles_); }
+
+    void allocate_sums(Scratch& for_measure) override {
         param_squares_.allocate(tensor_.param, n_tiles_, for_measure);
     }
 
