@@ -5,7 +5,7 @@ from typing import Any, TypeVar, overload
 import numpy as np
 import numpy.typing as npt
 
-Result = TypeVar("Result")
+_Result = TypeVar("_Result")
 
 version: str
 compiler: tuple[str, str]
@@ -71,10 +71,10 @@ class Tensors:
                 npt.NDArray[np.bool_],
                 npt.NDArray[np.int64],
             ],
-            Result,
+            _Result,
         ],
-    ) -> Result: ...
-    def alone(self, function: Callable[[], Result], loads: bool = False) -> Result: ...
+    ) -> _Result: ...
+    def alone(self, function: Callable[[], _Result], loads: bool = False) -> _Result: ...
     @property
     def t(self) -> int: ...
     @property

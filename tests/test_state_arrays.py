@@ -88,7 +88,7 @@ def model(setup, atomic="all"):
 def test_model(setup, change):
     """Every array of every kind, of the first tensor and the last: nothing of any is written."""
     state = model(setup)[0].state
-    for name, kind in [(name, kind) for name in state for kind in state[name]]:
+    for name, kind in [(key, kind) for key in state for kind in state[key]]:
         opt, params, grads = model(setup, "tensor")
         array = opt.state[name][kind]
         before = bits_of(params.values())
@@ -103,10 +103,9 @@ def test_model(setup, change):
 
 
 def test_equal_dtype_is_no_change():
-    opt, params, grads = model("float32")
+    opt, _, grads = model("float32")
     for array in opt.state["w"].values():
         array.dtype = np.dtype(array.dtype.str)
-
     assert opt.step(grads).stepped.all()
 
 
