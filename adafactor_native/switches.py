@@ -238,8 +238,8 @@ class DecaySwitches(TypedDict, total=False):
         Switch(
             hyper.one_of("nearest", "stochastic"),
             "nearest",
-            'of half-precision params and copies: or "stochastic", up or down so that the mean is '
-            "right",
+            'of half-precision params, copies and first moments: or "stochastic", up or down so '
+            "that the mean is right",
         ),
     ]
     masters: Annotated[

@@ -47,6 +47,7 @@ ADAFACTOR_INLINE bool apply_if(const StepBlocks& blocks, const Factors& factors,
         return false;
     const bool at_random = rounding.stochastic && (kIsRounded<Param> || kIsRounded<Copy>);
     if (at_random && !kIsRounded<Param>) return false;
+    if (rounding.stochastic && kIsRounded<M>) return false;  // m has bits of its own
     with_kind(descent, blocks.m, [&](auto kind) __attribute__((always_inline)) {
         constexpr bool has_momentum = kind.value == DescentKind::with_momentum;
         if constexpr (has_momentum != std::is_same_v<M, None>) {
@@ -127,7 +128,7 @@ void apply_buffered(const StepBlocks& blocks, const Factors& factors, const Desc
             Rounding numbered = rounding;
             numbered.first += i * rounding.row_step + j;
             write_block<Acc>(native.param, param, numbered);
-            write_block<Acc>(native.m, m);
+            write_block<Acc>(native.m, m, for_moment(numbered));
             write_block<Acc>(native.param, piece_of(blocks.copy), numbered);
         }
     }

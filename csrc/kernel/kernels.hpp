@@ -35,7 +35,7 @@ struct StepBlocks {
 // How a float becomes a half: to the nearest, ties to even; or stochastic, to either neighbour, the
 // nearer one the more often, by random bits that depend on key, stream and the element's number:
 // that of the block's element (i, j) is first + i row_step + j, both being multiples of 64. Split
-// halves are the whole float, and m is always rounded to the nearest.
+// halves are the whole float. m, of bfloat16, is rounded likewise, by bits of its own.
 struct Rounding {
     bool stochastic = false;
     std::uint32_t key = 0, stream = 0;

@@ -69,6 +69,12 @@ ADAFACTOR_INLINE Words sixteen_bits(const Words& words, std::size_t k) {
     }
 }
 
+// How the first moment is rounded: param's bits stay what they are without it.
+ADAFACTOR_INLINE Rounding for_moment(Rounding rounding) {
+    rounding.key ^= 0x85ebca6bu;
+    return rounding;
+}
+
 // The same of each part, for the k-th of the four groups of lanes that a draw is for.
 ADAFACTOR_INLINE const Words* random_words(const Words (&drawn)[kParts], std::size_t k,
                                            Words (&words)[kParts]) {

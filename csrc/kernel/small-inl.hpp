@@ -187,7 +187,7 @@ void apply_small_as(const StepBlocks& blocks, const SmallState& state, const Mom
                                    numbers_of<const T>(grad), state, moment, descent);
     });
     write_block<T>(param, blocks.param, rounding);
-    write_block<T>(m, blocks.m);
+    write_block<T>(m, blocks.m, for_moment(rounding));
     write_block<T>(param, blocks.copy, rounding);
 }
 

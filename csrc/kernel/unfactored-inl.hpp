@@ -152,7 +152,7 @@ void apply_unfactored_as(const StepBlocks& blocks, double* v, const Moment& mome
                                         numbers_of<const Acc>(grad), v, n, moment, descent);
     });
     write_block<Acc>(param, blocks.param, rounding);
-    write_block<Acc>(m, blocks.m);
+    write_block<Acc>(m, blocks.m, for_moment(rounding));
     write_block<Acc>(param, blocks.copy, rounding);
 }
 
