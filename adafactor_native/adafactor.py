@@ -80,7 +80,8 @@ class AdaFactor(KnownAttributes):
         the mean is right.
     seed : int, default 0
         Seed of the random bits of stochastic rounding, in [0, 2**63). Each bit is a function of seed,
-        t and the element's position in memory.
+        t and the element's position in memory: give each array's optimizer a seed of its own, or
+        arrays of one shape are rounded by the same bits.
 
     Attributes
     ----------

@@ -101,7 +101,8 @@ class Optimizer(KnownAttributes):
         params between steps**, unless you then call `params_changed`; see `AdaFactor`.
     seed : int, default 0
         Seed of the random bits of ``rounding="stochastic"``, in [0, 2**63). Each bit is a function of
-        seed, t, the tensor's position in the model and the element's position in its memory.
+        seed, the tensor's name and its own count of steps, and the element's position in its memory:
+        the order of tensors does not matter. Of a sequence of arrays, positions are the names.
     **hyper_parameters
         The convention's own arguments, and any of the switches below, which count more. The defaults
         below are the paper's. Each can be a group's own.

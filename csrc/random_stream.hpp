@@ -2,17 +2,26 @@
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 
 namespace adafactor {
 
-// The key and the stream of a tensor's step, as in Rounding. Neighbouring seeds, steps and tensors
-// have nothing in common.
+// The key and the stream of a tensor's step, as in Rounding: a function of the seed, the tensor's
+// own count of steps and its key, so that neither its place among others nor theirs matter.
+// Neighbouring seeds, steps and keys have nothing in common.
 struct RandomStream {
     std::uint32_t key, stream;
 
-    static RandomStream of(std::uint64_t seed, std::int64_t t, std::size_t tensor) {
-        const std::uint64_t bits = mixed(mixed(mixed(seed) + std::uint64_t(t)) + tensor);
+    static RandomStream of(std::uint64_t seed, std::int64_t t, std::uint64_t tensor_key) {
+        const std::uint64_t bits = mixed(mixed(mixed(seed) + std::uint64_t(t)) + tensor_key);
         return {std::uint32_t(bits >> 32), std::uint32_t(bits)};
+    }
+
+    // FNV-1a of 64 bits (Fowler, Noll and Vo) of a name's UTF-8.
+    static std::uint64_t key_of(std::string_view name) {
+        std::uint64_t hash = 0xcbf29ce484222325u;
+        for (const char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
+        return hash;
     }
 
 private:

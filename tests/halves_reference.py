@@ -51,12 +51,15 @@ def stochastic(values, dtype, random):
         return np.copysign(rounded, values).astype(np.float32).astype(dtype)
 
 
-def random_words(seed, t, tensor, n):
+def random_words(seed, t, name, n):
     """Return the words below 2**16 of elements 0 to n - 1 of a run that a tensor's step begins with.
+
+    `t` is the tensor's own count of steps, that one included. `AdaFactor` has the name "0".
 
     Sixteen words of 32 bits are for 64 elements: four take 16 neighbouring bits each of the same one.
     """
-    mixed = _splitmix((_splitmix((_splitmix(seed) + t) & _MASK64) + tensor) & _MASK64)
+    key = _fnv1a(name.encode())
+    mixed = _splitmix((_splitmix((_splitmix(seed) + t) & _MASK64) + key) & _MASK64)
     n_groups = -(-n // 64)
     left, right = philox(
         np.arange(8 * n_groups, dtype=np.uint64), mixed & 0xFFFFFFFF, key=mixed >> 32
@@ -75,6 +78,13 @@ def philox(left, right, key):
         right = product & np.uint64(0xFFFFFFFF)
         key = (key + 0x9E3779B9) & 0xFFFFFFFF
     return left, right
+
+
+def _fnv1a(text):
+    found = 0xCBF29CE484222325
+    for byte in text:
+        found = (found ^ byte) * 0x100000001B3 & _MASK64
+    return found
 
 
 def _splitmix(x):

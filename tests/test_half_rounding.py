@@ -71,7 +71,7 @@ def test_every_number_is_read_as_numpy_does(dtype):
 @pytest.mark.parametrize("seed", [0, 2**63 - 1])
 def test_stochastic_rounding_is_the_references(dtype, seed):
     values = around(dtype)
-    expected = halves.stochastic(values, dtype, halves.random_words(seed, 1, 0, values.size))
+    expected = halves.stochastic(values, dtype, halves.random_words(seed, 1, "0", values.size))
     copy = copy_of(values.copy(), dtype, rounding="stochastic", seed=seed)
     nan = np.isnan(values)
     assert np.isnan(copy[nan]).all()

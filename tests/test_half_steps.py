@@ -185,7 +185,7 @@ def test_stochastic_steps_are_float32_steps_rounded_by_the_references_bits(
         copying.step(grads)
         for k, shape in enumerate(shapes):
             number = numbers(shape, factored_axes)
-            words = halves.random_words(6, t, k, int(number.max()) + 1)[number]
+            words = halves.random_words(6, t, str(k), int(number.max()) + 1)[number]
             expected = halves.bits(halves.stochastic(floats[k], dtype, words))
             assert np.array_equal(halves.bits(params[k]), expected), shape
             assert np.array_equal(halves.bits(copies[k]), expected), shape
@@ -313,7 +313,7 @@ def test_large_copies(layout, rounding, dtype):
     if rounding == "nearest":
         assert np.array_equal(copy.array, halves.nearest(param, dtype))
         return
-    words = halves.random_words(0, 1, 0, 1030 * 1088).reshape(1030, 1088)[:, :1041]
+    words = halves.random_words(0, 1, "0", 1030 * 1088).reshape(1030, 1088)[:, :1041]
     assert np.array_equal(copy.array, halves.stochastic(param, dtype, words))
 
 

@@ -48,7 +48,10 @@ Array HeldArray::now(const Name& name) const {
 }
 
 HeldTensor::HeldTensor(const py::object& tensor, std::size_t group)
-    : name(tensor.attr("name").cast<std::string>()), is_named(true), group(group) {
+    : name(tensor.attr("name").cast<std::string>()),
+      is_named(true),
+      group(group),
+      random_key(RandomStream::key_of(name)) {
     const py::object object = tensor.attr("param");
     const Array array = array_of(object, name_of("param"), Access::write);
     shape.assign(array.shape, array.shape + array.ndim);
@@ -70,7 +73,7 @@ HeldTensor::HeldTensor(const py::object& tensor, std::size_t group)
 
 HeldTensor::HeldTensor(std::vector<std::ptrdiff_t> shape, const py::object& exp_row,
                        const py::object& exp_col, const py::object& v)
-    : shape(std::move(shape)) {
+    : shape(std::move(shape)), random_key(RandomStream::key_of("0")) {
     const bool is_factored = this->shape.size() == 2;
     if (is_factored) row_axis = 0, col_axis = 1;
     if (v.is_none() != is_factored || exp_row.is_none() == is_factored ||

@@ -45,6 +45,7 @@ struct HeldTensor {
     std::size_t group = 0;
     bool decays = false;
     std::int64_t t = 0;
+    std::uint64_t random_key = 0;  // of its name, "0" without one, for RandomStream
     CarriedSquares carried;
 
     // Of a model's Tensor in Python, whose attributes are called as the fields here. Throws

@@ -96,7 +96,7 @@ public:
         memory_.require_disjoint(param_object, param, "param");
         memory_.require_disjoint(grad_object, grad, "grad");
         require_count_left();
-        Tensor tensor = planned(plan, held, 0, param, grad, 1);
+        Tensor tensor = planned(plan, held, param, grad, 1);
         if (tensor.carried != nullptr && !(last_param_ && last_param_().is(param_object))) {
             held.carried.forget();
             last_param_ = py::weakref(param_object);
@@ -140,7 +140,7 @@ public:
             const Array grad = array_of(grad_object, grad_name, Access::read);
             require_shape(grad, grad_name, param.ndim, param.shape);
             memory_.require_disjoint(grad_object, grad, grad_name);
-            tensors_.push_back(planned(plan, held, k, param, grad, grad_scale));
+            tensors_.push_back(planned(plan, held, param, grad, grad_scale));
             positions_.push_back(k);
         }
         const Options options = plan.options();
@@ -226,16 +226,16 @@ private:
                 "smaller t and skipped");
     }
 
-    // The tensor at a position, with what the plan makes of it at its next step.
-    Tensor planned(const Plan& plan, HeldTensor& held, std::size_t position, const Array& param,
-                   const Array& grad, double grad_scale) {
+    // The tensor with what the plan makes of it at its next step.
+    Tensor planned(const Plan& plan, HeldTensor& held, const Array& param, const Array& grad,
+                   double grad_scale) {
         const Rule& rule = plan.rules[held.group];
         Tensor tensor = held.with(param, grad);
         tensor.hyper =
             rule.at((rule.shared_t ? t_ : held.t) + 1, plan.lr[held.group], plan.decay[held.group],
                     held.decays, 1 / grad_scale, tensor.param.format);
         tensor.stochastic = rule.stochastic;
-        tensor.random = RandomStream::of(plan.seed, t_ + 1, position);
+        tensor.random = RandomStream::of(plan.seed, held.t + 1, held.random_key);
         if (plan.carry_param_rms && rule.scale_parameter)
             tensor.carried = &held.carried;
         else
