@@ -125,7 +125,7 @@ class Optimizer(KnownAttributes):
     skipped : int
         Steps left out with ``nonfinite="skip"``.
     counts : ndarray of int64, shape (n,)
-        Steps that each tensor has taken: t, without those for which it had no gradient.
+        Steps that each tensor has taken. A tensor without a gradient does not take the step.
     memory : StateMemory
         Bytes of state, by kind, tensor and element.
 
@@ -530,10 +530,11 @@ class Optimizer(KnownAttributes):
         self._start()
         self._convention = convention_of(convention)
         vars(self).update(own)
+        self._defaults = _current(self._defaults)
         self._add_groups(
             ParamGroup(
                 tensors,
-                {name: current_value(name, value) for name, value in switches.items()},
+                _current(switches),
                 self._convention,
                 self._cell,
             )
@@ -548,6 +549,11 @@ class Optimizer(KnownAttributes):
 
 # Under -OO there is no docstring to complete.
 Optimizer.__doc__ = (Optimizer.__doc__ or "").replace("SWITCHES", table("        ").lstrip())
+
+
+def _current(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return hyper-parameters as an older version pickled them by the words of this one."""
+    return {name: current_value(name, value) for name, value in values.items()}
 
 
 def _of_group(group: ParamGroup, grads: Any, shown: str) -> Sequence[Any]:
