@@ -72,6 +72,8 @@ def check_arrays(arrays: Mapping[str, Any], own: Mapping[str, Array]) -> None:
             raise TypeError(f"state[{key!r}] has dtype {given.dtype}, must be {array.dtype}")
         if given.shape != array.shape:
             raise ValueError(f"state[{key!r}] has shape {given.shape}, must be {array.shape}")
+        if not array.flags.writeable:
+            raise ValueError(f"{key} of this optimizer is read-only, must be writeable")
 
 
 def require_keys(shown: str, given: Iterable[str], own: Iterable[str]) -> None:

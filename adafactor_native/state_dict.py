@@ -85,11 +85,11 @@ def load_state_dict(opt: Optimizer, state: Mapping[str, Array]) -> None:
         for tensor in opt.tensors
         for kind, array in _kept(tensor, header["params"]).items()
     }
-    check_arrays(arrays, {"t": opt.counts, **own})
-    saved = dict(zip(names, arrays["t"].tolist()))
     for tensor in opt.tensors if header["params"] else ():
         if not tensor.param.flags.writeable:
             raise ValueError(f"params[{tensor.name!r}] is read-only, must be writeable")
+    check_arrays(arrays, {"t": opt.counts, **own})
+    saved = dict(zip(names, arrays["t"].tolist()))
     for name, count in saved.items():
         if not 0 <= count <= t:
             raise ValueError(f"state['t'] is {count} for params[{name!r}], must be in 0 to {t}")

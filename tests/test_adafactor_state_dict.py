@@ -124,6 +124,16 @@ def test_a_bad_state_changes_nothing(change, error, text):
     assert all((before[key] == array).all() for key, array in after.items())
 
 
+def test_a_state_that_cannot_be_written_to_stays_as_it_is():
+    opt, _ = started((4, 5), steps=1, lr=0.25)
+    state = started((4, 5), steps=2)[0].state_dict()
+    opt.exp_col.flags.writeable = False
+    before = opt.state_dict()
+    with pytest.raises(ValueError, match=r"^exp_col of this optimizer is read-only, must be writ"):
+        opt.load_state_dict(state)
+    assert all((before[key] == array).all() for key, array in opt.state_dict().items())
+
+
 def test_no_mapping():
     with pytest.raises(TypeError, match=r"^state is a list, must be a mapping from str to arrays"):
         an.AdaFactor((3,)).load_state_dict([])

@@ -212,8 +212,9 @@ def test_interrupted_steps_are_whole_steps():
 
     shape = (60, 70)
     param, grad = normal(shape), normal(shape, seed=1)
-    opt = an.AdaFactor(shape)
-    alone, same = an.AdaFactor(shape), param.copy()
+    lr = 1e-4  # param grows by as much in each of tens of thousands of steps, and must stay finite
+    opt = an.AdaFactor(shape, lr)
+    alone, same = an.AdaFactor(shape, lr), param.copy()
     rng = np.random.default_rng(0)
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
