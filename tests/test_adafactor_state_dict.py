@@ -9,7 +9,7 @@ import pytest
 from safetensors import numpy as safetensors
 
 import adafactor_native as an
-from problems import normal
+from arrays import normal
 
 SHAPES = [(4, 5), (7,), (), (2, 3, 4), (0, 3)]
 

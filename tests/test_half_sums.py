@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from adafactor_native import Optimizer
-from halves_reference import bfloat16, float16
+from oracle.halves_reference import bfloat16, float16
 
 SHAPES = [(131, 77), (64, 3000), (2100, 5), (9, 3, 3), (5000,)]
 KINDS = {
