@@ -24,6 +24,7 @@ from adafactor_native.conventions import (
     T5xArguments,
     TorchArguments,
 )
+from adafactor_native.following import follow_params, take_params
 from adafactor_native.hyperparameters import HyperParameter
 from adafactor_native.param_groups import (
     Array,
@@ -338,9 +339,18 @@ class Optimizer(KnownAttributes):
 
         Whatever is raised, params, state and t are as before; except that with ``atomic="tensor"``
         a FloatingPointError leaves the tensors before the one at fault stepped.
+
+        Notes
+        -----
+        The first step after the optimizer was made, got more tensors or loaded a state looks
+        whether each param is still what its master rounds to. Where somebody has written other
+        weights to it, the master follows the param: weights are never reverted. After an overwrite
+        at any other time call `params_changed`.
         """
         tensors = self._tensors
         skipped = tensors.skipped
+        if self._params_are_new:
+            self._follow_params()
         numbers, grad_norm, stepped, stuck = tensors.step(
             self._cell.plan or self._new_plan(),
             self._in_order(grads),
@@ -431,14 +441,19 @@ class Optimizer(KnownAttributes):
     def params_changed(self) -> None:
         """Say that somebody else has written to params: the next step reads all of them.
 
-        Needed with `carry_param_rms`, and with `masters`, which become what params are now.
+        Needed with `carry_param_rms`; with `masters`, which become what params are now (split: the
+        lower halves become zeros); and with `copies`, which are written, rounded to nearest.
         """
         self._tensors.forget_params()
         for tensor in self.tensors:
-            if tensor.master is not None:
-                tensor.master[...] = tensor.param
-            if tensor.low is not None:
-                tensor.low[...] = 0
+            take_params(tensor)
+        self._params_are_new = False
+
+    def _follow_params(self) -> None:
+        self._tensors.forget_params()  # or raise, if another thread is in a step
+        for group in self._groups:
+            follow_params(group.tensors, group["rounding"] == "stochastic")
+        self._params_are_new = False
 
     def _set_counts(self, t: int, skipped: int, counts: Sequence[int]) -> None:
         self._tensors.set_counts(t, skipped, counts)
@@ -449,6 +464,7 @@ class Optimizer(KnownAttributes):
         self._tensors = _core.Tensors()
         self._groups: tuple[ParamGroup, ...] = ()
         self._names: tuple[str, ...] = ()
+        self._params_are_new = False  # whether the next step looks if masters are still theirs
 
     def _new_groups(self, given: Sequence[tuple[str, Mapping[str, Any]]]) -> list[ParamGroup]:
         return new_groups(given, self._convention, self._defaults, self._names, self._cell)
@@ -459,6 +475,7 @@ class Optimizer(KnownAttributes):
         self._tensors.add([group.tensors for group in added])
         self._groups += added
         self._names += tuple(tensor.name for group in added for tensor in group.tensors)
+        self._params_are_new = True
         self._cell.plan = None
 
     def _new_plan(self) -> _core.Plan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -17,6 +18,7 @@ from adafactor_native.halves import is_half, low_halves
 from adafactor_native.rules import rule_of
 from adafactor_native.suggestions import closest
 from adafactor_native.switches import SETTLED, SWITCHES, Values, check_switches
+from adafactor_native.taking_over import all_at_once
 
 Array = npt.NDArray[Any]
 
@@ -215,11 +217,16 @@ class ParamGroup(MutableMapping[str, Any]):
             )
         return switches
 
+    def taking(self, switches: Values) -> tuple[partial[None], partial[None]]:
+        """Return the writes that set all switches to what `checked` returned."""
+        return (
+            partial(vars(self).update, switches=switches, _rule=None),
+            partial(vars(self._cell).update, plan=None),
+        )
+
     def take(self, switches: Values) -> None:
         """Set all switches to what `checked` returned."""
-        self.switches = switches
-        self._rule = None
-        self._cell.plan = None
+        all_at_once(self.taking(switches))
 
     def __delitem__(self, key: str) -> None:
         raise TypeError(f"{key} cannot be deleted, must be set")

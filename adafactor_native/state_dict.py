@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,15 +12,18 @@ from adafactor_native import hyperparameters as hyper
 from adafactor_native._runtime import _core
 from adafactor_native.convention import current_name
 from adafactor_native.flat_state import (
-    check_arrays,
     header_array,
     read_state,
     require_keys,
     require_same,
+    staged_arrays,
+    steps,
 )
+from adafactor_native.following import write_copy
 from adafactor_native.halves import portable
 from adafactor_native.param_groups import Array, Tensor
 from adafactor_native.switches import SETTLED, SWITCHES, Values, current_value
+from adafactor_native.taking_over import all_at_once, fill, require_sound, require_writeable
 
 if TYPE_CHECKING:
     from adafactor_native.optimizer import Optimizer
@@ -68,9 +72,8 @@ def load_state_dict(opt: Optimizer, state: Mapping[str, Array]) -> None:
     arrays, header = read_state(state, FORMAT, _VERSIONS, _TYPES)
     _require_convention(header["convention"], opt.convention)
     max_grad_norm = hyper.positive_or_none("header['max_grad_norm']", header["max_grad_norm"])
-    t, skipped, seed = (
-        hyper.count(f"header[{key!r}]", header[key]) for key in ("t", "skipped", "seed")
-    )
+    t, skipped = (steps(f"header[{key!r}]", header[key]) for key in ("t", "skipped"))
+    seed = hyper.count("header['seed']", header["seed"])
     require_same("the number of groups", len(header["groups"]), len(opt.param_groups))
     written_by = header.get("package_version")
     switches = [
@@ -80,27 +83,43 @@ def load_state_dict(opt: Optimizer, state: Mapping[str, Array]) -> None:
     ]
     names = _check_tensors(header["tensors"], opt)
 
-    own = {
-        f"{kind}/{tensor.name}": portable(array)
+    kept = {
+        f"{kind}/{tensor.name}": (kind, array)
         for tensor in opt.tensors
         for kind, array in _kept(tensor, header["params"]).items()
     }
-    check_arrays(arrays, {"t": opt.counts, **own})
-    saved = dict(zip(names, arrays["t"].tolist()))
-    for tensor in opt.tensors if header["params"] else ():
-        if not tensor.param.flags.writeable:
-            raise ValueError(f"params[{tensor.name!r}] is read-only, must be writeable")
+    own = {key: portable(array) for key, (_, array) in kept.items()}
+    staged = staged_arrays(arrays, {"t": opt.counts, **own})
+    counts = staged.pop("t").tolist()
+    for key, (kind, array) in kept.items():
+        if opt.nonfinite != "propagate":
+            require_sound(kind, f"state[{key!r}]", staged[key].view(array.dtype))
+    saved = dict(zip(names, counts))
     for name, count in saved.items():
         if not 0 <= count <= t:
             raise ValueError(f"state['t'] is {count} for params[{name!r}], must be in 0 to {t}")
+    for tensor in opt.tensors:
+        written = _kept(tensor, header["params"])
+        require_writeable(
+            {
+                f"params[{tensor.name!r}]" if kind == "param" else f"{kind} of {tensor.name!r}": a
+                for kind, a in written.items()
+            }
+        )
+        if header["params"] and tensor.copy is not None:
+            require_writeable({f"copies[{tensor.name!r}]": tensor.copy})
 
-    opt._set_counts(t, skipped, [saved[name] for name in opt.names])
-    opt.max_grad_norm = max_grad_norm
-    opt.seed = seed
-    for group, values in zip(opt.param_groups, switches):
-        group.take(values)
-    for key, array in own.items():
-        array[...] = arrays[key]
+    all_at_once(
+        [
+            partial(opt._tensors.set_counts, t, skipped, [saved[name] for name in opt.names]),
+            partial(vars(opt).update, max_grad_norm=max_grad_norm, seed=seed, _params_are_new=True),
+            *(write for group, v in zip(opt.param_groups, switches) for write in group.taking(v)),
+            *(fill(array, staged[key]) for key, array in own.items()),
+        ]
+    )
+    if header["params"]:
+        for tensor in opt.tensors:
+            write_copy(tensor)
 
 
 def _kept(tensor: Tensor, params: bool) -> dict[str, Array]:
@@ -174,11 +193,13 @@ def _check_tensors(saved: Sequence[Any], opt: Optimizer) -> list[str]:
         for tensor in group.tensors
     }
     names: list[str] = []
+    seen: set[str] = set()
     for i, description in enumerate(saved):
         name = description.get("name") if isinstance(description, dict) else None
-        if not isinstance(name, str) or name in names:
+        if not isinstance(name, str) or name in seen:
             raise ValueError(f"header['tensors'][{i}] must have a name of its own, has {name!r}")
         names.append(name)
+        seen.add(name)
     require_keys("params[{!r}]", names, own)
     for description in saved:
         name = description["name"]
