@@ -432,9 +432,21 @@ class Optimizer(KnownAttributes):
         TypeError, ValueError
             If an array is missing, unknown, of the wrong dtype or shape, or the state is of another
             format version, convention, or model: other names, shapes, dtypes, groups, factored axes,
-            masks, or another choice of callables. The message names it, and nothing is changed.
+            masks, or another choice of callables; or holds numbers that no step leaves, unless
+            `nonfinite` is "propagate"; or if an array of ours is read-only. The message names it,
+            and nothing is changed.
         RuntimeError
             If another thread is in a step of this object.
+
+        Notes
+        -----
+        Copies of all arrays are checked before the first of ours is written, so that a load takes
+        as much memory again as the state; then all are written without a byte code of Python between,
+        so that no signal handler of CPython sees or leaves a mixture. A thread that begins a step
+        meanwhile is not kept out.
+
+        Where params hold other weights than those the state was saved beside, their masters follow
+        the params at the next step; `copies` are written if the state has the params.
         """
         state_dict.load_state_dict(self, state)
 

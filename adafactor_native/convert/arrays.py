@@ -41,7 +41,12 @@ def add_incoming(
         # Lists come from JSON, which writes a float32 so that it comes back the same.
         dtype = own.dtype if isinstance(value, (list, tuple)) else None
         theirs = np.asarray(_readable(value), dtype)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # torch: on other devices, with a graph
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+        OverflowError,
+    ) as error:  # torch: on other devices, with a graph
         raise TypeError(
             f"{shown} is no array for numpy.asarray, give what .detach().cpu().float() returns if "
             f"it is a tensor: {error}"
