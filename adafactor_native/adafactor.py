@@ -88,7 +88,9 @@ class AdaFactor(KnownAttributes):
         the mean is right.
     seed : int, default 0
         Seed of the random bits of stochastic rounding, in [0, 2**63). Each bit is a function of seed,
-        t and the element's position in memory.
+        t and the element's position in memory: objects of one seed give all arrays of one shape the
+        same bits, so that a loop over the layers of a model needs a seed for each; `Optimizer` has
+        bits of its own for each tensor.
 
     Attributes
     ----------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from math import inf
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,7 @@ from adafactor_native.param_groups import (
     new_groups,
     read_groups,
 )
+from adafactor_native.read_only import ReadOnlyDict
 from adafactor_native.report import StateMemory, StepReport
 from adafactor_native.rules import are_constant, rates_at
 from adafactor_native.suggestions import KnownAttributes
@@ -73,7 +74,9 @@ class Optimizer(KnownAttributes):
     params : mapping of str to ndarray, sequence of ndarray, or list of groups
         The parameters, each of float16, bfloat16 (ml_dtypes'), float32 or float64, any strides; never
         converted, always overwritten in place. They must not share memory. A sequence's names are
-        positions in the model: "0", "1". A group is a mapping with "params" (of any of these kinds,
+        positions in the model: "0", "1". The optimizer keeps the arrays, not the mapping: after
+        ``model["w"] = model["w"] * 1.0`` it steps an array that nobody else reads; write
+        ``model["w"] *= 1.0`` or ``model["w"][...] = values`` instead. A group is a mapping with "params" (of any of these kinds,
         or one array) and whatever hyper-parameters are its own, and "copies".
     copies : mapping of str to ndarray, or sequence of ndarray or None
         Arrays of float16 or bfloat16, for any of the parameters of float32, that every step writes
@@ -120,7 +123,8 @@ class Optimizer(KnownAttributes):
         In this order: parameters with their state and axes, as `state` and `params` have them too.
     params, state : dicts by name
         The arrays themselves, and those of the state by kind: "exp_row", "exp_col", "v", "m",
-        "master", "low".
+        "master", "low". The dicts are made anew each time and refuse assignments; the arrays can be
+        written to.
     t : int
         Steps taken.
     skipped : int
@@ -273,13 +277,22 @@ class Optimizer(KnownAttributes):
 
     @property
     def params(self) -> dict[str, Array]:
-        """The parameters themselves, by name."""
-        return {tensor.name: tensor.param for tensor in self.tensors}
+        """The parameters themselves, by name; write to the arrays, then call `params_changed`."""
+        return ReadOnlyDict(
+            {tensor.name: tensor.param for tensor in self.tensors},
+            "opt.params cannot be assigned to: write into the array, opt.params[name][...] = values, "
+            "then call opt.params_changed()",
+        )
 
     @property
     def state(self) -> dict[str, dict[str, Array]]:
-        """The arrays of the state themselves, by name and kind."""
-        return {tensor.name: tensor.state for tensor in self.tensors}
+        """The arrays of the state themselves, by name and kind; write to the arrays only."""
+        instead = (
+            "opt.state cannot be assigned to: write into the array, "
+            "opt.state[name][kind][...] = values, or use opt.load_state_dict(state)"
+        )
+        states = {tensor.name: ReadOnlyDict(tensor.state, instead) for tensor in self.tensors}
+        return ReadOnlyDict(cast("dict[str, dict[str, Array]]", states), instead)
 
     @property
     def t(self) -> int:
@@ -293,8 +306,10 @@ class Optimizer(KnownAttributes):
 
     @property
     def counts(self) -> npt.NDArray[np.int64]:
-        """Steps that each tensor has taken, int64, shape (n,)."""
-        return self._tensors.counts()
+        """Steps that each tensor has taken, int64, shape (n,); read-only, a load sets them."""
+        counts = self._tensors.counts()
+        counts.flags.writeable = False
+        return counts
 
     @property
     def memory(self) -> StateMemory:

@@ -64,7 +64,11 @@ def state_dict(opt: Optimizer, params: bool) -> dict[str, Array]:
         for _, tensor in tensors
         for kind, array in _kept(tensor, params).items()
     }
-    return {"header": header_array(FORMAT, FORMAT_VERSION, header), "t": opt.counts, **arrays}
+    return {
+        "header": header_array(FORMAT, FORMAT_VERSION, header),
+        "t": opt.counts.copy(),
+        **arrays,
+    }
 
 
 def load_state_dict(opt: Optimizer, state: Mapping[str, Array]) -> None:

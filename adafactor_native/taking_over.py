@@ -24,11 +24,12 @@ def require_sound(kind: str, shown: str, array: Array) -> None:
     """
     if kind not in _FINITE:
         return
-    wrong = ~np.isfinite(array)
     must_be = "finite"
-    if kind in _MEANS_OF_SQUARES:
-        wrong |= array < 0
-        must_be = "finite and >= 0"
+    with np.errstate(invalid="ignore"):  # of nans that signal
+        wrong = ~np.isfinite(array)
+        if kind in _MEANS_OF_SQUARES:
+            wrong |= array < 0
+            must_be = "finite and >= 0"
     if wrong.any():
         index = tuple(int(i) for i in np.unravel_index(np.argmax(wrong), array.shape))
         at = "".join(f"[{i}]" for i in index)

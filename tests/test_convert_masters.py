@@ -174,7 +174,7 @@ def test_statistics_that_no_step_leaves_are_refused(key, value):
 def test_another_convention_is_refused(convention):
     state = written(started(convention))
     opt = Optimizer({name: np.ones(shape) for name, shape in SHAPES.items()}, "keras")
-    with pytest.raises(ValueError, match="^convention is 'keras', must be "):
+    with pytest.raises(ValueError, match=r"^convention is 'keras', must be "):
         getattr(convert, f"load_{convention}")(opt, state)
 
 

@@ -94,11 +94,11 @@ def test_a_learning_rate_that_is_none(value):
 
 def test_a_number_beyond_float64_is_refused_everywhere():
     opt = model("plain")
-    with pytest.raises(ValueError, match="^lr is beyond float64, must be a finite number >= 0"):
+    with pytest.raises(ValueError, match=r"^lr is beyond float64, must be a finite number >= 0"):
         opt.param_groups[0]["lr"] = 10**400
-    with pytest.raises(ValueError, match="^lr is beyond float64"):
+    with pytest.raises(ValueError, match=r"^lr is beyond float64"):
         AdaFactor((3,), lr=10**400)
-    with pytest.raises(ValueError, match="^grad_scale is beyond float64"):
+    with pytest.raises(ValueError, match=r"^grad_scale is beyond float64"):
         opt.step({name: None for name in SHAPES}, grad_scale=10**400)
 
 
@@ -112,7 +112,7 @@ def test_counts_of_tensors_are_those_of_the_model_at_most(count):
 
 def wrong_numbers():
     for kind in KINDS:
-        for key, values in model(kind).state_dict().items():
+        for key in model(kind).state_dict():
             what = key.split("/")[0]
             if what not in ("exp_row", "exp_col", "v", "m", "master"):
                 continue
