@@ -372,7 +372,14 @@ class Optimizer(KnownAttributes):
             hyper.positive("grad_scale", grad_scale),
         )
         return StepReport(
-            self._names, numbers, grad_norm, stepped, stuck, tensors.skipped != skipped, tensors.t
+            self._names,
+            numbers,
+            grad_norm,
+            stepped,
+            stuck,
+            tensors.skipped != skipped,
+            tensors.t,
+            self._cell.lr,
         )
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
@@ -521,6 +528,7 @@ class Optimizer(KnownAttributes):
         )
         if all(are_constant(group.switches) for group in self._groups):
             self._cell.plan = plan
+        self._cell.lr = tuple(lr for lr, _ in rates)
         return plan
 
     def _hyper_parameter_changed(self) -> None:

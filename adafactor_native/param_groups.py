@@ -136,6 +136,7 @@ class PlanCell:
 
     def __init__(self) -> None:
         self.plan: _core.Plan | None = None
+        self.lr: tuple[float, ...] = ()  # of each group, in the last plan
 
 
 class ParamGroup(MutableMapping[str, Any]):
