@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
@@ -33,6 +34,7 @@ from adafactor_native.param_groups import (
     Tensor,
     new_groups,
     read_groups,
+    writeable,
 )
 from adafactor_native.read_only import ReadOnlyDict
 from adafactor_native.report import StateMemory, StepReport
@@ -148,7 +150,9 @@ class Optimizer(KnownAttributes):
     wider; what is written is rounded once, to nearest, ties to even, or stochastically.
 
     One object serves one thread at a time. It can be pickled and copied, with its parameters: a copy
-    has its own, and continues with the same bits.
+    has its own, and continues with the same bits. Schedules and masks are pickled with it, which a
+    lambda or a function inside of another cannot be; copied they can. Arrays that unpickle
+    read-only, as joblib's memory maps, become copies in memory.
 
     The formulas are Shazeer & Stern's [1]_ (Algorithms 4, 5 and 6); what each convention
     changes in them is in their docstrings.
@@ -410,7 +414,8 @@ class Optimizer(KnownAttributes):
         Parameters
         ----------
         params : bool
-            Whether the parameters are part of it, so that one file is the whole checkpoint.
+            Whether the parameters are part of it, so that one file is the whole checkpoint. All
+            arrays are copies: until they are dropped, the memory for the parameters is needed twice.
 
         Returns
         -------
@@ -570,6 +575,13 @@ class Optimizer(KnownAttributes):
         )
 
     def __getstate__(self) -> dict[str, Any]:
+        _require_picklable(self._defaults, "{}")
+        for g, group in enumerate(self._groups):
+            _require_picklable(group.switches, f"param_groups[{g}][{{!r}}]")
+        return self._all_of_it()
+
+    def _all_of_it(self) -> dict[str, Any]:
+        """Return all that `__setstate__` needs."""
         made_anew = ("_tensors", "_cell", "_names", "_groups", "_convention")
         own = {k: v for k, v in vars(self).items() if k not in made_anew}
         groups = [(group.tensors, group.switches) for group in self._groups]
@@ -584,7 +596,7 @@ class Optimizer(KnownAttributes):
         vars(self).update(own)
         self._add_groups(
             ParamGroup(
-                tensors,
+                [writeable(tensor) for tensor in tensors],
                 {name: current_value(name, value) for name, value in switches.items()},
                 self._convention,
                 self._cell,
@@ -593,6 +605,13 @@ class Optimizer(KnownAttributes):
         )
         self._tensors.set_counts(*counts)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Optimizer:
+        """Return a copy, callables and all: they need not be picklable for that."""
+        new = object.__new__(type(self))
+        memo[id(self)] = new
+        new.__setstate__(copy.deepcopy(self._all_of_it(), memo))
+        return new
+
     def __copy__(self) -> Optimizer:
         """Return a copy with parameters and state of its own: two must not write to one array."""
         return copy.deepcopy(self)
@@ -600,6 +619,21 @@ class Optimizer(KnownAttributes):
 
 # Under -OO there is no docstring to complete.
 Optimizer.__doc__ = (Optimizer.__doc__ or "").replace("SWITCHES", table("        ").lstrip())
+
+
+def _require_picklable(values: Mapping[str, Any], shown: str) -> None:
+    """Raise an error that names the callable that pickle cannot write, and what to do."""
+    for name, value in values.items():
+        if not callable(value):
+            continue
+        try:
+            pickle.dumps(value)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise pickle.PicklingError(
+                f"{shown.format(name)} is {value!r}, must be a function of a module or an object of "
+                f"a class, to be pickled with its optimizer ({error}); opt.state_dict() needs no "
+                "pickle"
+            ) from None
 
 
 def _of_group(group: ParamGroup, grads: Any, shown: str) -> Sequence[Any]:

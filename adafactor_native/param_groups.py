@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -101,6 +101,17 @@ def new_tensor(
         master = np.array(param, np.float32, order="K", subok=False)
     decays = _is_in(switches["weight_decay_mask"], name)
     return Tensor(name, param, axes, exp_row, exp_col, v, m, master, low, decays, copy)
+
+
+def writeable(tensor: Tensor) -> Tensor:
+    """Return a tensor as it is, but copies of its read-only arrays: memory maps from a pickle."""
+    copies: dict[str, Any] = {
+        field.name: np.array(array, order="K", subok=False)
+        for field in fields(tensor)
+        if isinstance(array := getattr(tensor, field.name), np.ndarray)
+        and not array.flags.writeable
+    }
+    return replace(tensor, **copies)
 
 
 def _momentum_dtype(name: str, param: Array, switches: Mapping[str, Any]) -> np.dtype[Any]:
