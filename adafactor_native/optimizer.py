@@ -149,6 +149,17 @@ class Optimizer(KnownAttributes):
     A half-precision param or gradient is read as float32, exactly, and all arithmetic is float32 or
     wider; what is written is rounded once, to nearest, ties to even, or stochastically.
 
+    A callable given as a learning rate, schedule or weight decay gets t, which is 1 at the first
+    step: the model's count of steps. That holds for the switches of the table and in `param_groups`,
+    whatever the convention. Only under a library's own argument it gets that library's count: t - 1
+    for optax's `learning_rate` and `weight_decay_rate`, keras's `learning_rate` and `weight_decay`,
+    t5x's `learning_rate` and `weight_decay_rate`, and big_vision's `schedule` and `wd`.
+
+    ``bias_correction=True`` multiplies lr by ``sqrt(1 - beta2**t) / (1 - beta2**t)``, at first by
+    1 / sqrt(1 - beta2): it enlarges the first steps, where Adam's correction makes them smaller; RMS(u)
+    is clipped all the same. ``bias_correction="beta2"`` is what Adam's does to the second moment, as
+    tensor2tensor, praxis and lingvo have it: beta2_t is 0 at first and goes to beta2.
+
     One object serves one thread at a time. It can be pickled and copied, with its parameters: a copy
     has its own, and continues with the same bits. Schedules and masks are pickled with it, which a
     lambda or a function inside of another cannot be; copied they can. Arrays that unpickle
