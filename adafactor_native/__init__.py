@@ -12,6 +12,7 @@ from adafactor_native import convert, schedules
 from adafactor_native._runtime import _core
 from adafactor_native.adafactor import AdaFactor
 from adafactor_native.config import show_config
+from adafactor_native.elastic import LoadReport
 from adafactor_native.optimizer import Optimizer
 from adafactor_native.param_groups import ParamGroup
 from adafactor_native.report import StateMemory, StepReport
@@ -22,6 +23,7 @@ __version__: str = _core.version
 
 __all__ = [
     "AdaFactor",
+    "LoadReport",
     "Optimizer",
     "ParamGroup",
     "StateMemory",

@@ -60,9 +60,11 @@ def read_state(
     return arrays, header
 
 
-def require_same(what: str, saved: Any, own: Any) -> None:
+def require_same(what: str, saved: Any, own: Any, remedy: str = "") -> None:
     if saved != own:
-        raise ValueError(f"{what} was {saved!r} when the state was saved, must be {own!r} as here")
+        raise ValueError(
+            f"{what} was {saved!r} when the state was saved, must be {own!r} as here{remedy}"
+        )
 
 
 def steps(shown: str, value: Any) -> int:
@@ -88,7 +90,7 @@ def staged_arrays(arrays: Mapping[str, Any], own: Mapping[str, Array]) -> dict[s
     return {key: np.array(arrays[key], array.dtype, subok=False) for key, array in own.items()}
 
 
-def require_keys(shown: str, given: Iterable[str], own: Iterable[str]) -> None:
+def require_keys(shown: str, given: Iterable[str], own: Iterable[str], remedy: str = "") -> None:
     """Raise an error that tells both, for a renamed key is missing and unknown at once."""
 
     def listed(keys: set[str]) -> str:
@@ -99,4 +101,6 @@ def require_keys(shown: str, given: Iterable[str], own: Iterable[str]) -> None:
     parts = [f"has no {listed(missing)}"] if missing else []
     parts += [f"has {listed(unknown)}"] if unknown else []
     if parts:
-        raise ValueError(f"state {' and '.join(parts)}, must have this optimizer's and no others")
+        raise ValueError(
+            f"state {' and '.join(parts)}, must have this optimizer's and no others{remedy}"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -39,20 +40,21 @@ def take_params(tensor: Tensor) -> None:
         tensor.master[...] = tensor.param
     if tensor.low is not None:
         tensor.low[...] = 0
-    write_copy(tensor)
-
-
-def write_copy(tensor: Tensor) -> None:
     if tensor.copy is not None:
-        with np.errstate(over="ignore", under="ignore"):  # as a step rounds
-            tensor.copy[...] = tensor.param
+        tensor.copy[...] = rounded(tensor.param, tensor.copy.dtype)
+
+
+def rounded(values: Array, dtype: np.dtype[Any]) -> Array:
+    """Return what a copy of this dtype holds of a param, rounded to nearest."""
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # as a step rounds
+        return values.astype(dtype)
 
 
 def _differs(param: Array, master: Array, stochastic: bool) -> Array:
     """Return which elements are not what their master rounds to, bool of param's shape."""
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        rounded = master.astype(param.dtype)
-        differs = np.not_equal(rounded.view(np.uint16), param.view(np.uint16))
+        nearest = master.astype(param.dtype)
+        differs = np.not_equal(nearest.view(np.uint16), param.view(np.uint16))
         if not differs.any():
             return differs
         differs &= ~(np.isnan(param) & np.isnan(master))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
@@ -25,6 +25,7 @@ from adafactor_native.conventions import (
     T5xArguments,
     TorchArguments,
 )
+from adafactor_native.elastic import LoadReport, Rename
 from adafactor_native.following import follow_params, take_params
 from adafactor_native.hyperparameters import HyperParameter
 from adafactor_native.param_groups import (
@@ -452,7 +453,15 @@ class Optimizer(KnownAttributes):
         """
         return state_dict.state_dict(self, hyper.boolean("params", params))
 
-    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+    def load_state_dict(
+        self,
+        state: Mapping[str, Array],
+        *,
+        strict: bool = True,
+        rename: Rename | None = None,
+        keep: Collection[str] = (),
+        convert: bool = False,
+    ) -> LoadReport | None:
         """Continue where `state_dict` was called, with the same bits.
 
         Hyper-parameters are taken over, `max_grad_norm` among them; a callable stays this
@@ -464,6 +473,26 @@ class Optimizer(KnownAttributes):
         state : mapping of str to ndarray
             What `state_dict` returned, from anywhere; its values are copied. Tensors are found by
             name, in any order.
+        strict : bool, default True
+            Whether the state must have exactly these tensors. If not, those that have the same name,
+            shape, dtype, axes, group and kinds of state are loaded, others stay as they are; where
+            none is loaded it is an error.
+        rename : mapping or callable of str to str, or None
+            What a name in the state is here: ``lambda name: name.removeprefix("module.")``. A
+            mapping leaves other names as they are.
+        keep : collection of str
+            What stays this optimizer's: switches by name ("lr", "schedule", "clip_threshold"),
+            "weight_decay_mask", "max_grad_norm", "seed", and "groups": which groups there are, which
+            tensors are in them, and all their switches.
+        convert : bool, default False
+            Whether a state that is stored otherwise is converted: first moments of another dtype,
+            or new (they begin at zero) or gone; masters switched on (they are the param), off, or
+            from one kind to the other (exact if the state has the params); statistics of float32.
+
+        Returns
+        -------
+        LoadReport or None
+            With ``strict=False`` what was loaded, missing, unexpected and mismatched.
 
         Raises
         ------
@@ -486,7 +515,14 @@ class Optimizer(KnownAttributes):
         Where params hold other weights than those the state was saved beside, their masters follow
         the params at the next step; `copies` are written if the state has the params.
         """
-        state_dict.load_state_dict(self, state)
+        return state_dict.load_state_dict(
+            self,
+            state,
+            hyper.boolean("strict", strict),
+            rename,
+            keep,
+            hyper.boolean("convert", convert),
+        )
 
     def params_changed(self) -> None:
         """Say that somebody else has written to params: the next step reads all of them.
