@@ -13,6 +13,7 @@ from adafactor_native._runtime import _core
 from adafactor_native.adafactor import AdaFactor
 from adafactor_native.config import show_config
 from adafactor_native.elastic import LoadReport
+from adafactor_native.guards import SkippedStepWarning
 from adafactor_native.optimizer import Optimizer
 from adafactor_native.param_groups import ParamGroup
 from adafactor_native.report import StateMemory, StepReport
@@ -26,6 +27,7 @@ __all__ = [
     "LoadReport",
     "Optimizer",
     "ParamGroup",
+    "SkippedStepWarning",
     "StateMemory",
     "StepReport",
     "__version__",

@@ -120,6 +120,15 @@ def count(name: str, value: Any) -> int:
     return number
 
 
+def at_least_one_or_none(name: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    number = count(name, value)
+    if number == 0:
+        raise ValueError(f"{name} is 0, must be an int >= 1 or None")
+    return number
+
+
 def threads_or_none(name: str, value: Any) -> int | None:
     return None if value is None else check_num_threads(value, name, or_none=" or None")
 

@@ -27,6 +27,7 @@ from adafactor_native.conventions import (
 )
 from adafactor_native.elastic import LoadReport, Rename
 from adafactor_native.following import follow_params, take_params
+from adafactor_native.guards import SkipGuard
 from adafactor_native.hyperparameters import HyperParameter
 from adafactor_native.param_groups import (
     Array,
@@ -91,8 +92,9 @@ class Optimizer(KnownAttributes):
         See `adafactor_native.conventions`.
     nonfinite : {"raise", "skip", "propagate"}, default "raise"
         What becomes of a step that would not be finite. "raise" refuses it with a FloatingPointError
-        that names tensor and element, "skip" leaves it out and counts it in `skipped`, "propagate"
-        takes it as IEEE arithmetic has it.
+        that names tensor and element, "skip" leaves it out, counts it in `skipped` and warns by a
+        `SkippedStepWarning` at the first and whenever their number has doubled, "propagate" takes it
+        as IEEE arithmetic has it.
     atomic : {"all", "tensor"}, default "all"
         Whether a step that is refused or left out changes nothing in the whole model, or only
         nothing in the tensor at fault. The latter finishes each tensor while it is in cache; with
@@ -100,6 +102,9 @@ class Optimizer(KnownAttributes):
     max_grad_norm : float or None, default None
         The most that the norm of all gradients together may be, above 0; they are scaled down to it
         by ``min(1, max_grad_norm / (norm + 1e-6))``, as ``torch.nn.utils.clip_grad_norm_`` does.
+    max_skipped : int or None, default None
+        With ``nonfinite="skip"`` the most steps in a row that are left out: one more raises a
+        FloatingPointError. None: any number.
     num_threads : int or None, default None
         Most threads of a step; None: that of `set_num_threads`. Results do not depend on it.
     carry_param_rms : bool, default False
@@ -137,7 +142,7 @@ class Optimizer(KnownAttributes):
     memory : StateMemory
         Bytes of state, by kind, tensor and element.
 
-    `nonfinite`, `atomic`, `max_grad_norm`, `num_threads` and `seed` are attributes too, and can be
+    `nonfinite`, `atomic`, `max_grad_norm`, `max_skipped`, `num_threads` and `seed` are attributes too, and can be
     set between steps.
 
     Raises
@@ -194,6 +199,7 @@ class Optimizer(KnownAttributes):
     nonfinite = HyperParameter(hyper.nonfinite_policy)
     atomic = HyperParameter(hyper.one_of(*_ATOMIC))
     max_grad_norm = HyperParameter(hyper.positive_or_none)
+    max_skipped = HyperParameter(hyper.at_least_one_or_none)
     num_threads = HyperParameter(hyper.threads_or_none)
     seed = HyperParameter(hyper.count)
 
@@ -250,6 +256,7 @@ class Optimizer(KnownAttributes):
         nonfinite: str = "raise",
         atomic: str = "all",
         max_grad_norm: float | None = None,
+        max_skipped: int | None = None,
         num_threads: int | None = None,
         carry_param_rms: bool = False,
         seed: int = 0,
@@ -260,6 +267,12 @@ class Optimizer(KnownAttributes):
         self.nonfinite = nonfinite
         self.atomic = atomic
         self.max_grad_norm = max_grad_norm
+        self.max_skipped = max_skipped
+        if self.max_skipped is not None and self.nonfinite != "skip":
+            raise ValueError(
+                f"max_skipped is {max_skipped}, must be None with nonfinite={nonfinite!r}, which skips "
+                "no step"
+            )
         self.num_threads = num_threads
         self.seed = seed
         self._carry_param_rms = hyper.boolean("carry_param_rms", carry_param_rms)
@@ -364,7 +377,9 @@ class Optimizer(KnownAttributes):
             gradient shares memory with a parameter or the state.
         FloatingPointError
             With ``nonfinite="raise"``: if a gradient holds a nan or an infinity, or the step would
-            not be finite for another reason. The message has tensor and index.
+            not be finite for another reason. The message has tensor and index. With
+            ``nonfinite="skip"``: if `max_skipped` steps in a row were left out before; this one is
+            left out and counted too.
         RuntimeError
             If another thread is in a step of this object.
 
@@ -382,12 +397,13 @@ class Optimizer(KnownAttributes):
         skipped = tensors.skipped
         if self._params_are_new:
             self._follow_params()
+        ordered = self._in_order(grads)
         numbers, grad_norm, stepped, stuck = tensors.step(
             self._cell.plan or self._new_plan(),
-            self._in_order(grads),
+            ordered,
             hyper.positive("grad_scale", grad_scale),
         )
-        return StepReport(
+        report = StepReport(
             self._names,
             numbers,
             grad_norm,
@@ -397,6 +413,11 @@ class Optimizer(KnownAttributes):
             tensors.t,
             self._cell.lr,
         )
+        if report.skipped:
+            self._guard.skipped(report, ordered, tensors.skipped, self.max_skipped)
+        else:
+            self._guard.in_a_row = 0
+        return report
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Add tensors to the model, behind the others, with a state of zeros.
@@ -465,8 +486,8 @@ class Optimizer(KnownAttributes):
         """Continue where `state_dict` was called, with the same bits.
 
         Hyper-parameters are taken over, `max_grad_norm` among them; a callable stays this
-        optimizer's own, and must have been one. `nonfinite`, `atomic`, `num_threads` and
-        `carry_param_rms` stay as they are. So do params, unless the state has them.
+        optimizer's own, and must have been one. `nonfinite`, `atomic`, `max_skipped`,
+        `num_threads` and `carry_param_rms` stay as they are. So do params, unless the state has them.
 
         Parameters
         ----------
@@ -550,6 +571,8 @@ class Optimizer(KnownAttributes):
         self._tensors = _core.Tensors()
         self._groups: tuple[ParamGroup, ...] = ()
         self._names: tuple[str, ...] = ()
+        self._guard = SkipGuard()
+        self.max_skipped = None
         self._params_are_new = False  # whether the next step looks if masters are still theirs
 
     def _new_groups(self, given: Sequence[tuple[str, Mapping[str, Any]]]) -> list[ParamGroup]:

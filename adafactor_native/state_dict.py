@@ -29,6 +29,7 @@ from adafactor_native.flat_state import (
     steps,
 )
 from adafactor_native.following import rounded
+from adafactor_native.guards import SkipGuard
 from adafactor_native.halves import portable
 from adafactor_native.param_groups import Array, Tensor
 from adafactor_native.switches import SETTLED, SWITCHES, Values, current_value
@@ -145,7 +146,13 @@ def load_state_dict(
     all_at_once(
         [
             partial(opt._tensors.set_counts, t, skipped, [saved[name] for name in opt.names]),
-            partial(vars(opt).update, max_grad_norm=max_grad_norm, seed=seed, _params_are_new=True),
+            partial(
+                vars(opt).update,
+                max_grad_norm=max_grad_norm,
+                seed=seed,
+                _params_are_new=True,
+                _guard=SkipGuard(),
+            ),
             *(write for group, v in zip(opt.param_groups, switches) for write in group.taking(v)),
             *(fill(array, staged[key]) for key, array in own.items()),
             *(fill(copy, values) for copy, values in copies),
