@@ -27,6 +27,7 @@ from adafactor_native.conventions import (
 )
 from adafactor_native.elastic import LoadReport, Rename
 from adafactor_native.following import follow_params, take_params
+from adafactor_native.group_patterns import by_pattern
 from adafactor_native.guards import SkipGuard
 from adafactor_native.hyperparameters import HyperParameter
 from adafactor_native.param_groups import (
@@ -80,8 +81,13 @@ class Optimizer(KnownAttributes):
         converted, always overwritten in place. They must not share memory. A sequence's names are
         positions in the model: "0", "1". The optimizer keeps the arrays, not the mapping: after
         ``model["w"] = model["w"] * 1.0`` it steps an array that nobody else reads; write
-        ``model["w"] *= 1.0`` or ``model["w"][...] = values`` instead. A group is a mapping with "params" (of any of these kinds,
-        or one array) and whatever hyper-parameters are its own, and "copies".
+        ``model["w"] *= 1.0`` or ``model["w"][...] = values`` instead.
+
+        A group is a mapping with "params" (of any of these kinds, or one array) and whatever
+        hyper-parameters are its own, and "copies". Instead of "params" it may have "match": a
+        pattern of names as in `fnmatch`, or a list of them. Such a group takes the tensors of other
+        groups whose names match, each tensor goes to the first group that it matches, and all others
+        stay where they are: ``[{"params": model}, {"match": "*.bias", "weight_decay": 0.0}]``.
     copies : mapping of str to ndarray, or sequence of ndarray or None
         Arrays of float16 or bfloat16, for any of the parameters of float32, that every step writes
         the new parameter to, rounded. Like `params`, by name or by position.
@@ -277,7 +283,7 @@ class Optimizer(KnownAttributes):
         self.seed = seed
         self._carry_param_rms = hyper.boolean("carry_param_rms", carry_param_rms)
         self._defaults = hyper_parameters
-        self._add_groups(self._new_groups(read_groups(params, copies)))
+        self._add_groups(self._new_groups(by_pattern(read_groups(params, copies))))
 
     @property
     def convention(self) -> str:

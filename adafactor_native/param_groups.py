@@ -304,12 +304,12 @@ def new_groups(
             raise ValueError(f"{where.format('params')} is missing, must be given")
         own = {key: value for key, value in group.items() if key not in _ARRAYS}
         switches = convention.switches(("{}", defaults), (where, own))
-        arrays = _named_arrays(where.format("params"), group["params"], len(names))
+        arrays = named_arrays(where.format("params"), group["params"], len(names))
         for name in arrays:
             if name in names:
                 raise ValueError(f"params[{name!r}] is given twice, names must be unique")
             names.add(name)
-        copies = _copies(where.format("copies"), group.get("copies"), arrays)
+        copies = copies_by_name(where.format("copies"), group.get("copies"), arrays)
         tensors = [
             new_tensor(name, param, switches, copies.get(name)) for name, param in arrays.items()
         ]
@@ -322,7 +322,7 @@ def new_groups(
     return groups
 
 
-def _copies(shown: str, copies: Any, params: Mapping[str, Array]) -> dict[str, Array]:
+def copies_by_name(shown: str, copies: Any, params: Mapping[str, Array]) -> dict[str, Array]:
     """Return the copies that there are by name, checked as far as the extension does not."""
     if copies is None:
         return {}
@@ -358,7 +358,8 @@ def _copies(shown: str, copies: Any, params: Mapping[str, Array]) -> dict[str, A
     return found
 
 
-def _named_arrays(shown: str, params: Any, n_before: int) -> dict[str, Array]:
+def named_arrays(shown: str, params: Any, n_before: int) -> dict[str, Array]:
+    """Return a group's "params" by name; those of a sequence are positions, after `n_before`."""
     if isinstance(params, np.ndarray):
         params = [params]
     if isinstance(params, Mapping):
