@@ -340,7 +340,7 @@ class AdaFactor(KnownAttributes):
         for name, array in staged.items():
             if self.nonfinite != "propagate":
                 require_sound(name, f"state[{name!r}]", array)
-        require_writeable(own)
+        require_writeable({f"{name} of this optimizer": array for name, array in own.items()})
 
         all_at_once(
             [

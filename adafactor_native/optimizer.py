@@ -27,6 +27,7 @@ from adafactor_native.conventions import (
 )
 from adafactor_native.elastic import LoadReport, Rename
 from adafactor_native.following import follow_params, take_params
+from adafactor_native.gradients import in_order
 from adafactor_native.group_patterns import by_pattern
 from adafactor_native.guards import SkipGuard
 from adafactor_native.hyperparameters import HyperParameter
@@ -144,7 +145,7 @@ class Optimizer(KnownAttributes):
     skipped : int
         Steps left out with ``nonfinite="skip"``.
     counts : ndarray of int64, shape (n,)
-        Steps that each tensor has taken: t, without those for which it had no gradient.
+        Steps that each tensor has taken. A tensor without a gradient does not take the step.
     memory : StateMemory
         Bytes of state, by kind, tensor and element.
 
@@ -403,7 +404,7 @@ class Optimizer(KnownAttributes):
         skipped = tensors.skipped
         if self._params_are_new:
             self._follow_params()
-        ordered = self._in_order(grads)
+        ordered = in_order(grads, self._groups, self._names)
         numbers, grad_norm, stepped, stuck = tensors.step(
             self._cell.plan or self._new_plan(),
             ordered,
@@ -615,25 +616,6 @@ class Optimizer(KnownAttributes):
     def _hyper_parameter_changed(self) -> None:
         self._cell.plan = None
 
-    def _in_order(self, grads: Grads) -> Sequence[Any]:
-        """Return the gradients in the order of names."""
-        if isinstance(grads, Mapping):
-            return _in_order_of(self._names, grads, "grads")
-        if not isinstance(grads, (list, tuple)):
-            raise TypeError(
-                f"grads is a {type(grads).__name__}, must be a mapping from names to arrays, a "
-                "list or a tuple"
-            )
-        if len(grads) == len(self._groups) and any(
-            isinstance(part, (Mapping, list, tuple)) for part in grads
-        ):
-            return [
-                grad
-                for g, (group, part) in enumerate(zip(self._groups, grads))
-                for grad in _of_group(group, part, f"grads[{g}]")
-            ]
-        return _of_length(len(self._names), grads, "grads")
-
     def _unknown_attribute(self, name: str) -> str:
         switch = name if name in SWITCHES else switch_elsewhere(name)
         if switch is None:
@@ -670,10 +652,11 @@ class Optimizer(KnownAttributes):
         self._start()
         self._convention = convention_of(convention)
         vars(self).update(own)
+        self._defaults = _current(self._defaults)
         self._add_groups(
             ParamGroup(
                 [writeable(tensor) for tensor in tensors],
-                {name: current_value(name, value) for name, value in switches.items()},
+                _current(switches),
                 self._convention,
                 self._cell,
             )
@@ -712,34 +695,6 @@ def _require_picklable(values: Mapping[str, Any], shown: str) -> None:
             ) from None
 
 
-def _of_group(group: ParamGroup, grads: Any, shown: str) -> Sequence[Any]:
-    if grads is None:
-        return [None] * len(group.tensors)
-    if isinstance(grads, Mapping):
-        return _in_order_of(group["names"], grads, shown)
-    if not isinstance(grads, (list, tuple)):
-        grads = [grads]
-    return _of_length(len(group.tensors), grads, shown)
-
-
-def _in_order_of(
-    names: Sequence[str], grads: Mapping[str, Any], shown: str
-) -> list[npt.NDArray[Any] | None]:
-    try:
-        ordered = [grads[name] for name in names]
-    except KeyError:
-        missing = next(name for name in names if name not in grads)
-        unknown = next((f", but {name!r}" for name in grads if name not in names), "")
-        raise ValueError(
-            f"{shown} has no {missing!r}{unknown}, must have every name; None leaves a tensor out"
-        ) from None
-    if len(grads) != len(names):
-        unknown = next(name for name in grads if name not in names)
-        raise ValueError(f"{shown} has {unknown!r}, must have names of params only")
-    return ordered
-
-
-def _of_length(n: int, grads: Sequence[Any], shown: str) -> Sequence[Any]:
-    if len(grads) != n:
-        raise ValueError(f"{shown} has {len(grads)} gradients, must have {n}")
-    return grads
+def _current(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return hyper-parameters as an older version pickled them by the words of this one."""
+    return {name: current_value(name, value) for name, value in values.items()}

@@ -134,7 +134,9 @@ def load_state_dict(
         written = _kept(tensor, header["params"])
         require_writeable(
             {
-                f"params[{tensor.name!r}]" if kind == "param" else f"{kind} of {tensor.name!r}": a
+                f"params[{tensor.name!r}]"
+                if kind == "param"
+                else f"{kind}/{tensor.name} of this optimizer": a
                 for kind, a in written.items()
             }
         )

@@ -273,10 +273,6 @@ class DecaySwitches(TypedDict, total=False):
     ]
 
 
-class CommonSwitches(StepSwitches, MomentSwitches, DecaySwitches, total=False):
-    """Those that mean the same to all conventions, or are called otherwise there."""
-
-
 class Switches(
     LearningRate, StepSwitches, Epsilon, MomentSwitches, WeightDecay, DecaySwitches, total=False
 ):

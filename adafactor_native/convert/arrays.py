@@ -81,7 +81,9 @@ def exchanged(tensor: Tensor) -> dict[str, Array]:
 def take_over(opt: Optimizer, incoming: Incoming, t: int, counts: Sequence[int]) -> None:
     """Write all that comes in; the next step lets masters follow params."""
     for name, state in opt.state.items():
-        require_writeable({f"{kind} of {name!r}": array for kind, array in state.items()})
+        require_writeable(
+            {f"{kind}/{name} of this optimizer": array for kind, array in state.items()}
+        )
     all_at_once(
         [
             partial(opt._tensors.set_counts, t, opt.skipped, list(counts)),

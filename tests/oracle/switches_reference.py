@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from reference import product
+from oracle.array_reference import product
 
 
 @dataclass(frozen=True)
