@@ -21,6 +21,8 @@ def rule_of(switches: Mapping[str, Any]) -> _core.Rule:
     fields = {name: switches[name] for name in _core.Rule.fields if name in switches}
     fields.update(
         decay_rate=nan if switches["decay_rate"] is None else switches["decay_rate"],
+        bias_correction=switches["bias_correction"] is True,
+        debiased_beta2=switches["bias_correction"] == "beta2",
         eps_squares=eps if mode in ("both", "grad_squared") else 0.0,
         eps_means=eps if mode == "root" else 0.0,
         eps_root=eps if mode == "both" else 0.0,

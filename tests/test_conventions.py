@@ -33,7 +33,11 @@ SWITCHES = {
         {"decay_rate": 0.0},
     ],
     "decay_offset": [{"decay_offset": 4, "decay_rate": -0.8}],
-    "bias_correction": [{"bias_correction": True}, {"bias_correction": True, "beta2": 0.7}],
+    "bias_correction": [
+        {"bias_correction": correction, **beta2}
+        for correction in (True, "beta2")
+        for beta2 in ({}, {"beta2": 0.7}, {"beta2": 0.0})
+    ],
     "eps": [{"eps": 1e-3}, {"eps": 0.5}, {"eps": None}],
     "eps_mode": [
         {"eps_mode": mode, "eps": eps}
