@@ -1,17 +1,19 @@
 """The Adafactor optimizer as a native extension: in place on NumPy arrays.
 
 `Optimizer` is the optimizer of a whole model, by every library's convention, and `convert` takes their
-state over and gives it back; `AdaFactor` is the optimizer of one array. `set_num_threads` and
+state over and gives it back; `schedules` has learning rates that depend on t; `AdaFactor` is the optimizer of one array. `set_num_threads` and
 `get_num_threads` set and get the limit of their threads, `show_config` shows how the extension was
 built and what it runs on.
 """
 
 from typing import TYPE_CHECKING
 
-from adafactor_native import convert
+from adafactor_native import convert, schedules
 from adafactor_native._runtime import _core
 from adafactor_native.adafactor import AdaFactor
 from adafactor_native.config import show_config
+from adafactor_native.elastic import LoadReport
+from adafactor_native.guards import SkippedStepWarning
 from adafactor_native.optimizer import Optimizer
 from adafactor_native.param_groups import ParamGroup
 from adafactor_native.report import StateMemory, StepReport
@@ -22,13 +24,16 @@ __version__: str = _core.version
 
 __all__ = [
     "AdaFactor",
+    "LoadReport",
     "Optimizer",
     "ParamGroup",
+    "SkippedStepWarning",
     "StateMemory",
     "StepReport",
     "__version__",
     "convert",
     "get_num_threads",
+    "schedules",
     "set_num_threads",
     "show_config",
 ]

@@ -1,6 +1,6 @@
 import enum
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar, overload
+from typing import Any, ClassVar, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +24,8 @@ class NonFinite(enum.Enum):
     propagate = 2
 
 class Rule:
-    # The fields are those of csrc/rule.hpp, all of them.
-    def __init__(self, **fields: float) -> None: ...
+    fields: ClassVar[list[str]]  # those of csrc/rule.hpp: each must be given
+    def __init__(self, **values: float) -> None: ...
 
 class Plan:
     def __init__(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Mapping, Sequence
+from functools import partial
 from math import inf
 from typing import Any, SupportsIndex
 
@@ -14,10 +15,17 @@ import numpy.typing as npt
 from adafactor_native import hyperparameters as hyper
 from adafactor_native._runtime import _core
 from adafactor_native.conventions import CONVENTIONS
-from adafactor_native.flat_state import check_arrays, header_array, read_state, require_same
+from adafactor_native.flat_state import (
+    header_array,
+    read_state,
+    require_same,
+    staged_arrays,
+    steps,
+)
 from adafactor_native.hyperparameters import HyperParameter
 from adafactor_native.rules import rule_of
 from adafactor_native.suggestions import KnownAttributes
+from adafactor_native.taking_over import all_at_once, fill, require_sound, require_writeable
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -80,8 +88,9 @@ class AdaFactor(KnownAttributes):
         the mean is right.
     seed : int, default 0
         Seed of the random bits of stochastic rounding, in [0, 2**63). Each bit is a function of seed,
-        t and the element's position in memory: give each array's optimizer a seed of its own, or
-        arrays of one shape are rounded by the same bits.
+        t and the element's position in memory: objects of one seed give all arrays of one shape the
+        same bits, so that a loop over the layers of a model needs a seed for each; `Optimizer` has
+        bits of its own for each tensor.
 
     Attributes
     ----------
@@ -320,7 +329,7 @@ class AdaFactor(KnownAttributes):
         types = {"t": int, "skipped": int, "shape": list, "hyper_parameters": dict}
         arrays, header = read_state(state, FORMAT, (FORMAT_VERSION,), types)
         require_same("shape", tuple(header["shape"]), self.shape)
-        t, skipped = (hyper.count(f"header[{key!r}]", header[key]) for key in ("t", "skipped"))
+        t, skipped = (steps(f"header[{key!r}]", header[key]) for key in ("t", "skipped"))
         given = header["hyper_parameters"]
         if sorted(given) != sorted(_SAVED):
             raise ValueError(
@@ -331,13 +340,19 @@ class AdaFactor(KnownAttributes):
             for name in _SAVED
         }
         own = self._arrays()
-        check_arrays(arrays, own)
+        staged = staged_arrays(arrays, own)
+        for name, array in staged.items():
+            if self.nonfinite != "propagate":
+                require_sound(name, f"state[{name!r}]", array)
+        require_writeable({f"{name} of this optimizer": array for name, array in own.items()})
 
-        self._tensors.set_counts(t, skipped, [t])
-        for name, value in values.items():
-            setattr(self, name, value)
-        for name, array in own.items():
-            array[...] = arrays[name]
+        all_at_once(
+            [
+                partial(self._tensors.set_counts, t, skipped, [t]),
+                partial(vars(self).update, values, _plan=None),
+                *(fill(array, staged[name]) for name, array in own.items()),
+            ]
+        )
 
     def _arrays(self) -> dict[str, Float64Array]:
         """Return the state's arrays that there are, by name."""

@@ -57,6 +57,7 @@ class Options(TypedDict, total=False):
     nonfinite: Literal["raise", "skip", "propagate"]
     atomic: Literal["all", "tensor"]
     max_grad_norm: Optional[float]
+    max_skipped: Optional[int]
     num_threads: Optional[int]
     carry_param_rms: bool
     seed: int

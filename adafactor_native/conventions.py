@@ -6,6 +6,10 @@ called like a switch and means the same is inherited; every other is annotated h
 and the switches it sets. What a library changes in the paper's equations, and what we change in
 theirs, stands in the docstring.
 
+What a callable gets is one rule for all: t, which is 1 at the first step, under the name of a switch
+and in param_groups; and the library's own count, t - 1, under an argument of a library that counts
+from zero (optax, keras, t5x and big_vision).
+
 Annotations of this module are read at run time, by Python 3.9 too: none may need a later one.
 """
 
@@ -49,6 +53,10 @@ class CountedFromZero:
 
 def _counted_from_zero(shown: Shown, value: Any) -> Any:
     return CountedFromZero(value) if callable(value) else value
+
+
+def _counted_or(default: float) -> Callable[[Shown, Any], Any]:
+    return lambda shown, value: default if value is None else _counted_from_zero(shown, value)
 
 
 def _pair(shown: Shown, value: Any) -> tuple[Any, Any]:
@@ -144,7 +152,7 @@ class TorchArguments(Arguments, LearningRate, WeightDecay, total=False):
 
 
 class OptaxArguments(Arguments, LearningRate, Epsilon, WeightDecay, total=False):
-    """``optax.adafactor`` (0.2.8). Callables are called with t - 1, optax's count.
+    """``optax.adafactor`` (0.2.8). Callables of its own arguments get t - 1, its count.
 
     Unlike the paper: the two largest axes are factored, if both have at least
     `min_dim_size_to_factor`; `decay_rate` is the exponent without its sign; there is no relative
@@ -159,9 +167,7 @@ class OptaxArguments(Arguments, LearningRate, Epsilon, WeightDecay, total=False)
 
     learning_rate: Annotated[
         Optional[Rate],
-        Argument(
-            None, ("lr",), lambda shown, x: 1.0 if x is None else _counted_from_zero(shown, x)
-        ),
+        Argument(None, ("lr",), _counted_or(1.0)),
     ]
     decay_rate: Annotated[Optional[float], Argument(0.8, ("decay_rate",), _negated)]
     multiply_by_parameter_scale: Annotated[bool, Argument(True, ("scale_parameter",))]
@@ -170,17 +176,13 @@ class OptaxArguments(Arguments, LearningRate, Epsilon, WeightDecay, total=False)
     dtype_momentum: Annotated[Optional[npt.DTypeLike], Argument(None, ("momentum_dtype",))]
     weight_decay_rate: Annotated[
         Optional[Rate],
-        Argument(
-            None,
-            ("weight_decay",),
-            lambda shown, x: 0.0 if x is None else _counted_from_zero(shown, x),
-        ),
+        Argument(None, ("weight_decay",), _counted_or(0.0)),
     ]
     factored: Annotated[bool, Argument(True, ("factored_axes",), _two_largest)]
 
 
 class KerasArguments(Arguments, LearningRate, Epsilon, total=False):
-    """``keras.optimizers.Adafactor`` (3.15.1). A callable is called with t - 1, ``iterations``.
+    """``keras.optimizers.Adafactor`` (3.15.1). Callables get t - 1, ``iterations``.
 
     Unlike the paper: any tensor of two or more axes is factored over its last two; weight decay is
     times the learning rate, and RMS(param) is that of the decayed param. All tensors have one t.
@@ -194,11 +196,11 @@ class KerasArguments(Arguments, LearningRate, Epsilon, total=False):
     beta_2_decay: Annotated[float, Argument(-0.8, ("decay_rate",), hyper.non_positive)]
     epsilon_1: Annotated[float, Argument(1e-30, ("eps",))]
     epsilon_2: Annotated[float, Argument(1e-3, ("eps_scale",))]
-    weight_decay: Annotated[Optional[Rate], Argument(None, ("weight_decay",), _or(0.0))]
+    weight_decay: Annotated[Optional[Rate], Argument(None, ("weight_decay",), _counted_or(0.0))]
 
 
 class T5xArguments(Arguments, LearningRate, Epsilon, WeightDecay, total=False):
-    """``t5x.adafactor.Adafactor`` (cc342d4). `learning_rate` must be set; a callable gets t - 1.
+    """``t5x.adafactor.Adafactor`` (cc342d4). `learning_rate` must be set; callables get t - 1.
 
     Unlike the paper: the two largest axes are factored, if both have at least
     `min_dim_size_to_factor`, the others are batch axes, and RMS(u) and RMS(param) are those of each
@@ -218,7 +220,9 @@ class T5xArguments(Arguments, LearningRate, Epsilon, WeightDecay, total=False):
     decay_rate: Annotated[Optional[float], Argument(0.8, ("decay_rate",), _negated)]
     step_offset: Annotated[int, Argument(0, ("decay_offset",))]
     clipping_threshold: Annotated[Optional[float], Argument(1.0, ("clip_threshold",))]
-    weight_decay_rate: Annotated[Optional[Rate], Argument(None, ("weight_decay",), _or(0.0))]
+    weight_decay_rate: Annotated[
+        Optional[Rate], Argument(None, ("weight_decay",), _counted_or(0.0))
+    ]
     epsilon1: Annotated[float, Argument(1e-30, ("eps",))]
     epsilon2: Annotated[float, Argument(1e-3, ("eps_scale",))]
     dtype_momentum: Annotated[Optional[npt.DTypeLike], Argument(None, ("momentum_dtype",))]
@@ -237,7 +241,8 @@ def _decay_of_t5x(arguments: Mapping[str, Any]) -> Values:
 class BigVisionArguments(Arguments, LearningRate, Epsilon, WeightDecay, total=False):
     """big_vision's ``scale_by_adafactor`` and what it is chained with (0127fb6); Zhai et al. 2022.
 
-    `lr` and `wd` are those of its configuration, `lr` must be set; `schedule` is called with t - 1.
+    `lr` and `wd` are those of its configuration, `lr` must be set; callables given as `wd` or
+    `schedule` get t - 1.
 
     Unlike the paper: ``beta2_t`` is at most `beta2_cap`; no update clipping, no RMS(param), no
     relative step; the two largest axes are factored, if both have at least
@@ -249,7 +254,7 @@ class BigVisionArguments(Arguments, LearningRate, Epsilon, WeightDecay, total=Fa
     with their default, ``dtype_momentum="bfloat16"``, which needs ml_dtypes.
     """
 
-    wd: Annotated[Rate, Argument(0.0, ("weight_decay",))]
+    wd: Annotated[Rate, Argument(0.0, ("weight_decay",), _counted_from_zero)]
     schedule: Annotated[
         Optional[Callable[[int], float]], Argument(None, ("schedule",), _counted_from_zero)
     ]

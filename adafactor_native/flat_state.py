@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from adafactor_native import hyperparameters as hyper
 from adafactor_native._runtime import _core
 
 Array = npt.NDArray[Any]
+
+_MOST_STEPS = 2**53
 
 
 def header_array(file_format: str, version: int, header: Mapping[str, Any]) -> Array:
@@ -40,7 +43,7 @@ def read_state(
         raise TypeError("state['header'] must be a numpy.ndarray of uint8 with one axis")
     try:
         header = json.loads(array.tobytes().decode())
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter of a million brackets
         raise ValueError(f"state['header'] is no JSON, cut or overwritten, {must_be}") from None
     if not isinstance(header, dict) or header.get("format") != file_format:
         raise ValueError(f"state['header'] is not ours, {must_be}")
@@ -57,12 +60,24 @@ def read_state(
     return arrays, header
 
 
-def require_same(what: str, saved: Any, own: Any) -> None:
+def require_same(what: str, saved: Any, own: Any, remedy: str = "") -> None:
     if saved != own:
-        raise ValueError(f"{what} was {saved!r} when the state was saved, must be {own!r} as here")
+        raise ValueError(
+            f"{what} was {saved!r} when the state was saved, must be {own!r} as here{remedy}"
+        )
 
 
-def check_arrays(arrays: Mapping[str, Any], own: Mapping[str, Array]) -> None:
+def steps(shown: str, value: Any) -> int:
+    """Return a number of steps from elsewhere: an int that a float64 holds, far from any overflow."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{shown} is a {type(value).__name__}, must be an int >= 0")
+    if value > _MOST_STEPS:
+        raise ValueError(f"{shown} is too large, must be an int >= 0 and <= 2**53")
+    return hyper.count(shown, value)
+
+
+def staged_arrays(arrays: Mapping[str, Any], own: Mapping[str, Array]) -> dict[str, Array]:
+    """Return copies of a state's arrays, known to be as ours are; nobody else can change them."""
     require_keys("{!r}", [key for key in arrays if key != "header"], own)
     for key, array in own.items():
         given = arrays[key]
@@ -72,17 +87,20 @@ def check_arrays(arrays: Mapping[str, Any], own: Mapping[str, Array]) -> None:
             raise TypeError(f"state[{key!r}] has dtype {given.dtype}, must be {array.dtype}")
         if given.shape != array.shape:
             raise ValueError(f"state[{key!r}] has shape {given.shape}, must be {array.shape}")
+    return {key: np.array(arrays[key], array.dtype, subok=False) for key, array in own.items()}
 
 
-def require_keys(shown: str, given: Iterable[str], own: Iterable[str]) -> None:
+def require_keys(shown: str, given: Iterable[str], own: Iterable[str], remedy: str = "") -> None:
     """Raise an error that tells both, for a renamed key is missing and unknown at once."""
 
     def listed(keys: set[str]) -> str:
-        first = ", ".join(shown.format(key) for key in sorted(keys)[:5])
+        first = ", ".join(shown.format(key) for key in sorted(keys, key=str)[:5])
         return f"{first} and {len(keys) - 5} more" if len(keys) > 5 else first
 
     missing, unknown = set(own) - set(given), set(given) - set(own)
     parts = [f"has no {listed(missing)}"] if missing else []
     parts += [f"has {listed(unknown)}"] if unknown else []
     if parts:
-        raise ValueError(f"state {' and '.join(parts)}, must have this optimizer's and no others")
+        raise ValueError(
+            f"state {' and '.join(parts)}, must have this optimizer's and no others{remedy}"
+        )

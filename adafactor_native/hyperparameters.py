@@ -50,6 +50,8 @@ def _number(must_be: str, accepts: Callable[[float], bool]) -> Callable[[str, An
             number = float(value)
         except (TypeError, ValueError):
             raise TypeError(f"{name} is a {type(value).__name__}, must be {must_be}") from None
+        except OverflowError:
+            raise ValueError(f"{name} is beyond float64, must be {must_be}") from None
         if not accepts(number):
             raise ValueError(f"{name} is {number}, must be {must_be}")
         return number
@@ -111,7 +113,19 @@ def count(name: str, value: Any) -> int:
     except TypeError:
         raise TypeError(f"{name} is a {type(value).__name__}, must be an int >= 0") from None
     if not 0 <= number < 2**63:
-        raise ValueError(f"{name} is {number}, must be an int >= 0")
+        if number > 0:
+            raise ValueError(f"{name} is too large, must be an int >= 0 and < 2**63")
+        shown = number if number > -(2**63) else "negative"
+        raise ValueError(f"{name} is {shown}, must be an int >= 0")
+    return number
+
+
+def at_least_one_or_none(name: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    number = count(name, value)
+    if number == 0:
+        raise ValueError(f"{name} is 0, must be an int >= 1 or None")
     return number
 
 

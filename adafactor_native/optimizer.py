@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+import pickle
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,11 @@ from adafactor_native.conventions import (
     T5xArguments,
     TorchArguments,
 )
+from adafactor_native.elastic import LoadReport, Rename
+from adafactor_native.following import follow_params, take_params
+from adafactor_native.gradients import in_order
+from adafactor_native.group_patterns import by_pattern
+from adafactor_native.guards import SkipGuard
 from adafactor_native.hyperparameters import HyperParameter
 from adafactor_native.param_groups import (
     Array,
@@ -33,7 +39,9 @@ from adafactor_native.param_groups import (
     Tensor,
     new_groups,
     read_groups,
+    writeable,
 )
+from adafactor_native.read_only import ReadOnlyDict
 from adafactor_native.report import StateMemory, StepReport
 from adafactor_native.rules import are_constant, rates_at
 from adafactor_native.suggestions import KnownAttributes
@@ -73,8 +81,15 @@ class Optimizer(KnownAttributes):
     params : mapping of str to ndarray, sequence of ndarray, or list of groups
         The parameters, each of float16, bfloat16 (ml_dtypes'), float32 or float64, any strides; never
         converted, always overwritten in place. They must not share memory. A sequence's names are
-        positions in the model: "0", "1". A group is a mapping with "params" (of any of these kinds,
-        or one array) and whatever hyper-parameters are its own, and "copies".
+        positions in the model: "0", "1". The optimizer keeps the arrays, not the mapping: after
+        ``model["w"] = model["w"] * 1.0`` it steps an array that nobody else reads; write
+        ``model["w"] *= 1.0`` or ``model["w"][...] = values`` instead.
+
+        A group is a mapping with "params" (of any of these kinds, or one array) and whatever
+        hyper-parameters are its own, and "copies". Instead of "params" it may have "match": a
+        pattern of names as in `fnmatch`, or a list of them. Such a group takes the tensors of other
+        groups whose names match, each tensor goes to the first group that it matches, and all others
+        stay where they are: ``[{"params": model}, {"match": "*.bias", "weight_decay": 0.0}]``.
     copies : mapping of str to ndarray, or sequence of ndarray or None
         Arrays of float16 or bfloat16, for any of the parameters of float32, that every step writes
         the new parameter to, rounded. Like `params`, by name or by position.
@@ -85,8 +100,9 @@ class Optimizer(KnownAttributes):
         See `adafactor_native.conventions`.
     nonfinite : {"raise", "skip", "propagate"}, default "raise"
         What becomes of a step that would not be finite. "raise" refuses it with a FloatingPointError
-        that names tensor and element, "skip" leaves it out and counts it in `skipped`, "propagate"
-        takes it as IEEE arithmetic has it.
+        that names tensor and element, "skip" leaves it out, counts it in `skipped` and warns by a
+        `SkippedStepWarning` at the first and whenever their number has doubled, "propagate" takes it
+        as IEEE arithmetic has it.
     atomic : {"all", "tensor"}, default "all"
         Whether a step that is refused or left out changes nothing in the whole model, or only
         nothing in the tensor at fault. The latter finishes each tensor while it is in cache; with
@@ -94,6 +110,9 @@ class Optimizer(KnownAttributes):
     max_grad_norm : float or None, default None
         The most that the norm of all gradients together may be, above 0; they are scaled down to it
         by ``min(1, max_grad_norm / (norm + 1e-6))``, as ``torch.nn.utils.clip_grad_norm_`` does.
+    max_skipped : int or None, default None
+        With ``nonfinite="skip"`` the most steps in a row that are left out: one more raises a
+        FloatingPointError. None: any number.
     num_threads : int or None, default None
         Most threads of a step; None: that of `set_num_threads`. Results do not depend on it.
     carry_param_rms : bool, default False
@@ -121,17 +140,18 @@ class Optimizer(KnownAttributes):
         In this order: parameters with their state and axes, as `state` and `params` have them too.
     params, state : dicts by name
         The arrays themselves, and those of the state by kind: "exp_row", "exp_col", "v", "m",
-        "master", "low".
+        "master", "low". The dicts are made anew each time and refuse assignments; the arrays can be
+        written to.
     t : int
         Steps taken.
     skipped : int
         Steps left out with ``nonfinite="skip"``.
     counts : ndarray of int64, shape (n,)
-        Steps that each tensor has taken: t, without those for which it had no gradient.
+        Steps that each tensor has taken. A tensor without a gradient does not take the step.
     memory : StateMemory
         Bytes of state, by kind, tensor and element.
 
-    `nonfinite`, `atomic`, `max_grad_norm`, `num_threads` and `seed` are attributes too, and can be
+    `nonfinite`, `atomic`, `max_grad_norm`, `max_skipped`, `num_threads` and `seed` are attributes too, and can be
     set between steps.
 
     Raises
@@ -144,8 +164,21 @@ class Optimizer(KnownAttributes):
     A half-precision param or gradient is read as float32, exactly, and all arithmetic is float32 or
     wider; what is written is rounded once, to nearest, ties to even, or stochastically.
 
+    A callable given as a learning rate, schedule or weight decay gets t, which is 1 at the first
+    step: the model's count of steps. That holds for the switches of the table and in `param_groups`,
+    whatever the convention. Only under a library's own argument it gets that library's count: t - 1
+    for optax's `learning_rate` and `weight_decay_rate`, keras's `learning_rate` and `weight_decay`,
+    t5x's `learning_rate` and `weight_decay_rate`, and big_vision's `schedule` and `wd`.
+
+    ``bias_correction=True`` multiplies lr by ``sqrt(1 - beta2**t) / (1 - beta2**t)``, at first by
+    1 / sqrt(1 - beta2): it enlarges the first steps, where Adam's correction makes them smaller; RMS(u)
+    is clipped all the same. ``bias_correction="beta2"`` is what Adam's does to the second moment, as
+    tensor2tensor, praxis and lingvo have it: beta2_t is 0 at first and goes to beta2.
+
     One object serves one thread at a time. It can be pickled and copied, with its parameters: a copy
-    has its own, and continues with the same bits.
+    has its own, and continues with the same bits. Schedules and masks are pickled with it, which a
+    lambda or a function inside of another cannot be; copied they can. Arrays that unpickle
+    read-only, as joblib's memory maps, become copies in memory.
 
     The formulas are Shazeer & Stern's [1]_ (Algorithms 4, 5 and 6); what each convention
     changes in them is in their docstrings.
@@ -175,6 +208,7 @@ class Optimizer(KnownAttributes):
     nonfinite = HyperParameter(hyper.nonfinite_policy)
     atomic = HyperParameter(hyper.one_of(*_ATOMIC))
     max_grad_norm = HyperParameter(hyper.positive_or_none)
+    max_skipped = HyperParameter(hyper.at_least_one_or_none)
     num_threads = HyperParameter(hyper.threads_or_none)
     seed = HyperParameter(hyper.count)
 
@@ -231,6 +265,7 @@ class Optimizer(KnownAttributes):
         nonfinite: str = "raise",
         atomic: str = "all",
         max_grad_norm: float | None = None,
+        max_skipped: int | None = None,
         num_threads: int | None = None,
         carry_param_rms: bool = False,
         seed: int = 0,
@@ -241,11 +276,17 @@ class Optimizer(KnownAttributes):
         self.nonfinite = nonfinite
         self.atomic = atomic
         self.max_grad_norm = max_grad_norm
+        self.max_skipped = max_skipped
+        if self.max_skipped is not None and self.nonfinite != "skip":
+            raise ValueError(
+                f"max_skipped is {max_skipped}, must be None with nonfinite={nonfinite!r}, which skips "
+                "no step"
+            )
         self.num_threads = num_threads
         self.seed = seed
         self._carry_param_rms = hyper.boolean("carry_param_rms", carry_param_rms)
         self._defaults = hyper_parameters
-        self._add_groups(self._new_groups(read_groups(params, copies)))
+        self._add_groups(self._new_groups(by_pattern(read_groups(params, copies))))
 
     @property
     def convention(self) -> str:
@@ -274,13 +315,22 @@ class Optimizer(KnownAttributes):
 
     @property
     def params(self) -> dict[str, Array]:
-        """The parameters themselves, by name."""
-        return {tensor.name: tensor.param for tensor in self.tensors}
+        """The parameters themselves, by name; write to the arrays, then call `params_changed`."""
+        return ReadOnlyDict(
+            {tensor.name: tensor.param for tensor in self.tensors},
+            "opt.params cannot be assigned to: write into the array, opt.params[name][...] = values, "
+            "then call opt.params_changed()",
+        )
 
     @property
     def state(self) -> dict[str, dict[str, Array]]:
-        """The arrays of the state themselves, by name and kind."""
-        return {tensor.name: tensor.state for tensor in self.tensors}
+        """The arrays of the state themselves, by name and kind; write to the arrays only."""
+        instead = (
+            "opt.state cannot be assigned to: write into the array, "
+            "opt.state[name][kind][...] = values, or use opt.load_state_dict(state)"
+        )
+        states = {tensor.name: ReadOnlyDict(tensor.state, instead) for tensor in self.tensors}
+        return ReadOnlyDict(cast("dict[str, dict[str, Array]]", states), instead)
 
     @property
     def t(self) -> int:
@@ -294,8 +344,10 @@ class Optimizer(KnownAttributes):
 
     @property
     def counts(self) -> npt.NDArray[np.int64]:
-        """Steps that each tensor has taken, int64, shape (n,)."""
-        return self._tensors.counts()
+        """Steps that each tensor has taken, int64, shape (n,); read-only, a load sets them."""
+        counts = self._tensors.counts()
+        counts.flags.writeable = False
+        return counts
 
     @property
     def memory(self) -> StateMemory:
@@ -335,19 +387,36 @@ class Optimizer(KnownAttributes):
             gradient shares memory with a parameter or the state.
         FloatingPointError
             With ``nonfinite="raise"``: if a gradient holds a nan or an infinity, or the step would
-            not be finite for another reason. The message has tensor and index.
+            not be finite for another reason. The message has tensor and index. With
+            ``nonfinite="skip"``: if `max_skipped` steps in a row were left out before; this one is
+            left out and counted too.
         RuntimeError
             If another thread is in a step of this object.
 
         Whatever is raised, params, state and t are as before; except that with ``atomic="tensor"``
         a FloatingPointError leaves the tensors before the one at fault stepped.
+
+        Notes
+        -----
+        The first step after the optimizer was made, got more tensors or loaded a state looks
+        whether each param is still what its master rounds to. Where somebody has written other
+        weights to it, the master follows the param: weights are never reverted. After an overwrite
+        at any other time call `params_changed`.
         """
-        return self._tensors.step(
+        if self._params_are_new:
+            self._follow_params()
+        ordered = in_order(grads, self._groups, self._names)
+        report = self._tensors.step(
             self._cell.plan or self._new_plan(),
-            self._in_order(grads),
+            ordered,
             hyper.positive("grad_scale", grad_scale),
-            partial(StepReport, self._names),
+            partial(StepReport, self._names, lr=self._cell.lr),
         )
+        if report.skipped:
+            self._guard.skipped(report, ordered, self._tensors.skipped, self.max_skipped)
+        else:
+            self._guard.in_a_row = 0
+        return report
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Add tensors to the model, behind the others, with a state of zeros.
@@ -377,7 +446,8 @@ class Optimizer(KnownAttributes):
         Parameters
         ----------
         params : bool
-            Whether the parameters are part of it, so that one file is the whole checkpoint.
+            Whether the parameters are part of it, so that one file is the whole checkpoint. All
+            arrays are copies: until they are dropped, the memory for the parameters is needed twice.
 
         Returns
         -------
@@ -404,41 +474,93 @@ class Optimizer(KnownAttributes):
         with_params = hyper.boolean("params", params)
         return self._tensors.alone(lambda: state_dict.state_dict(self, with_params))
 
-    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+    def load_state_dict(
+        self,
+        state: Mapping[str, Array],
+        *,
+        strict: bool = True,
+        rename: Rename | None = None,
+        keep: Collection[str] = (),
+        convert: bool = False,
+    ) -> LoadReport | None:
         """Continue where `state_dict` was called, with the same bits.
 
         Hyper-parameters are taken over, `max_grad_norm` among them; a callable stays this
-        optimizer's own, and must have been one. `nonfinite`, `atomic`, `num_threads` and
-        `carry_param_rms` stay as they are. So do params, unless the state has them.
+        optimizer's own, and must have been one. `nonfinite`, `atomic`, `max_skipped`,
+        `num_threads` and `carry_param_rms` stay as they are. So do params, unless the state has them.
 
         Parameters
         ----------
         state : mapping of str to ndarray
             What `state_dict` returned, from anywhere; its values are copied. Tensors are found by
             name, in any order.
+        strict : bool, default True
+            Whether the state must have exactly these tensors. If not, those that have the same name,
+            shape, dtype, axes, group and kinds of state are loaded, others stay as they are; where
+            none is loaded it is an error.
+        rename : mapping or callable of str to str, or None
+            What a name in the state is here: ``lambda name: name.removeprefix("module.")``. A
+            mapping leaves other names as they are.
+        keep : collection of str
+            What stays this optimizer's: switches by name ("lr", "schedule", "clip_threshold"),
+            "weight_decay_mask", "max_grad_norm", "seed", and "groups": which groups there are, which
+            tensors are in them, and all their switches.
+        convert : bool, default False
+            Whether a state that is stored otherwise is converted: first moments of another dtype,
+            or new (they begin at zero) or gone; masters switched on (they are the param), off, or
+            from one kind to the other (exact if the state has the params); statistics of float32.
+
+        Returns
+        -------
+        LoadReport or None
+            With ``strict=False`` what was loaded, missing, unexpected and mismatched.
 
         Raises
         ------
         TypeError, ValueError
             If an array is missing, unknown, of the wrong dtype or shape, or the state is of another
             format version, convention, or model: other names, shapes, dtypes, groups, factored axes,
-            masks, or another choice of callables. The message names it, and nothing is changed.
+            masks, or another choice of callables; or holds numbers that no step leaves, unless
+            `nonfinite` is "propagate"; or if an array of ours is read-only. The message names it,
+            and nothing is changed.
         RuntimeError
             If another thread is in a step of this object.
+
+        Notes
+        -----
+        Copies of all arrays are checked before the first of ours is written, so that a load takes
+        as much memory again as the state; then all are written without a byte code of Python between,
+        so that no signal handler of CPython sees or leaves a mixture. A thread that begins a step
+        meanwhile is not kept out.
+
+        Where params hold other weights than those the state was saved beside, their masters follow
+        the params at the next step; `copies` are written if the state has the params.
         """
-        state_dict.load_state_dict(self, state)
+        return state_dict.load_state_dict(
+            self,
+            state,
+            hyper.boolean("strict", strict),
+            rename,
+            keep,
+            hyper.boolean("convert", convert),
+        )
 
     def params_changed(self) -> None:
         """Say that somebody else has written to params: the next step reads all of them.
 
-        Needed with `carry_param_rms`, and with `masters`, which become what params are now.
+        Needed with `carry_param_rms`; with `masters`, which become what params are now (split: the
+        lower halves become zeros); and with `copies`, which are written, rounded to nearest.
         """
         self._tensors.forget_params()
         for tensor in self.tensors:
-            if tensor.master is not None:
-                tensor.master[...] = tensor.param
-            if tensor.low is not None:
-                tensor.low[...] = 0
+            take_params(tensor)
+        self._params_are_new = False
+
+    def _follow_params(self) -> None:
+        self._tensors.forget_params()  # or raise, if another thread is in a step
+        for group in self._groups:
+            follow_params(group.tensors, group["rounding"] == "stochastic")
+        self._params_are_new = False
 
     def _set_counts(self, t: int, skipped: int, counts: Sequence[int]) -> None:
         self._tensors.set_counts(t, skipped, counts)
@@ -449,6 +571,9 @@ class Optimizer(KnownAttributes):
         self._tensors = _core.Tensors()
         self._groups: tuple[ParamGroup, ...] = ()
         self._names: tuple[str, ...] = ()
+        self._guard = SkipGuard()
+        self.max_skipped = None
+        self._params_are_new = False  # whether the next step looks if masters are still theirs
 
     def _new_groups(self, given: Sequence[tuple[str, Mapping[str, Any]]]) -> list[ParamGroup]:
         return new_groups(given, self._convention, self._defaults, self._names, self._cell)
@@ -459,6 +584,7 @@ class Optimizer(KnownAttributes):
         self._tensors.add([group.tensors for group in added])
         self._groups += added
         self._names += tuple(tensor.name for group in added for tensor in group.tensors)
+        self._params_are_new = True
         self._cell.plan = None
 
     def _new_plan(self) -> _core.Plan:
@@ -477,29 +603,11 @@ class Optimizer(KnownAttributes):
         )
         if all(are_constant(group.switches) for group in self._groups):
             self._cell.plan = plan
+        self._cell.lr = tuple(lr for lr, _ in rates)
         return plan
 
     def _hyper_parameter_changed(self) -> None:
         self._cell.plan = None
-
-    def _in_order(self, grads: Grads) -> Sequence[Any]:
-        """Return the gradients in the order of names."""
-        if isinstance(grads, Mapping):
-            return _in_order_of(self._names, grads, "grads")
-        if not isinstance(grads, (list, tuple)):
-            raise TypeError(
-                f"grads is a {type(grads).__name__}, must be a mapping from names to arrays, a "
-                "list or a tuple"
-            )
-        if len(grads) == len(self._groups) and any(
-            isinstance(part, (Mapping, list, tuple)) for part in grads
-        ):
-            return [
-                grad
-                for g, (group, part) in enumerate(zip(self._groups, grads))
-                for grad in _of_group(group, part, f"grads[{g}]")
-            ]
-        return _of_length(len(self._names), grads, "grads")
 
     def _unknown_attribute(self, name: str) -> str:
         switch = name if name in SWITCHES else switch_elsewhere(name)
@@ -518,6 +626,13 @@ class Optimizer(KnownAttributes):
         )
 
     def __getstate__(self) -> dict[str, Any]:
+        _require_picklable(self._defaults, "{}")
+        for g, group in enumerate(self._groups):
+            _require_picklable(group.switches, f"param_groups[{g}][{{!r}}]")
+        return self._all_of_it()
+
+    def _all_of_it(self) -> dict[str, Any]:
+        """Return all that `__setstate__` needs."""
         made_anew = ("_tensors", "_cell", "_names", "_groups", "_convention")
         own = {k: v for k, v in vars(self).items() if k not in made_anew}
         groups = [(group.tensors, group.switches) for group in self._groups]
@@ -530,16 +645,24 @@ class Optimizer(KnownAttributes):
         self._start()
         self._convention = convention_of(convention)
         vars(self).update(own)
+        self._defaults = _current(self._defaults)
         self._add_groups(
             ParamGroup(
-                tensors,
-                {name: current_value(name, value) for name, value in switches.items()},
+                [writeable(tensor) for tensor in tensors],
+                _current(switches),
                 self._convention,
                 self._cell,
             )
             for tensors, switches in groups
         )
         self._tensors.set_counts(*counts)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Optimizer:
+        """Return a copy, callables and all: they need not be picklable for that."""
+        new = object.__new__(type(self))
+        memo[id(self)] = new
+        new.__setstate__(copy.deepcopy(self._all_of_it(), memo))
+        return new
 
     def __copy__(self) -> Optimizer:
         """Return a copy with parameters and state of its own: two must not write to one array."""
@@ -550,34 +673,21 @@ class Optimizer(KnownAttributes):
 Optimizer.__doc__ = (Optimizer.__doc__ or "").replace("SWITCHES", table("        ").lstrip())
 
 
-def _of_group(group: ParamGroup, grads: Any, shown: str) -> Sequence[Any]:
-    if grads is None:
-        return [None] * len(group.tensors)
-    if isinstance(grads, Mapping):
-        return _in_order_of(group["names"], grads, shown)
-    if not isinstance(grads, (list, tuple)):
-        grads = [grads]
-    return _of_length(len(group.tensors), grads, shown)
+def _require_picklable(values: Mapping[str, Any], shown: str) -> None:
+    """Raise an error that names the callable that pickle cannot write, and what to do."""
+    for name, value in values.items():
+        if not callable(value):
+            continue
+        try:
+            pickle.dumps(value)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise pickle.PicklingError(
+                f"{shown.format(name)} is {value!r}, must be a function of a module or an object of "
+                f"a class, to be pickled with its optimizer ({error}); opt.state_dict() needs no "
+                "pickle"
+            ) from None
 
 
-def _in_order_of(
-    names: Sequence[str], grads: Mapping[str, Any], shown: str
-) -> list[npt.NDArray[Any] | None]:
-    try:
-        ordered = [grads[name] for name in names]
-    except KeyError:
-        missing = next(name for name in names if name not in grads)
-        unknown = next((f", but {name!r}" for name in grads if name not in names), "")
-        raise ValueError(
-            f"{shown} has no {missing!r}{unknown}, must have every name; None leaves a tensor out"
-        ) from None
-    if len(grads) != len(names):
-        unknown = next(name for name in grads if name not in names)
-        raise ValueError(f"{shown} has {unknown!r}, must have names of params only")
-    return ordered
-
-
-def _of_length(n: int, grads: Sequence[Any], shown: str) -> Sequence[Any]:
-    if len(grads) != n:
-        raise ValueError(f"{shown} has {len(grads)} gradients, must have {n}")
-    return grads
+def _current(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return hyper-parameters as an older version pickled them by the words of this one."""
+    return {name: current_value(name, value) for name, value in values.items()}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -17,6 +18,7 @@ from adafactor_native.halves import is_half, low_halves
 from adafactor_native.rules import rule_of
 from adafactor_native.suggestions import closest
 from adafactor_native.switches import SETTLED, SWITCHES, Values, check_switches
+from adafactor_native.taking_over import all_at_once
 
 Array = npt.NDArray[Any]
 
@@ -101,6 +103,17 @@ def new_tensor(
     return Tensor(name, param, axes, exp_row, exp_col, v, m, master, low, decays, copy)
 
 
+def writeable(tensor: Tensor) -> Tensor:
+    """Return a tensor as it is, but copies of its read-only arrays: memory maps from a pickle."""
+    copies: dict[str, Any] = {
+        field.name: np.array(array, order="K", subok=False)
+        for field in fields(tensor)
+        if isinstance(array := getattr(tensor, field.name), np.ndarray)
+        and not array.flags.writeable
+    }
+    return replace(tensor, **copies)
+
+
 def _momentum_dtype(name: str, param: Array, switches: Mapping[str, Any]) -> np.dtype[Any]:
     dtype: np.dtype[Any] | None = switches["momentum_dtype"]
     choices = ("float64",) if param.dtype == np.float64 else ("float32", "bfloat16")
@@ -134,6 +147,7 @@ class PlanCell:
 
     def __init__(self) -> None:
         self.plan: _core.Plan | None = None
+        self.lr: tuple[float, ...] = ()  # of each group, in the last plan
 
 
 class ParamGroup(MutableMapping[str, Any]):
@@ -215,11 +229,16 @@ class ParamGroup(MutableMapping[str, Any]):
             )
         return switches
 
+    def taking(self, switches: Values) -> tuple[partial[None], partial[None]]:
+        """Return the writes that set all switches to what `checked` returned."""
+        return (
+            partial(vars(self).update, switches=switches, _rule=None),
+            partial(vars(self._cell).update, plan=None),
+        )
+
     def take(self, switches: Values) -> None:
         """Set all switches to what `checked` returned."""
-        self.switches = switches
-        self._rule = None
-        self._cell.plan = None
+        all_at_once(self.taking(switches))
 
     def __delitem__(self, key: str) -> None:
         raise TypeError(f"{key} cannot be deleted, must be set")
@@ -285,12 +304,12 @@ def new_groups(
             raise ValueError(f"{where.format('params')} is missing, must be given")
         own = {key: value for key, value in group.items() if key not in _ARRAYS}
         switches = convention.switches(("{}", defaults), (where, own))
-        arrays = _named_arrays(where.format("params"), group["params"], len(names))
+        arrays = named_arrays(where.format("params"), group["params"], len(names))
         for name in arrays:
             if name in names:
                 raise ValueError(f"params[{name!r}] is given twice, names must be unique")
             names.add(name)
-        copies = _copies(where.format("copies"), group.get("copies"), arrays)
+        copies = copies_by_name(where.format("copies"), group.get("copies"), arrays)
         tensors = [
             new_tensor(name, param, switches, copies.get(name)) for name, param in arrays.items()
         ]
@@ -303,7 +322,7 @@ def new_groups(
     return groups
 
 
-def _copies(shown: str, copies: Any, params: Mapping[str, Array]) -> dict[str, Array]:
+def copies_by_name(shown: str, copies: Any, params: Mapping[str, Array]) -> dict[str, Array]:
     """Return the copies that there are by name, checked as far as the extension does not."""
     if copies is None:
         return {}
@@ -339,7 +358,8 @@ def _copies(shown: str, copies: Any, params: Mapping[str, Array]) -> dict[str, A
     return found
 
 
-def _named_arrays(shown: str, params: Any, n_before: int) -> dict[str, Array]:
+def named_arrays(shown: str, params: Any, n_before: int) -> dict[str, Array]:
+    """Return a group's "params" by name; those of a sequence are positions, after `n_before`."""
     if isinstance(params, np.ndarray):
         params = [params]
     if isinstance(params, Mapping):

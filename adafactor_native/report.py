@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,37 @@ COLUMNS = ("rms_grad", "rms_u", "clip_divisor", "rms_param", "step_size")
 _LINES = 12  # of a printed report
 
 
+class Column(np.ndarray[Any, np.dtype[Any]]):
+    """One number of each tensor, which a tensor's name finds as well: ``report.rms_u["w"]``.
+
+    Parts of it and results of arithmetic are found by position only.
+    """
+
+    _names: Sequence[str] | None = None
+
+    @classmethod
+    def of(cls, array: npt.NDArray[Any], names: Sequence[str]) -> Column:
+        column = array.view(cls)
+        column._names = names
+        return column
+
+    def __getitem__(self, key: Any) -> Any:
+        if not isinstance(key, str):
+            return super().__getitem__(key)
+        if self._names is None:
+            raise IndexError(
+                f"{key!r} is a name, must be a position: only a whole column of a report goes by name"
+            )
+        if key not in self._names:
+            raise KeyError(key)
+        return super().__getitem__(self._names.index(key))
+
+
 class StepReport:
     """The numbers that a step has computed for its own use.
 
-    ``report["name"]`` has those of one tensor. Arrays are in the order of `names`, with nan for what
-    a step did not compute: all of a tensor without a gradient, and RMS(param) where no step size
+    ``report["name"]`` has those of one tensor, ``report.rms_u["name"]`` one of them. Arrays are in the
+    order of `names`, with nan for what a step did not compute: all of a tensor without a gradient, and RMS(param) where no step size
     depends on it. With ``rms_scope="matrix"`` a tensor's `clip_divisor` and `step_size` are those of
     its matrix with the largest step size, the rest is of the whole tensor.
 
@@ -35,6 +62,9 @@ class StepReport:
         RMS(param), before the step and without its floor.
     step_size : ndarray of float64, shape (n,)
         What the clipped u was multiplied by: lr_t, times RMS(param) with `scale_parameter`.
+    lr : tuple of float
+        Each group's lr times its schedule, as they were at this step; before ``relative_step`` and
+        ``bias_correction``, which `step_size` has in it.
     grad_norm : float
         Root of the sum of the squares of all gradients, likewise.
     stepped : ndarray of bool, shape (n,)
@@ -49,7 +79,7 @@ class StepReport:
         Steps that the model has taken, this one included.
     """
 
-    __slots__ = ("_counts", "_grad_norm", "_numbers", "names", "stepped", "stuck")
+    __slots__ = ("_counts", "_grad_norm", "_numbers", "_stepped", "_stuck", "lr", "names")
 
     def __init__(
         self,
@@ -59,14 +89,16 @@ class StepReport:
         stepped: npt.NDArray[np.bool_],
         stuck: npt.NDArray[np.bool_],
         counts: npt.NDArray[np.int64],
+        lr: tuple[float, ...],
     ) -> None:
         # The step fills the arrays later: after it nothing has to be allocated, which might fail.
         self.names = names
         self._numbers = numbers
         self._grad_norm = grad_norm
-        self.stepped = stepped
-        self.stuck = stuck
+        self._stepped = stepped
+        self._stuck = stuck
         self._counts = counts
+        self.lr = lr
 
     @property
     def grad_norm(self) -> float:
@@ -84,29 +116,39 @@ class StepReport:
         return int(self._counts[0])
 
     @property
-    def rms_grad(self) -> Float64Array:
+    def rms_grad(self) -> Column:
         """RMS of the gradient, divided by `grad_scale`, before any clipping; (n,)."""
-        return self._numbers[:, 0]
+        return Column.of(self._numbers[:, 0], self.names)
 
     @property
-    def rms_u(self) -> Float64Array:
+    def rms_u(self) -> Column:
         """RMS(u) before it is clipped; (n,)."""
-        return self._numbers[:, 1]
+        return Column.of(self._numbers[:, 1], self.names)
 
     @property
-    def clip_divisor(self) -> Float64Array:
+    def clip_divisor(self) -> Column:
         """What u was divided by: 1, or RMS(u) / clip_threshold; (n,)."""
-        return self._numbers[:, 2]
+        return Column.of(self._numbers[:, 2], self.names)
 
     @property
-    def rms_param(self) -> Float64Array:
+    def rms_param(self) -> Column:
         """RMS(param), before the step and without its floor; (n,)."""
-        return self._numbers[:, 3]
+        return Column.of(self._numbers[:, 3], self.names)
 
     @property
-    def step_size(self) -> Float64Array:
+    def step_size(self) -> Column:
         """What the clipped u was multiplied by: lr_t, times RMS(param) with `scale_parameter`; (n,)."""
-        return self._numbers[:, 4]
+        return Column.of(self._numbers[:, 4], self.names)
+
+    @property
+    def stepped(self) -> Column:
+        """Whether each tensor took the step, bool; (n,)."""
+        return Column.of(self._stepped, self.names)
+
+    @property
+    def stuck(self) -> Column:
+        """Whether each tensor stepped and yet cannot move, bool; (n,)."""
+        return Column.of(self._stuck, self.names)
 
     def __getitem__(self, name: str) -> dict[str, Any]:
         """Return one tensor's five numbers, whether it stepped, and whether it is stuck.
@@ -123,15 +165,22 @@ class StepReport:
         flags = {"stepped": bool(self.stepped[i]), "stuck": bool(self.stuck[i])}
         return dict(zip(COLUMNS, self._numbers[i].tolist())) | flags
 
-    def as_dict(self) -> dict[str, float]:
-        """Return all numbers as one flat dict, "rms_grad/name" and so on, ready to be logged."""
-        total = {"t": self.t, "grad_norm": self.grad_norm, "skipped": float(self.skipped)}
+    def as_dict(self) -> dict[str, float | None]:
+        """Return all numbers as one flat dict, "rms_grad/name" and so on, ready to be logged.
+
+        It is strict JSON: None stands for what the step did not compute, and with
+        ``nonfinite="propagate"`` for what is not finite. Beside the tensors' columns it has "t",
+        "grad_norm", "skipped" (a bool) and "lr", or "lr/0" and so on where groups are several.
+        """
+        lr = {"lr": self.lr[0]} if len(self.lr) == 1 else _numbered("lr", self.lr)
+        total = {"t": self.t, "grad_norm": self.grad_norm, "skipped": self.skipped, **lr}
         columns = self._numbers.T.tolist()
-        return total | {
+        numbers = total | {
             f"{column}/{name}": value
             for column, values in zip(COLUMNS, columns)
             for name, value in zip(self.names, values)
         }
+        return {name: x if math.isfinite(x) else None for name, x in numbers.items()}
 
     def __repr__(self) -> str:
         return (
@@ -163,6 +212,10 @@ class StepReport:
         more = f" and {len(names) - _LINES} more" if len(names) > _LINES else ""
         listed = ", ".join(names[:_LINES])
         return [f"stuck at zero, as the step size is RMS(param) and eps_scale is 0: {listed}{more}"]
+
+
+def _numbered(name: str, values: Sequence[float]) -> dict[str, float]:
+    return {f"{name}/{i}": value for i, value in enumerate(values)}
 
 
 class StateMemory:

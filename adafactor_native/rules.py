@@ -11,15 +11,18 @@ from adafactor_native._runtime import _core
 
 
 def rule_of(switches: Mapping[str, Any]) -> _core.Rule:
-    """Return what the extension is told of a group once, for all steps until a switch changes."""
+    """Return what the extension is told of a group once, for all steps until a switch changes.
+
+    A field of Rule that is called like a switch is that switch, unless None has to become a number.
+    """
     eps = nan if switches["eps"] is None else switches["eps"]  # nan: the machine epsilon of param
     mode = switches["eps_mode"]
     decays_by_step = switches["weight_decay_mode"] == "step"
-    return _core.Rule(
-        beta2=switches["beta2"],
+    fields = {name: switches[name] for name in _core.Rule.fields if name in switches}
+    fields.update(
         decay_rate=nan if switches["decay_rate"] is None else switches["decay_rate"],
-        decay_offset=switches["decay_offset"],
-        bias_correction=switches["bias_correction"],
+        bias_correction=switches["bias_correction"] is True,
+        debiased_beta2=switches["bias_correction"] == "beta2",
         eps_squares=eps if mode in ("both", "grad_squared") else 0.0,
         eps_means=eps if mode == "root" else 0.0,
         eps_root=eps if mode == "both" else 0.0,
@@ -27,18 +30,14 @@ def rule_of(switches: Mapping[str, Any]) -> _core.Rule:
         mean_floor=eps if mode == "clamp" else 0.0,
         clip_threshold=inf if switches["clip_threshold"] is None else switches["clip_threshold"],
         per_matrix=switches["rms_scope"] == "matrix",
-        scale_parameter=switches["scale_parameter"],
-        eps_scale=switches["eps_scale"],
-        scale_after_decay=switches["scale_after_decay"],
-        relative_step=switches["relative_step"],
         warmup=1e-6 if switches["warmup_init"] else 0.0,
         beta1=nan if switches["beta1"] is None else switches["beta1"],
         momentum_of_u=switches["momentum_of"] == "u",
         decay_by_step=switches["weight_decay"] if decays_by_step else 0.0,
-        maximize=switches["maximize"],
         stochastic=switches["rounding"] == "stochastic",
         shared_t=switches["t_scope"] == "model",
     )
+    return _core.Rule(**fields)
 
 
 def are_constant(switches: Mapping[str, Any]) -> bool:

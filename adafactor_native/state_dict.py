@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,16 +11,29 @@ import numpy as np
 from adafactor_native import hyperparameters as hyper
 from adafactor_native._runtime import _core
 from adafactor_native.convention import current_name
+from adafactor_native.elastic import (
+    LoadReport,
+    Rename,
+    checked_keep,
+    convert_storage,
+    keeping,
+    matching,
+    renamed,
+)
 from adafactor_native.flat_state import (
-    check_arrays,
     header_array,
     read_state,
     require_keys,
     require_same,
+    staged_arrays,
+    steps,
 )
+from adafactor_native.following import rounded
+from adafactor_native.guards import SkipGuard
 from adafactor_native.halves import portable
 from adafactor_native.param_groups import Array, Tensor
 from adafactor_native.switches import SETTLED, SWITCHES, Values, current_value
+from adafactor_native.taking_over import all_at_once, fill, require_sound, require_writeable
 
 if TYPE_CHECKING:
     from adafactor_native.optimizer import Optimizer
@@ -60,18 +74,38 @@ def state_dict(opt: Optimizer, params: bool) -> dict[str, Array]:
         for _, tensor in tensors
         for kind, array in _kept(tensor, params).items()
     }
-    return {"header": header_array(FORMAT, FORMAT_VERSION, header), "t": opt.counts, **arrays}
+    return {
+        "header": header_array(FORMAT, FORMAT_VERSION, header),
+        "t": opt.counts.copy(),
+        **arrays,
+    }
 
 
-def load_state_dict(opt: Optimizer, state: Mapping[str, Array]) -> None:
+def load_state_dict(
+    opt: Optimizer,
+    state: Mapping[str, Array],
+    strict: bool = True,
+    rename: Rename | None = None,
+    keep: Collection[str] = (),
+    convert: bool = False,
+) -> LoadReport | None:
     """Take a state over, or raise and change nothing; see `Optimizer.load_state_dict`."""
+    kept_here = checked_keep(keep)
     arrays, header = read_state(state, FORMAT, _VERSIONS, _TYPES)
     _require_convention(header["convention"], opt.convention)
+    header["t"] = steps("header['t']", header["t"])
+    report = None
+    if not strict or rename is not None or kept_here or convert:
+        report = _adapt(opt, arrays, header, strict, rename, kept_here, convert)
     max_grad_norm = hyper.positive_or_none("header['max_grad_norm']", header["max_grad_norm"])
-    t, skipped, seed = (
-        hyper.count(f"header[{key!r}]", header[key]) for key in ("t", "skipped", "seed")
+    t, skipped = header["t"], steps("header['skipped']", header["skipped"])
+    seed = hyper.count("header['seed']", header["seed"])
+    require_same(
+        "the number of groups",
+        len(header["groups"]),
+        len(opt.param_groups),
+        "; keep=['groups'] keeps those here",
     )
-    require_same("the number of groups", len(header["groups"]), len(opt.param_groups))
     written_by = header.get("package_version")
     switches = [
         group.checked(_read(given, group.switches, shown, written_by), shown + "[{!r}]")
@@ -80,27 +114,92 @@ def load_state_dict(opt: Optimizer, state: Mapping[str, Array]) -> None:
     ]
     names = _check_tensors(header["tensors"], opt)
 
-    own = {
-        f"{kind}/{tensor.name}": portable(array)
+    kept = {
+        f"{kind}/{tensor.name}": (kind, array)
         for tensor in opt.tensors
         for kind, array in _kept(tensor, header["params"]).items()
     }
-    check_arrays(arrays, {"t": opt.counts, **own})
-    saved = dict(zip(names, arrays["t"].tolist()))
-    for tensor in opt.tensors if header["params"] else ():
-        if not tensor.param.flags.writeable:
-            raise ValueError(f"params[{tensor.name!r}] is read-only, must be writeable")
+    own = {key: portable(array) for key, (_, array) in kept.items()}
+    staged = staged_arrays(arrays, {"t": opt.counts, **own})
+    counts = staged.pop("t").tolist()
+    for key, (kind, array) in kept.items():
+        if opt.nonfinite != "propagate":
+            require_sound(kind, f"state[{key!r}]", staged[key].view(array.dtype))
+    saved = dict(zip(names, counts))
     for name, count in saved.items():
         if not 0 <= count <= t:
             raise ValueError(f"state['t'] is {count} for params[{name!r}], must be in 0 to {t}")
+    copies: list[tuple[Array, Array]] = []
+    for tensor in opt.tensors:
+        written = _kept(tensor, header["params"])
+        require_writeable(
+            {
+                f"params[{tensor.name!r}]"
+                if kind == "param"
+                else f"{kind}/{tensor.name} of this optimizer": a
+                for kind, a in written.items()
+            }
+        )
+        if header["params"] and tensor.copy is not None:
+            require_writeable({f"copies[{tensor.name!r}]": tensor.copy})
+            key = f"param/{tensor.name}"
+            copies.append((tensor.copy, rounded(staged[key], tensor.copy.dtype)))
 
-    opt._set_counts(t, skipped, [saved[name] for name in opt.names])
-    opt.max_grad_norm = max_grad_norm
-    opt.seed = seed
-    for group, values in zip(opt.param_groups, switches):
-        group.take(values)
-    for key, array in own.items():
-        array[...] = arrays[key]
+    all_at_once(
+        [
+            partial(opt._tensors.set_counts, t, skipped, [saved[name] for name in opt.names]),
+            partial(
+                vars(opt).update,
+                max_grad_norm=max_grad_norm,
+                seed=seed,
+                _params_are_new=True,
+                _guard=SkipGuard(),
+            ),
+            *(write for group, v in zip(opt.param_groups, switches) for write in group.taking(v)),
+            *(fill(array, staged[key]) for key, array in own.items()),
+            *(fill(copy, values) for copy, values in copies),
+        ]
+    )
+    return report
+
+
+def _adapt(
+    opt: Optimizer,
+    arrays: dict[str, Any],
+    header: dict[str, Any],
+    strict: bool,
+    rename: Rename | None,
+    keep: frozenset[str],
+    convert: bool,
+) -> LoadReport | None:
+    """Make a state one that fits, as far as was asked for; what does not fit is refused later."""
+    _check_names(header["tensors"])
+    given = arrays.get("t")
+    n = len(header["tensors"])
+    if not isinstance(given, np.ndarray) or given.dtype != np.int64 or given.shape != (n,):
+        raise TypeError(f"state['t'] must be a numpy.ndarray of int64 and shape {(n,)}")
+    adapted, header["tensors"] = renamed(arrays, header["tensors"], rename)
+    arrays.clear()
+    arrays.update(adapted)
+    keeping(opt, header, keep, [_written(group.switches) for group in opt.param_groups])
+    own = _own_descriptions(opt)
+    tensors = {tensor.name: tensor for tensor in opt.tensors}
+    if convert:
+        for saved, group in zip(header["groups"], opt.param_groups):
+            if isinstance(saved, dict) and (saved.get("beta1") is None) != (group["beta1"] is None):
+                saved["beta1"] = group["beta1"]
+    for description in header["tensors"]:
+        mine = own.get(description["name"])
+        if mine is None:
+            continue
+        if "groups" in keep:
+            description["group"] = mine["group"]
+        if keep & {"groups", "weight_decay_mask"}:
+            description["decays"] = mine["decays"]
+        like = all(description.get(key) == mine[key] for key in mine if key != "state")
+        if convert and like:
+            convert_storage(tensors[mine["name"]], description, arrays, header["params"])
+    return None if strict else matching(opt, arrays, header, own)
 
 
 def _kept(tensor: Tensor, params: bool) -> dict[str, Array]:
@@ -168,20 +267,33 @@ def _read(given: Any, own: Values, shown: str, written_by: Any) -> Values:
 
 def _check_tensors(saved: Sequence[Any], opt: Optimizer) -> list[str]:
     """Return the names in the order in which they were saved; any order will do."""
-    own = {
+    own = _own_descriptions(opt)
+    names = _check_names(saved)
+    remedy = "; rename= gives tensors other names, strict=False loads those that match"
+    require_keys("params[{!r}]", names, own, remedy)
+    for description in saved:
+        name = description["name"]
+        for what, value in own[name].items():
+            remedy = "; convert=True changes how it is stored" if what == "state" else ""
+            require_same(f"{what} of params[{name!r}]", description.get(what), value, remedy)
+    return names
+
+
+def _own_descriptions(opt: Optimizer) -> dict[str, dict[str, Any]]:
+    return {
         tensor.name: _description(tensor, g)
         for g, group in enumerate(opt.param_groups)
         for tensor in group.tensors
     }
+
+
+def _check_names(saved: Sequence[Any]) -> list[str]:
     names: list[str] = []
+    seen: set[str] = set()
     for i, description in enumerate(saved):
         name = description.get("name") if isinstance(description, dict) else None
-        if not isinstance(name, str) or name in names:
+        if not isinstance(name, str) or name in seen:
             raise ValueError(f"header['tensors'][{i}] must have a name of its own, has {name!r}")
         names.append(name)
-    require_keys("params[{!r}]", names, own)
-    for description in saved:
-        name = description["name"]
-        for what, value in own[name].items():
-            require_same(f"{what} of params[{name!r}]", description.get(what), value)
+        seen.add(name)
     return names

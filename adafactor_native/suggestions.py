@@ -20,9 +20,10 @@ def closest(name: Any, known: Iterable[str]) -> str | None:
 
 
 class KnownAttributes:
-    """Refuses to set or get an attribute that the class does not define, with what to do instead.
+    """Refuses to set an attribute that the class does not define, with what to do instead.
 
-    A misspelt hyper-parameter would otherwise be kept and never looked at.
+    A misspelt hyper-parameter would otherwise be kept and never looked at. Python itself refuses to
+    read one; a ``__getattr__`` that says more would make every other attribute slower to find.
     """
 
     if not TYPE_CHECKING:  # a type checker would take any name for known
@@ -31,9 +32,6 @@ class KnownAttributes:
             if not (name.startswith("_") or hasattr(type(self), name)):
                 raise AttributeError(self._unknown_attribute(name))
             object.__setattr__(self, name, value)
-
-        def __getattr__(self, name: str) -> Any:
-            raise AttributeError(self._unknown_attribute(name))
 
     def _unknown_attribute(self, name: str) -> str:
         known = (attribute for attribute in dir(type(self)) if not attribute.startswith("_"))

@@ -71,6 +71,16 @@ def _masters(name: str, value: Any) -> Optional[str]:
     return value
 
 
+def _bias_correction(name: str, value: Any) -> Union[bool, str]:
+    if isinstance(value, str):
+        if value != "beta2":
+            raise ValueError(f"{name} is {value!r}, must be a bool or 'beta2'")
+        return value
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} is a {type(value).__name__}, must be a bool or 'beta2'")
+    return bool(value)
+
+
 def _eps_mode(name: str, value: Any) -> str:
     return _check_eps_mode(name, current_value("eps_mode", value))
 
@@ -90,7 +100,9 @@ def _mask_or_none(name: str, value: Any) -> Any:
 
 
 class LearningRate(TypedDict, total=False):
-    lr: Annotated[Rate, Switch(hyper.rate, 1e-2, "number >= 0, or a callable of t (1 at first)")]
+    lr: Annotated[
+        Rate, Switch(hyper.rate, 1e-2, "number >= 0, or a callable of t (1 at first; see Notes)")
+    ]
 
 
 class StepSwitches(TypedDict, total=False):
@@ -110,7 +122,13 @@ class StepSwitches(TypedDict, total=False):
         Switch(hyper.non_negative, 1e-3, "number >= 0; with 0 a tensor of zeros never moves"),
     ]
     bias_correction: Annotated[
-        bool, Switch(hyper.boolean, False, "lr times sqrt(1 - beta2**t) / (1 - beta2**t)")
+        Union[bool, Literal["beta2"]],
+        Switch(
+            _bias_correction,
+            False,
+            "of a constant beta2; True: lr times sqrt(1 - beta2**t) / (1 - beta2**t), which is no "
+            'Adam\'s; "beta2": beta2_t = beta2 * (1 - beta2**(t-1)) / (1 - beta2**t), which is',
+        ),
     ]
     maximize: Annotated[bool, Switch(hyper.boolean, False, "step uphill")]
     beta2: Annotated[
@@ -255,10 +273,6 @@ class DecaySwitches(TypedDict, total=False):
     ]
 
 
-class CommonSwitches(StepSwitches, MomentSwitches, DecaySwitches, total=False):
-    """Those that mean the same to all conventions, or are called otherwise there."""
-
-
 class Switches(
     LearningRate, StepSwitches, Epsilon, MomentSwitches, WeightDecay, DecaySwitches, total=False
 ):
@@ -322,7 +336,10 @@ def check_switches(switches: Mapping[str, Any], shown: Mapping[str, str]) -> Val
     if checked["warmup_init"] and not checked["relative_step"]:
         raise ValueError(f"{name('warmup_init')} is True, must be False without relative_step")
     if checked["bias_correction"] and checked["decay_rate"] is not None:
-        raise ValueError(f"{name('bias_correction')} is True, must be False with a decay_rate")
+        raise ValueError(
+            f"{name('bias_correction')} is {checked['bias_correction']!r}, must be False with a "
+            "decay_rate"
+        )
     if checked["bias_correction"] and checked["beta2"] == 1:
         raise ValueError(f"{name('beta2')} is 1.0, must be below 1 with bias_correction")
     mode = checked["weight_decay_mode"]

@@ -18,6 +18,7 @@ namespace adafactor {
     field(double, decay_rate, "nan: beta2 is constant; else 1 - (t - decay_offset)^decay_rate") \
     field(std::int64_t, decay_offset, "as in decay_rate") \
     field(bool, bias_correction, "lr times sqrt(1 - beta2^t) / (1 - beta2^t)") \
+    field(bool, debiased_beta2, "beta2_t = beta2 (1 - beta2^(t-1)) / (1 - beta2^t)") \
     field(double, eps_squares, "as in HyperParameters; nan: the machine epsilon of param's dtype") \
     field(double, eps_means, "likewise") \
     field(double, eps_root, "likewise") \
@@ -73,6 +74,8 @@ struct Rule {
 
 private:
     double beta2_at(std::int64_t t) const {
+        if (debiased_beta2)
+            return beta2 * (1 - std::pow(beta2, double(t - 1))) / (1 - std::pow(beta2, double(t)));
         if (std::isnan(decay_rate)) return beta2;
         const auto steps = double(std::max<std::int64_t>(t - decay_offset, 1));
         return std::min(beta2, 1 - std::pow(steps, decay_rate));

@@ -1,8 +1,9 @@
-"""One step beside the reference's, and the table of what may differ."""
+"""Steps beside the reference's: one by one within a table of errors, and whole runs of models."""
 
 import numpy as np
 
-import reference
+from optimizers import ByAdaFactor
+from oracle import array_reference
 
 # Error budget of one step, in units of the machine epsilon. All sums are of positive terms, so they
 # keep a relative error: about 0.3 units times the root of the longest chain of additions, 64 in
@@ -39,43 +40,80 @@ def relative(units, dtype):
 
 
 def state_of(opt):
-    """Return a copy of an optimizer's state, as the reference keeps it."""
+    """Return a copy of an AdaFactor's state, as the reference keeps it."""
     arrays = (None if x is None else x.copy() for x in (opt.exp_row, opt.exp_col, opt.v))
-    return reference.State(opt.t, *arrays)
+    return array_reference.State(opt.t, *arrays)
 
 
 def hyper_of(opt):
-    """Return an optimizer's hyper-parameters, as the reference takes them."""
-    names = ("lr", "beta2", "eps", "clip_threshold", "scale_parameter")
-    return {name: getattr(opt, name) for name in names}
+    """Return an AdaFactor's hyper-parameters, as the reference takes them."""
+    return {name: getattr(opt, name) for name in HYPER}
+
+
+HYPER = ("lr", "beta2", "eps", "clip_threshold", "scale_parameter")
 
 
 def assert_step_matches(opt, param, grad):
-    """Take one step with opt; param, state, t and the untouched grad must be the reference's."""
+    """Take one step with an AdaFactor; see assert_run_matches."""
+    assert_run_matches(ByAdaFactor.of(opt, param), grad)
+
+
+def assert_run_matches(run, grad):
+    """Take one step; param, state, t and the untouched grad must be the reference's."""
+    param = run.param
     before = np.array(param, np.float64)
     grad_before = grad.tobytes()
-    expected, state = reference.update(param, grad, state_of(opt), **hyper_of(opt))
+    state = array_reference.State(run.t, **{kind: x.copy() for kind, x in run.state.items()})
+    hyper = {name: run.get(name) for name in HYPER}
+    expected, state = array_reference.update(param, grad, state, **hyper)
 
-    assert opt.update(param, grad) is param
+    run.step(grad)
 
     assert grad.tobytes() == grad_before
-    assert_state_close(opt, state, budget_of_state(param, grad))
+    assert run.t == state.t
+    rtol = budget_of_state(param, grad)
+    for kind in ("exp_row", "exp_col", "v"):
+        theirs = getattr(state, kind)
+        assert (kind in run.state) == (theirs is not None), kind
+        if theirs is not None:
+            np.testing.assert_allclose(run.state[kind], theirs, rtol, 0, err_msg=kind)
     error = np.abs(param - expected)
     budget = budget_of_param(param, before, expected)
     worst = largest(error / budget)
     assert worst <= 1, f"param is off by {worst:.3g} times its budget"
 
 
-def assert_state_close(opt, expected, rtol):
-    """Every element of the state is within rtol of the reference's, and t is the same."""
-    assert opt.t == expected.t
-    for name in ("exp_row", "exp_col", "v"):
-        mine, theirs = getattr(opt, name), getattr(expected, name)
-        assert (mine is None) == (theirs is None), name
-        if mine is not None:
-            np.testing.assert_allclose(mine, theirs, rtol=rtol, atol=0, err_msg=name)
-
-
 def largest(values):
     """Largest magnitude, 0 for no values; NaN if there is one."""
     return float(np.max(np.abs(values), initial=0.0))
+
+
+class Trail:
+    """Checks each step within a tolerance, in units of the largest number a tensor has held.
+
+    Begun with the parameters before the first step.
+    """
+
+    def __init__(self, params, tolerance):
+        self._largest = {name: largest(param) for name, param in params.items()}
+        self._tolerance = tolerance
+        self._t = 0
+
+    def check(self, params, expected):
+        """Params, name -> array, must be close to those expected, and of the same names."""
+        self._t += 1
+        assert params.keys() == expected.keys() == self._largest.keys()
+        for name, theirs in expected.items():
+            unit = self._largest[name] = max(self._largest[name], largest(theirs))
+            error = largest(params[name] - theirs)
+            assert error <= self._tolerance * unit, (
+                f"{name}, step {self._t}: off by {error:.3g}, its largest was {unit:.3g}"
+            )
+
+
+def assert_state_close(mine, expected, rtol):
+    """Of a tensor, the same kinds of arrays; means relative to each, m to its largest number."""
+    assert mine.keys() == expected.keys()
+    for kind, theirs in expected.items():
+        atol = rtol * largest(theirs) if kind == "m" else 0
+        np.testing.assert_allclose(mine[kind], theirs, rtol, atol, err_msg=kind)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import adafactor_native as an
+from optimizers import KINDS
 
 
 def pytest_addoption(parser):
@@ -28,7 +29,7 @@ def require_installed(request):
         missing = [package for package in packages if importlib.util.find_spec(package) is None]
         if missing:
             report = pytest.fail if request.config.getoption("--require-peers") else pytest.skip
-            report(f"not installed: {', '.join(missing)}")
+            report(f"not installed: {', '.join(missing)} (pip install '.[peers]')")
 
     return require
 
@@ -42,6 +43,18 @@ def isa(request):
     an._core.set_isa(request.param)
     yield request.param
     an._core.set_isa(INSTRUCTION_SETS["running"])
+
+
+@pytest.fixture(params=KINDS.values(), ids=KINDS)
+def kind(request):
+    """Run the test once per class: one array by an AdaFactor, and by an Optimizer of it alone."""
+    return request.param
+
+
+@pytest.fixture(params=KINDS)
+def class_name(request):
+    """Run the test once per class, for a script that finds it in optimizers.KINDS."""
+    return request.param
 
 
 @pytest.fixture

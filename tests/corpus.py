@@ -21,13 +21,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 import adafactor_native as an
 from buffers import Buffer
 from corpus_problems import Problem, problems
-from halves_reference import bfloat16
 
 KEPT = Path(__file__).parent / "data" / "corpus.json"
 THREADS = (1, 2, 3, 7)
@@ -39,7 +39,7 @@ BITS = {"float32": 20, "float64": 20, "float16": 11, "bfloat16": 8}
 
 
 def dtype_of(name: str) -> np.dtype[Any]:
-    return bfloat16 if name == "bfloat16" else np.dtype(name)
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
 
 
 @functools.lru_cache(maxsize=256)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 import adafactor_native as an
+from arrays import DTYPE_PAIRS, DTYPES, normal, spread
 from buffers import Buffer
 from compare import assert_step_matches, largest
-from problems import DTYPE_PAIRS, DTYPES, digest, normal, spread
-from seed import AdaFactor as Seed
+from optimizers import digest
+from oracle.seed import AdaFactor as Seed
 
 SHAPES = [
     (),

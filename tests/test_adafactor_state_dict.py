@@ -9,7 +9,7 @@ import pytest
 from safetensors import numpy as safetensors
 
 import adafactor_native as an
-from problems import normal
+from arrays import normal
 
 SHAPES = [(4, 5), (7,), (), (2, 3, 4), (0, 3)]
 
@@ -122,6 +122,16 @@ def test_a_bad_state_changes_nothing(change, error, text):
         opt.load_state_dict(state)
     after = opt.state_dict()
     assert all((before[key] == array).all() for key, array in after.items())
+
+
+def test_a_state_that_cannot_be_written_to_stays_as_it_is():
+    opt, _ = started((4, 5), steps=1, lr=0.25)
+    state = started((4, 5), steps=2)[0].state_dict()
+    opt.exp_col.flags.writeable = False
+    before = opt.state_dict()
+    with pytest.raises(ValueError, match=r"^exp_col of this optimizer is read-only, must be writ"):
+        opt.load_state_dict(state)
+    assert all((before[key] == array).all() for key, array in opt.state_dict().items())
 
 
 def test_no_mapping():

@@ -54,7 +54,7 @@ from adafactor_native import Optimizer
 params = [np.ones((30 + k % 7, 20), np.float32) for k in range(int(sys.argv[2]))]
 copies = [np.ones(param.shape, np.float16) for param in params]
 grads = [np.full(param.shape, 0.5, np.float16) for param in params]
-opt = Optimizer(params, copies=copies, lr=1e-9, beta1=0.9)
+opt = Optimizer(params, convention="numpy", copies=copies, lr=1e-9, beta1=0.9)
 def step():
     opt.step(grads)
 """
@@ -64,7 +64,8 @@ def step():
 def counter(tmp_path_factory):
     """A library that counts allocations when it is loaded before all others."""
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang", "c++", "g++"))), None)
-    assert compiler is not None, "the compiler that built the package is not there any more"
+    if compiler is None:
+        pytest.skip("needs a C compiler, and there is no cc, gcc, clang, c++ or g++")
     source = tmp_path_factory.mktemp("counter") / "counter.c"
     source.write_text(COUNTER)
     library = source.with_suffix(".so")

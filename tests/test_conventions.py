@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 
 import adafactor_native as an
+from arrays import DTYPE_PAIRS, DTYPES, normal, spread
 from buffers import LAYOUTS, Buffer
-from compare_models import Trail, assert_state_close
-from convention_settings import SETTINGS
-from model_reference import Run
-from peers import model
+from compare import Trail, assert_state_close
+from oracle.convention_settings import SETTINGS
+from oracle.switches_reference import Run
+from peers import tensors
 from peers.cases import CASES
-from problems import DTYPE_PAIRS, DTYPES, normal, spread
 
 IN_FLOAT64 = 1e-12
 IN_FLOAT32 = 3e-6
 
-MASK = {name: index % 3 > 0 for index, name in enumerate(model.SHAPES)}
+MASK = {name: index % 3 > 0 for index, name in enumerate(tensors.SHAPES)}
 
 # Values besides the default; those that need another switch are given with it
 SWITCHES = {
@@ -33,7 +33,11 @@ SWITCHES = {
         {"decay_rate": 0.0},
     ],
     "decay_offset": [{"decay_offset": 4, "decay_rate": -0.8}],
-    "bias_correction": [{"bias_correction": True}, {"bias_correction": True, "beta2": 0.7}],
+    "bias_correction": [
+        {"bias_correction": correction, **beta2}
+        for correction in (True, "beta2")
+        for beta2 in ({}, {"beta2": 0.7}, {"beta2": 0.0})
+    ],
     "eps": [{"eps": 1e-3}, {"eps": 0.5}, {"eps": None}],
     "eps_mode": [
         {"eps_mode": mode, "eps": eps}
@@ -112,10 +116,10 @@ def assert_same_steps(opt, run, steps, tolerance=IN_FLOAT64, **of_steps):
 @pytest.mark.parametrize("switches", SINGLE.values(), ids=SINGLE)
 def test_every_switch(switches):
     """Of two tensors some gradients are missing: their t is not the model's, or is by t_scope."""
-    steps = model.gradients()[:10]
+    steps = tensors.gradients()[:10]
     for index in (2, 3, 6):
         steps[index].update({"tall": None, "kernel": None})
-    opt = an.Optimizer(model.params(), "numpy", **switches)
+    opt = an.Optimizer(tensors.params(), convention="numpy", **switches)
     assert_same_steps(opt, Run(opt.params, **switches), steps)
 
 
@@ -123,7 +127,7 @@ def test_every_switch(switches):
 def test_switches_together(seed):
     """Any value of each, in two groups, some tensors without some gradients."""
     rng = random.Random(seed)
-    params = model.params()
+    params = tensors.params()
     names = sorted(params)
     rng.shuffle(names)
     groups = []
@@ -132,9 +136,9 @@ def test_switches_together(seed):
     of_model = {"max_grad_norm": rng.choice([None, 1.0, 1e3])}
     steps = [
         {name: None if rng.random() < 0.1 else grad for name, grad in grads.items()}
-        for grads in model.gradients()[:10]
+        for grads in tensors.gradients()[:10]
     ]
-    opt, run = an.Optimizer(groups, "numpy", **of_model), Run(groups, **of_model)
+    opt, run = an.Optimizer(groups, convention="numpy", **of_model), Run(groups, **of_model)
     assert_same_steps(opt, run, steps, grad_scale=rng.choice([1.0, 1024.0, 0.3]))
 
 
@@ -170,19 +174,19 @@ def test_conventions(case, dtype):
 def test_whose_steps_a_convention_counts(convention):
     """Missing gradients, in which those libraries differ that know of them."""
     ours = {"t5x": {"learning_rate": 0.5}, "big_vision": {"lr": 0.5}}.get(convention, {})
-    steps = model.gradients()[:10]
+    steps = tensors.gradients()[:10]
     for index in (0, 1, 2, 5):
         steps[index].update({"tall": None, "kernel": None})
-    opt = an.Optimizer(model.params(), convention, **ours)
+    opt = an.Optimizer(tensors.params(), convention, **ours)
     assert_same_steps(opt, Run(opt.params, **SETTINGS[convention](**ours)), steps)
 
 
 def test_keras_without_relative_step():
     """keras itself does not obey; its documentation does."""
     ours = {"learning_rate": 0.5, "relative_step": False}
-    opt = an.Optimizer(model.params(), "keras", **ours)
+    opt = an.Optimizer(tensors.params(), "keras", **ours)
     run = Run(opt.params, **SETTINGS["keras"](**ours))
-    assert_same_steps(opt, run, model.gradients()[:10])
+    assert_same_steps(opt, run, tensors.gradients()[:10])
 
 
 PAIRS = [(row, col) for row in range(3) for col in range(3) if row != col]
@@ -202,7 +206,9 @@ def test_layouts_of_batched_matrices(axes, layout):
         for t in range(3)
     ]
     opt = an.Optimizer(
-        {name: buffer.array for name, buffer in params.items()}, "numpy", factored_axes=axes
+        {name: buffer.array for name, buffer in params.items()},
+        convention="numpy",
+        factored_axes=axes,
     )
     assert_same_steps(opt, Run(opt.params, factored_axes=axes), steps)
     for buffer in params.values():
@@ -229,7 +235,9 @@ def test_convolutions(eps_mode, eps, layout):
     for grad in steps[0].values():
         grad[0] = 0
     switches = {"factored_axes": "last_two", "eps_mode": eps_mode, "eps": eps, "beta1": 0.9}
-    opt = an.Optimizer({name: buffer.array for name, buffer in params.items()}, "numpy", **switches)
+    opt = an.Optimizer(
+        {name: buffer.array for name, buffer in params.items()}, convention="numpy", **switches
+    )
     assert_same_steps(opt, Run(opt.params, **switches), steps)
     for buffer in params.values():
         buffer.assert_guards_intact()
@@ -251,7 +259,9 @@ def test_second_moment_below_every_float64(eps_mode, beta2, dtype):
                 grad[..., 0, :] = 0
     switches = {"factored_axes": "last_two", "eps_mode": eps_mode, "eps": 0.0, "beta2": beta2}
     opt = an.Optimizer(
-        {name: normal(shape, dtype) for name, shape in shapes.items()}, "numpy", **switches
+        {name: normal(shape, dtype) for name, shape in shapes.items()},
+        convention="numpy",
+        **switches,
     )
     tolerance = IN_FLOAT64 if dtype == np.float64 else IN_FLOAT32
     assert_same_steps(opt, Run(opt.params, **switches), steps, tolerance)
@@ -269,7 +279,9 @@ def test_small_gradients_beside_large_ones_in_small_matrices(eps_mode):
             grad[..., 1:, 0] *= size
     switches = {"factored_axes": "last_two", "eps_mode": eps_mode, "eps": 0.0, "beta2": 0.0}
     switches |= {"clip_threshold": None, "lr": 0.1}
-    opt = an.Optimizer({name: normal(shape) for name, shape in shapes.items()}, "numpy", **switches)
+    opt = an.Optimizer(
+        {name: normal(shape) for name, shape in shapes.items()}, convention="numpy", **switches
+    )
     assert_same_steps(opt, Run(opt.params, **switches), steps)
 
 
@@ -291,7 +303,10 @@ def test_transposed_batches_of_mixed_dtypes(order, dtypes):
         {rule: view(normal((8, 6, 5, 12), dtypes[1], seed=9 * t)) for rule in rules}
         for t in range(1, 6)
     ]
-    opt, run = an.Optimizer(groups, "numpy", rms_scope="matrix"), Run(groups, rms_scope="matrix")
+    opt, run = (
+        an.Optimizer(groups, convention="numpy", rms_scope="matrix"),
+        Run(groups, rms_scope="matrix"),
+    )
     assert_same_steps(opt, run, steps, IN_FLOAT32 if np.float32 in dtypes else IN_FLOAT64)
 
 
@@ -307,26 +322,28 @@ def test_batches_of_more_than_a_block(shape, axes, rms_scope):
         {name: spread(x.shape, seed=t, smallest=1e-3, largest=10) for name, x in params.items()}
         for t in range(3)
     ]
-    opt = an.Optimizer(params, "numpy", **switches)
+    opt = an.Optimizer(params, convention="numpy", **switches)
     assert_same_steps(opt, Run(params, **switches), steps)
 
 
 def test_masks_of_every_kind():
     for mask in (MASK, MASK.get, [name for name, decays in MASK.items() if decays]):
-        opt = an.Optimizer(model.params(), "numpy", weight_decay=0.5, weight_decay_mask=mask)
+        opt = an.Optimizer(
+            tensors.params(), convention="numpy", weight_decay=0.5, weight_decay_mask=mask
+        )
         run = Run(opt.params, weight_decay=0.5, weight_decay_mask=MASK)
-        assert_same_steps(opt, run, model.gradients()[:2])
+        assert_same_steps(opt, run, tensors.gradients()[:2])
 
 
 def test_switches_set_between_steps_and_groups_added():
     """The state, and t, go on; an added tensor begins with its own."""
-    params = model.params()
+    params = tensors.params()
     late = {name: params.pop(name) for name in ("tall", "kernel", "scalar")}
     early = {name: params.pop(name) for name in ("stack", "vector", "wide")}
     switches = {"decay_rate": -0.8, "beta1": 0.9, "lr": 0.1}
     groups = [{"params": early}, {"params": params, "factored_axes": "last_two"}]
-    opt, run = an.Optimizer(groups, "numpy", **switches), Run(groups, **switches)
-    steps = model.gradients()
+    opt, run = an.Optimizer(groups, convention="numpy", **switches), Run(groups, **switches)
+    steps = tensors.gradients()
     first = [{name: grads[name] for name in opt.names} for grads in steps[:4]]
     assert_same_steps(opt, run, first)
 

@@ -468,6 +468,7 @@ NUMBERS = {
         for name, switch in SWITCHES.items()
         if isinstance(switch.default, bool)
     },
+    "bias_correction": ("a bool or 'beta2'", [], [None, 1]),
 }
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import adafactor_native as an
-from problems import DTYPES, normal
+from arrays import DTYPES, normal
 
 
 @pytest.mark.parametrize("scale_parameter", [True, False])

@@ -1,5 +1,6 @@
-"""Every argument that is refused: the error, its text, and that nothing at all was changed."""
+"""What both classes refuse: the error, its text, and that nothing at all was changed."""
 
+import functools
 import mmap
 import re
 
@@ -8,7 +9,9 @@ import pytest
 from numpy.lib.stride_tricks import as_strided
 
 import adafactor_native as an
-from problems import normal
+from adafactor_native import Optimizer
+from arrays import normal
+from optimizers import KINDS
 
 SHAPE = (4, 5)
 
@@ -71,40 +74,56 @@ OF_WRONG_TYPE = [
 
 
 @pytest.fixture
-def step():
-    """An optimizer with a step behind it, its param and a gradient."""
-    opt, param = an.AdaFactor(SHAPE), normal(SHAPE, np.float32)
-    grad = normal(SHAPE, np.float32, seed=1)
-    opt.update(param, grad)
-    return opt, param, grad
+def step(kind):
+    """A run with a step behind it, and a gradient."""
+    run, grad = kind(normal(SHAPE, np.float32)), normal(SHAPE, np.float32, seed=1)
+    run.step(grad)
+    return run, grad
 
 
-def assert_refused(opt, param, grad, error, text):
-    """update raises this error with this text and leaves every bit of everything as it was."""
-    arrays = [
-        x for x in (param, grad, opt.exp_row, opt.exp_col, opt.v) if isinstance(x, np.ndarray)
-    ]
-    before = [x.tobytes() for x in arrays]
-    counts = opt.t, opt.skipped
+def assert_refused(run, take_step, error, text):
+    """The step raises this error with this text and leaves every bit of everything as it was."""
+    before, skipped = run.digest(), run.skipped
     with pytest.raises(error, match="^" + re.escape(text)) as caught:
-        opt.update(param, grad)
+        take_step()
     assert caught.type is error
-    assert [x.tobytes() for x in arrays] == before
-    assert (opt.t, opt.skipped) == counts
+    assert (run.digest(), run.skipped) == (before, skipped)
+
+
+def assert_grad_refused(run, grad, error, text):
+    before = grad.tobytes() if isinstance(grad, np.ndarray) else None
+    assert_refused(run, lambda: run.step(grad), error, f"{run.grad_shown} {text}")
+    assert before is None or grad.tobytes() == before
+
+
+def assert_param_refused(run, param, grad, error, text):
+    """By a step of an AdaFactor, by the constructor of an Optimizer."""
+    before = param.tobytes() if isinstance(param, np.ndarray) else None
+    take_step = functools.partial(run.step_another, param, grad)
+    assert_refused(run, take_step, error, f"{run.param_shown} {text}")
+    assert before is None or param.tobytes() == before
 
 
 def assert_both_refused(step, make, error, text):
     """Neither in place of param nor in place of grad."""
-    opt, param, grad = step
-    assert_refused(opt, make(param), grad, error, "param " + text)
-    assert_refused(opt, param, make(grad), error, "grad " + text)
+    run, grad = step
+    assert_param_refused(run, make(run.param), grad, error, text)
+    assert_grad_refused(run, make(grad), error, text)
 
 
 @pytest.mark.parametrize("nonfinite", ["raise", "skip", "propagate"])
 @pytest.mark.parametrize("what", NO_ARRAYS)
 def test_no_array(step, what, nonfinite):
-    step[0].nonfinite = nonfinite
-    assert_both_refused(step, NO_ARRAYS[what], TypeError, f"is {what}, must be a numpy.ndarray")
+    step[0].set(nonfinite=nonfinite)
+    run, grad = step
+    text = f"is {what}, must be a numpy.ndarray"
+    assert_param_refused(run, NO_ARRAYS[what](run.param), grad, TypeError, text)
+    if what == "a NoneType" and isinstance(run.opt, Optimizer):
+        before = run.param.tobytes()
+        run.step(None)  # leaves the tensor out
+        assert run.param.tobytes() == before
+    else:
+        assert_grad_refused(run, NO_ARRAYS[what](grad), TypeError, text)
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, *OTHER_DTYPES])
@@ -121,69 +140,100 @@ def test_byte_order(step, dtype):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_shape(step, shape):
-    text = f"has shape {shape}, must be (4, 5)"
-    assert_both_refused(step, lambda x: np.zeros(shape, np.float32), ValueError, text)
+    """Of grad, and of the array given to an AdaFactor; an Optimizer is made of any."""
+    run, grad = step
+    wrong, text = np.zeros(shape, np.float32), f"has shape {shape}, must be (4, 5)"
+    assert_grad_refused(run, wrong, ValueError, text)
+    if isinstance(run.opt, an.AdaFactor):
+        assert_param_refused(run, wrong, grad, ValueError, text)
 
 
 @pytest.mark.parametrize("what", READ_ONLY)
 def test_read_only_param(step, what):
-    opt, param, grad = step
-    text = "param is read-only, must be writeable"
-    assert_refused(opt, READ_ONLY[what](param), grad, ValueError, text)
+    run, grad = step
+    text = "is read-only, must be writeable"
+    assert_param_refused(run, READ_ONLY[what](run.param), grad, ValueError, text)
 
 
 @pytest.mark.parametrize("strides", OVERLAPPING_STRIDES, ids=str)
 def test_param_that_overlaps_itself(step, strides):
-    opt, param, grad = step
-    text = "param has elements that overlap each other"
-    assert_refused(opt, as_strided(param, SHAPE, strides), grad, ValueError, text)
+    run, grad = step
+    text = "has elements that overlap each other"
+    param = as_strided(run.param, SHAPE, strides)
+    assert_param_refused(run, param, grad, ValueError, text)
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("param_part, grad_part", OVERLAPS)
-def test_param_and_grad_may_not_overlap(step, param_part, grad_part, order):
+def test_param_and_grad_may_not_overlap(kind, param_part, grad_part, order):
     base = np.array(normal((10, 10)), order=order)
-    text = "param overlaps grad, must not share memory with it"
-    assert_refused(step[0], base[param_part], base[grad_part], ValueError, text)
+    run = kind(base[param_part])
+    param, grad = re.escape(run.param_shown), re.escape(run.grad_shown)
+    overlap = f"^({param} overlaps {grad}|{grad} overlaps {param}), must not share memory with it"
+    with pytest.raises(ValueError, match=overlap):
+        run.step(base[grad_part])
+    assert np.array_equal(base, normal((10, 10))) and run.t == 0
 
 
 @pytest.mark.parametrize("shape, name", [((6, 1), "exp_row"), ((1, 6), "exp_col"), ((6,), "v")])
-def test_the_state_may_be_neither_param_nor_grad(shape, name):
-    opt, good = an.AdaFactor(shape), normal(shape)
-    opt.update(good, normal(shape, seed=1))
-    state = getattr(opt, name)
+def test_grad_may_not_be_the_state(shape, name, kind):
+    run = kind(normal(shape))
+    run.step(normal(shape, seed=1))
+    state = run.state[name]
+    overlap = f"^{re.escape(run.grad_shown)} overlaps .*{name}.*, must not share memory with it"
+    for view in (state.reshape(shape), state[::-1].reshape(shape)):
+        before = run.digest()
+        with pytest.raises(ValueError, match=overlap):
+            run.step(view)
+        assert run.digest() == before
+
+
+@pytest.mark.parametrize("shape, name", [((6, 1), "exp_row"), ((1, 6), "exp_col"), ((6,), "v")])
+def test_param_may_not_be_the_state(shape, name):
+    """Only an AdaFactor could be given it."""
+    run = KINDS["AdaFactor"](normal(shape))
+    run.step(normal(shape, seed=1))
+    state = run.state[name]
     text = f"overlaps {name}, must not share memory with it"
     for view in (state.reshape(shape), state[::-1].reshape(shape)):
-        assert_refused(opt, view, good, ValueError, "param " + text)
-        assert_refused(opt, good, view, ValueError, "grad " + text)
+        assert_param_refused(run, view, normal(shape), ValueError, text)
 
 
 @pytest.mark.parametrize(
     "name, value, must_be, error",
     [(*case, ValueError) for case in OUT_OF_RANGE] + [(*case, TypeError) for case in OF_WRONG_TYPE],
 )
-def test_hyper_parameters(step, name, value, must_be, error):
+def test_hyper_parameters(kind, name, value, must_be, error):
     """When given and when set; what was there before stays."""
+    accepts_more = {"lr": " or a callable of t", "eps": " or None"}
+    if kind is KINDS["Optimizer"]:
+        must_be += accepts_more.get(name, "")
+        if name == "eps" and value is None:
+            kind(normal(SHAPE), eps=None)  # the machine epsilon
+            return
     is_what = f"an? {type(value).__name__}" if error is TypeError else re.escape(repr(value))
     text = f"^{name} is {is_what}, must be {re.escape(must_be)}$"
     with pytest.raises(error, match=text):
-        an.AdaFactor(SHAPE, **{name: value})
+        kind(normal(SHAPE), **{name: value})
 
-    opt, param, grad = step
-    before = getattr(opt, name)
-    with pytest.raises(error, match=text):
-        setattr(opt, name, value)
-    assert getattr(opt, name) == before
-    opt.update(param, grad)
-    assert opt.t == 2
+    run, grad = kind(normal(SHAPE)), normal(SHAPE, seed=1)
+    run.step(grad)
+    before = run.get(name)
+    if not (name == "carry_param_rms" and kind is KINDS["Optimizer"]):  # there it is settled
+        with pytest.raises(error, match=text):
+            run.set(**{name: value})
+    assert run.get(name) == before
+    run.step(grad)
+    assert run.t == 2
 
 
 @pytest.mark.parametrize("number", [np.float32(0.5), np.int64(1), 1, np.array(0.5)], ids=repr)
-def test_numbers_of_other_types_are_numbers(number):
-    opt = an.AdaFactor(SHAPE, lr=number, beta2=number, eps=number, clip_threshold=number)
-    assert (opt.lr, opt.beta2, opt.eps, opt.clip_threshold) == (float(number),) * 4
-    assert an.AdaFactor(SHAPE, num_threads=np.int64(3)).num_threads == 3
-    assert an.AdaFactor(SHAPE, scale_parameter=np.bool_(False)).scale_parameter is False
+def test_numbers_of_other_types_are_numbers(kind, number):
+    names = ("lr", "beta2", "eps", "clip_threshold")
+    run = kind(normal(SHAPE), **dict.fromkeys(names, number))
+    assert [run.get(name) for name in names] == [float(number)] * 4
+    assert kind(normal(SHAPE), num_threads=np.int64(3)).get("num_threads") == 3
+    assert kind(normal(SHAPE), scale_parameter=np.bool_(False)).get("scale_parameter") is False
 
 
 @pytest.mark.parametrize("shape", [5, 2.5, "ab", (2.5,), (3, None)], ids=repr)
@@ -197,8 +247,19 @@ def test_shape_below_zero():
         an.AdaFactor((-1, 3))
 
 
-@pytest.mark.parametrize("name", ["shape", "factored", "exp_row", "exp_col", "v", "t", "skipped"])
-def test_what_cannot_be_set(step, name):
-    opt, _, _ = step
+READ_ONLY_ATTRIBUTES = {
+    "AdaFactor": ["shape", "factored", "exp_row", "exp_col", "v", "t", "skipped"],
+    "Optimizer": [
+        *("convention", "carry_param_rms", "param_groups", "names", "params", "state", "t"),
+        "skipped",
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("of", "name"), [(of, name) for of, names in READ_ONLY_ATTRIBUTES.items() for name in names]
+)
+def test_what_cannot_be_set(of, name):
+    opt = KINDS[of](normal(SHAPE)).opt
     with pytest.raises(AttributeError):
         setattr(opt, name, getattr(opt, name))

@@ -7,8 +7,9 @@ is warned of (Python 3.12 and later) is the subject here.
 import pytest
 
 FORK = """
-    import os, signal, threading
-    from problems import digest_of_run
+    import functools, os, signal, threading
+    import optimizers
+    digest_of_run = functools.partial(optimizers.digest_of_run, kind={kind!r})
 
     def digest_in_child():
         reading, writing = os.pipe()
@@ -21,7 +22,7 @@ FORK = """
         with os.fdopen(reading) as pipe:
             digest = pipe.read()
         _, status = os.waitpid(pid, 0)
-        return digest if status == 0 else f"child ended with {status}"
+        return digest if status == 0 else f"child ended with {{status}}"
 
     def in_thread(work):
         results = []
@@ -30,6 +31,8 @@ FORK = """
         thread.join()
         return results[0]
 """
+
+
 IGNORED = {"PYTHONWARNINGS": "ignore::DeprecationWarning"}
 
 
@@ -39,7 +42,7 @@ def assert_all_the_same(output, n):
     assert len(set(digests)) == 1, digests
 
 
-def test_child_of_a_process_that_has_stepped(python):
+def test_child_of_a_process_that_has_stepped(python, class_name):
     """And the parent goes on with its threads."""
     script = """
     print(digest_of_run(2))
@@ -47,18 +50,18 @@ def test_child_of_a_process_that_has_stepped(python):
     print(digest_of_run(2))
     print(digest_in_child())
     """
-    assert_all_the_same(python(FORK + script, **IGNORED), 4)
+    assert_all_the_same(python(FORK.format(kind=class_name) + script, **IGNORED), 4)
 
 
-def test_child_of_a_process_that_has_not(python):
+def test_child_of_a_process_that_has_not(python, class_name):
     script = """
     print(digest_in_child())
     print(digest_of_run(2))
     """
-    assert_all_the_same(python(FORK + script, **IGNORED), 2)
+    assert_all_the_same(python(FORK.format(kind=class_name) + script, **IGNORED), 2)
 
 
-def test_child_of_another_thread(python):
+def test_child_of_another_thread(python, class_name):
     """The fork in a thread, after a step there or in the main thread or in both."""
     script = """
     print(in_thread(digest_in_child))
@@ -68,10 +71,10 @@ def test_child_of_another_thread(python):
     print(digest_of_run(2))
     print(in_thread(digest_in_child))
     """
-    assert_all_the_same(python(FORK + script, **IGNORED), 6)
+    assert_all_the_same(python(FORK.format(kind=class_name) + script, **IGNORED), 6)
 
 
-def test_child_born_while_another_thread_steps(python):
+def test_child_born_while_another_thread_steps(python, class_name):
     script = """
     expected = digest_of_run(2)
     stop = threading.Event()
@@ -85,10 +88,10 @@ def test_child_born_while_another_thread_steps(python):
     busy.join()
     print(expected, *digests)
     """
-    assert_all_the_same(python(FORK + script, **IGNORED), 9)
+    assert_all_the_same(python(FORK.format(kind=class_name) + script, **IGNORED), 9)
 
 
-def test_child_of_a_child(python):
+def test_child_of_a_child(python, class_name):
     script = """
     print(digest_of_run(2), flush=True)
     if os.fork() == 0:
@@ -98,20 +101,21 @@ def test_child_of_a_child(python):
         os._exit(0)
     print("child ended with", os.wait()[1])
     """
-    *digests, end = python(FORK + script, **IGNORED).splitlines()
+    *digests, end = python(FORK.format(kind=class_name) + script, **IGNORED).splitlines()
     assert end == "child ended with 0"
     assert_all_the_same("\n".join(digests), 3)
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_multiprocessing(python, method):
+def test_multiprocessing(python, method, class_name):
     script = f"""
         import multiprocessing
-        from problems import digest_of_run
+        from optimizers import digest_of_run
 
         print(digest_of_run(2))
         with multiprocessing.get_context("{method}").Pool(2) as pool:
-            print(*pool.map_async(digest_of_run, [1, 2, 3, 2]).get(timeout=100))
+            runs = [(n, {class_name!r}) for n in (1, 2, 3, 2)]
+            print(*pool.starmap_async(digest_of_run, runs).get(timeout=100))
     """
     assert_all_the_same(python(script, **IGNORED), 5)
 
@@ -177,3 +181,28 @@ def test_forked_in_the_middle_of_a_step(python):
     print("child ended with", status)
     """
     assert python(FORK + script, **IGNORED).split() == ["child", "ended", "with", "0"]
+
+
+def test_child_steps_a_model_with_the_same_bits(python):
+    script = """
+        import os, signal
+        import numpy as np
+        from adafactor_native import Optimizer
+        from arrays import normal
+        from optimizers import digest_of_model
+
+        def digest():
+            params = [normal((300, 900), np.float32, seed=i) for i in range(6)]
+            opt = Optimizer(params, convention="numpy", num_threads=2)
+            opt.step([normal((300, 900), np.float32, seed=10 + i) for i in range(6)])
+            return digest_of_model(opt)
+
+        print(digest(), flush=True)
+        if os.fork() == 0:
+            signal.alarm(30)
+            print(digest(), flush=True)
+            os._exit(0)
+        _, status = os.wait()
+        assert status == 0, status
+    """
+    assert_all_the_same(python(script, **IGNORED), 2)

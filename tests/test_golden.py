@@ -1,18 +1,16 @@
-"""Short runs whose results are kept in data/golden.json, made by data/make_data.py."""
+"""Short runs whose results are kept in data/golden.json, made by golden.py."""
 
 import json
-import runpy
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import adafactor_native as an
+import golden
+from arrays import DTYPES
 from compare import largest
-from problems import DTYPES
 
-DATA = Path(__file__).parent / "data"
-RUNS = json.loads((DATA / "golden.json").read_text())
+RUNS = json.loads(golden.KEPT.read_text())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -32,7 +30,7 @@ def test_run_ends_where_it_did(run, dtype, isa):
 
 def test_reference_still_makes_them():
     """The file is the script's own: nobody edited one without the other."""
-    made_again = runpy.run_path(str(DATA / "make_data.py"))["make_runs"]()
+    made_again = golden.make_runs()
     assert len(made_again) == len(RUNS)
     for made, kept in zip(made_again, RUNS):
         assert made["hyper"] == kept["hyper"]

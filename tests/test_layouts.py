@@ -5,9 +5,11 @@ import pytest
 from numpy.lib.stride_tricks import as_strided
 
 import adafactor_native as an
+from adafactor_native import Optimizer
+from arrays import DTYPE_PAIRS, DTYPES, normal
 from buffers import LAYOUTS, Buffer
 from compare import assert_step_matches
-from problems import DTYPE_PAIRS, DTYPES, normal
+from optimizers import KINDS
 
 # Matrices that fit in one block, are cut into several, are tall and are wide
 MATRICES = [(37, 53), (200, 130), (700, 5), (5, 700)]
@@ -118,3 +120,31 @@ def test_read_only_gradient(tmp_path):
     normal((30, 40)).tofile(path)
     grad = np.memmap(path, np.float64, "r", shape=(30, 40))
     assert_step_matches(an.AdaFactor((30, 40)), normal((30, 40), np.float32), grad)
+
+
+def test_interleaved_params_and_gradients_are_no_overlap():
+    whole = normal((40, 30), np.float32)
+    params = {"even": whole[:, ::2], "odd": whole[:, 1::2]}
+    expected = {name: param.copy() for name, param in params.items()}
+    grads = {"even": normal((40, 15), seed=1), "odd": normal((40, 15), seed=2)}
+    Optimizer(params, convention="numpy").step(grads)
+    Optimizer(expected, convention="numpy").step(grads)
+    for name, param in params.items():
+        np.testing.assert_array_equal(param, expected[name])
+    with pytest.raises(ValueError, match=r"^grads\['odd'\] overlaps params\['even'\], must not"):
+        Optimizer(params, convention="numpy").step({"even": grads["even"], "odd": whole[:, ::2]})
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [*MATRICES, *OTHERS], ids=str)
+def test_both_classes_give_the_same_bits(shape, layout):
+    """And touch not one byte outside the view."""
+    digests = set()
+    for kind in KINDS.values():
+        param = Buffer(normal(shape, np.float32), layout)
+        run = kind(param.array)
+        for t in range(2):
+            run.step(Buffer(normal(shape, np.float32, seed=t + 1), layout).array)
+        param.assert_guards_intact()
+        digests.add(run.digest())
+    assert len(digests) == 1

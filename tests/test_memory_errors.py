@@ -112,7 +112,7 @@ MODEL = """
 import sys
 import numpy as np
 from adafactor_native import Optimizer
-from halves_reference import bfloat16
+from oracle.halves_reference import bfloat16
 
 SETTINGS = {
     "all": dict(atomic="all"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from adafactor_native import Optimizer
-from halves_reference import bfloat16
+from oracle.halves_reference import bfloat16
 
 SHAPES = {"w": (24, 40), "b": (960,), "c": (64, 5, 3, 1)}
 

@@ -6,11 +6,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import adafactor_native as an
-import model_reference
-import reference
+from arrays import DTYPES
 from buffers import LAYOUTS, Buffer
 from compare import assert_step_matches, budget_of_param, hyper_of, largest, state_of
-from problems import DTYPES, digest, digest_of_model
+from optimizers import digest, digest_of_model
+from oracle import array_reference, switches_reference
 
 settings.register_profile("ours", deadline=None, database=None, print_blob=True)
 settings.load_profile("ours")
@@ -71,7 +71,9 @@ def leaves_range(expected, dtype):
 def assert_steps_match(opt, param, grads):
     """Each step is the reference's, or refused where the reference divides 0 by 0."""
     for grad in grads:
-        expected, _ = reference.update(param.array, grad.array, state_of(opt), **hyper_of(opt))
+        expected, _ = array_reference.update(
+            param.array, grad.array, state_of(opt), **hyper_of(opt)
+        )
         if np.isfinite(expected).all():
             if leaves_range(expected, param.array.dtype):
                 return
@@ -129,11 +131,11 @@ def runs_of_batches(draw):
 
 def assert_batches_match(switches, param, grads):
     """As assert_steps_match, for Optimizer."""
-    opt = an.Optimizer([param.array], "numpy", **switches)
+    opt = an.Optimizer([param.array], convention="numpy", **switches)
     kept = opt.state["0"]
     for grad in grads:
-        state = model_reference.State(kept["exp_row"][..., None], kept["exp_col"][..., None, :])
-        expected, _ = model_reference.step(param.array, grad.array, state, **switches)
+        state = switches_reference.State(kept["exp_row"][..., None], kept["exp_col"][..., None, :])
+        expected, _ = switches_reference.step(param.array, grad.array, state, **switches)
         if np.isfinite(expected).all():
             if leaves_range(expected, param.array.dtype):
                 return

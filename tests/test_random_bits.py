@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from adafactor_native import AdaFactor, Optimizer
-from halves_reference import bfloat16
-from problems import normal
+from arrays import normal
+from oracle.halves_reference import bfloat16
 
 SHAPES = {"w": (24, 40), "b": (960,), "c": (64, 5, 3, 1), "w2": (24, 40)}
 SWITCHES = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from adafactor_native import AdaFactor, Optimizer
-from halves_reference import bfloat16
+from oracle.halves_reference import bfloat16
 
 
 def reshaped(array):

@@ -11,9 +11,12 @@ import safetensors.numpy
 
 import adafactor_native as an
 from adafactor_native import Optimizer
+from arrays import normal
 from models import MODELS
-from problems import digest_of_model, normal
-from runs import RUNS, SHAPES, gradients, model, optimizer
+from optimizers import digest_of_model
+from oracle import halves_reference as halves
+from oracle.halves_reference import bfloat16, float16
+from two_groups import RUNS, SHAPES, gradients, new_params, optimizer
 
 
 def started(run, steps=3):
@@ -126,11 +129,12 @@ def test_keys_and_arrays():
 
 
 def test_tensors_are_found_by_name():
-    params = model()
-    opt = Optimizer(params, "numpy", lr=0.5)
+    params = new_params()
+    opt = Optimizer(params, convention="numpy", lr=0.5)
     opt.step(gradients(2))
     twin = Optimizer(
-        dict(reversed([(name, x.copy(order="K")) for name, x in params.items()])), "numpy"
+        dict(reversed([(name, x.copy(order="K")) for name, x in params.items()])),
+        convention="numpy",
     )
     twin.load_state_dict(opt.state_dict())
     assert twin.counts.tolist() == opt.counts[::-1].tolist()
@@ -309,12 +313,12 @@ def test_other_optimizers_states_are_refused():
     """Of another convention, model, group, dtype, or choice of a schedule."""
     state = started("numpy").state_dict()
     others = {
-        "convention was": Optimizer(model(), "paper"),
-        "the number of groups was": Optimizer(model(), "numpy"),
+        "convention was": Optimizer(new_params(), "paper"),
+        "the number of groups was": Optimizer(new_params(), convention="numpy"),
         "state has params": Optimizer(
-            [{"params": {"w": np.ones((4, 5))}}, {"params": []}], "numpy"
+            [{"params": {"w": np.ones((4, 5))}}, {"params": []}], convention="numpy"
         ),
-        "dtype of params": optimizer("numpy", model(np.float64)),
+        "dtype of params": optimizer("numpy", new_params(np.float64)),
     }
     for text, opt in others.items():
         with pytest.raises(ValueError, match=f"^{text}"):
@@ -344,7 +348,7 @@ def test_a_file_that_was_cut_is_refused(tmp_path):
 KILLED = """
     import os, signal
     import numpy as np
-    import runs
+    import two_groups
 
     class DyingFile:
         def __init__(self, file, n_bytes):
@@ -359,9 +363,9 @@ KILLED = """
         def __getattr__(self, name):
             return getattr(self.file, name)
 
-    opt = runs.optimizer("optax")
+    opt = two_groups.optimizer("optax")
     for step in range(10):
-        opt.step(runs.gradients(step))
+        opt.step(two_groups.gradients(step))
         with open("checkpoint.tmp", "wb") as file:
             np.savez(DyingFile(file, 3000 if step == 2 else 10**9), **opt.state_dict(params=True))
         os.replace("checkpoint.tmp", "checkpoint.npz")
@@ -387,18 +391,18 @@ def test_resumed_in_another_process(python, tmp_path):
     through_savez(opt.state_dict(params=True), tmp_path)
     output = python("""
         import numpy as np
-        import runs
-        from problems import digest_of_model
-        opt = runs.optimizer("optax")
+        import two_groups
+        from optimizers import digest_of_model
+        opt = two_groups.optimizer("optax")
         opt.load_state_dict(dict(np.load("state.npz")))
-        opt.step(runs.gradients(3))
+        opt.step(two_groups.gradients(3))
         print(digest_of_model(opt))
     """)
     opt.step(gradients(3))
     assert output.strip() == digest_of_model(opt)
 
 
-@pytest.mark.parametrize("convention", ["seed", "torch"])
+@pytest.mark.parametrize("convention", ["numpy", "torch"])
 @pytest.mark.parametrize("nonfinite", ["raise", "skip"])
 def test_a_nan_in_the_last_of_148_tensors_changes_no_bit(nonfinite, convention):
     shapes = {
@@ -422,4 +426,92 @@ def test_a_nan_in_the_last_of_148_tensors_changes_no_bit(nonfinite, convention):
     else:
         assert opt.step(grads).skipped and opt.skipped == 1
         opt._set_counts(opt.t, 0, opt.counts.tolist())
+    assert digest_of_model(opt) == before
+
+
+# Half precision
+
+HALF_SHAPES = {
+    "w": (40, 30),
+    "b": (30,),
+    "k": (6, 8, 3, 3),
+    "f": (20, 30),
+    "s": (7, 9),
+    "z": (0, 3),
+}
+
+HALF_OPTIONS = {
+    "stochastic": {"rounding": "stochastic", "seed": 11},
+    "masters": {"masters": "float32", "lr": lambda t: 0.1 / t},
+    "split": {"masters": "split", "beta1": 0.9, "momentum_dtype": "bfloat16"},
+    "last two": {"factored_axes": "last_two", "rounding": "stochastic", "beta1": 0.5},
+}
+
+
+def half_params(dtype):
+    params = {
+        name: normal(shape, dtype, seed=i) for i, (name, shape) in enumerate(HALF_SHAPES.items())
+    }
+    params["f"] = np.asfortranarray(params["f"])
+    params["z"] = np.asfortranarray(params["z"])
+    params["s"] = np.zeros((14, 27), dtype)[::2, ::-3]  # neither order
+    params["s"][...] = normal(HALF_SHAPES["s"], dtype, seed=9)
+    return params
+
+
+def half_step(opt, t):
+    opt.step({name: normal(x.shape, x.dtype, seed=10 * t) for name, x in opt.params.items()})
+
+
+@pytest.mark.parametrize("way", [through_savez, through_safetensors])
+@pytest.mark.parametrize("dtype", halves.HALVES, ids=str)
+@pytest.mark.parametrize("options", HALF_OPTIONS)
+def test_a_resumed_run_of_half_precision_continues_with_the_same_bits(
+    options, dtype, way, tmp_path
+):
+    if options == "split" and dtype == float16:
+        options = "masters"
+    opt = Optimizer(half_params(dtype), convention="numpy", **HALF_OPTIONS[options])
+    for t in range(3):
+        half_step(opt, t)
+    twin = Optimizer(half_params(dtype), convention="numpy", **{**HALF_OPTIONS[options], "seed": 5})
+    twin.load_state_dict(way(opt.state_dict(params=True), tmp_path))
+    assert twin.seed == opt.seed
+    assert digest_of_model(twin) == digest_of_model(opt)
+    for t in range(3, 5):
+        half_step(opt, t)
+        half_step(twin, t)
+        assert digest_of_model(twin) == digest_of_model(opt)
+
+
+def test_states_of_other_dtypes_are_refused():
+    opt = Optimizer(
+        {"w": np.ones((4, 3), bfloat16)}, convention="numpy", beta1=0.9, momentum_dtype="bfloat16"
+    )
+    state = opt.state_dict(params=True)
+    assert state["m/w"].dtype == state["param/w"].dtype == np.uint16
+    others = [
+        ({"beta1": 0.9}, bfloat16, r"state\['m/w'\] has dtype uint16, must be float32"),
+        ({"beta1": 0.9, "momentum_dtype": "bfloat16"}, float16, "dtype of params"),
+        (
+            {"beta1": 0.9, "momentum_dtype": "bfloat16", "masters": "float32"},
+            bfloat16,
+            "state of params",
+        ),
+    ]
+    for arguments, dtype, text in others:
+        other = Optimizer({"w": np.ones((4, 3), dtype)}, convention="numpy", **arguments)
+        with pytest.raises((TypeError, ValueError), match=text):
+            other.load_state_dict(state)
+
+
+def test_a_state_with_params_is_not_loaded_into_read_only_ones():
+    opt = Optimizer({"w": np.ones((4, 3)), "b": np.ones(3)}, convention="numpy", lr=0.1)
+    half_step(opt, 0)
+    state = opt.state_dict(params=True)
+    half_step(opt, 1)
+    before = digest_of_model(opt)
+    opt.params["b"].flags.writeable = False
+    with pytest.raises(ValueError, match=r"params\['b'\] is read-only, must be writeable"):
+        opt.load_state_dict(state)
     assert digest_of_model(opt) == before

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from adafactor_native import AdaFactor, Optimizer
-from halves_reference import bfloat16
+from oracle.halves_reference import bfloat16
 
 BAD = [np.nan, np.inf, -np.inf, -1.0, -1e-30, 1e308]
 SHAPES = {"w": (6, 4), "b": (24,), "c": (3, 3, 4, 2), "f": (400, 300), "one": (64, 5, 1, 1)}

@@ -75,11 +75,11 @@ def test_names_of_the_package(name, text):
         (lambda: an.Optimizer([np.ones(3)]), "xyz", "Optimizer has no attribute 'xyz'"),
     ],
 )
-def test_attributes_can_be_neither_set_nor_read(make, name, text):
+def test_attributes_cannot_be_set(make, name, text):
     for opt in (make(), pickle.loads(pickle.dumps(make()))):
         with pytest.raises(AttributeError, match=re.escape(text)):
             setattr(opt, name, 0.5)
-        with pytest.raises(AttributeError, match=re.escape(text)):
+        with pytest.raises(AttributeError):
             getattr(opt, name)
 
 

@@ -1,5 +1,6 @@
 """How many threads a step takes, and what other threads, signals and libraries may rely on."""
 
+import gc
 import os
 import signal
 import sys
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 
 import adafactor_native as an
-from problems import digest, digest_of_run, normal
+from adafactor_native import Optimizer
+from arrays import normal
+from optimizers import digest_of_run
 
 SHOW_LIMIT = """
     import adafactor_native as an
@@ -95,15 +98,15 @@ def test_instruction_set_that_is_nonsense(python, value):
     assert output.startswith(f"ADAFACTOR_ISA is {value!r}, must be one of baseline")
 
 
-def test_large_steps_take_the_threads_and_small_ones_do_not(python):
+def test_large_steps_take_the_threads_and_small_ones_do_not(class_name, python):
     """Without this the tests of reproducibility would compare one thread with itself."""
-    script = """
+    script = f"""
         import adafactor_native as an, numpy as np, psutil
+        from optimizers import KINDS
         started = []
         for shape in ((64, 64), (5000,), (1031, 517), (3000, 700)):
             before = psutil.Process().num_threads()
-            problem = np.ones(shape), np.ones(shape)
-            an.AdaFactor(shape, num_threads=3).update(*problem)
+            KINDS[{class_name!r}](np.ones(shape), num_threads=3).step(np.ones(shape))
             started.append(psutil.Process().num_threads() - before)
         print(started if an.show_config(mode="dicts")["openmp"]["enabled"] else "no OpenMP")
     """
@@ -119,42 +122,41 @@ def test_import_leaves_the_environment_as_it_was(python, waiting):
             entries = ctypes.POINTER(ctypes.c_char_p).in_dll(ctypes.CDLL(None), "environ")
             return set(iter(iter(entries).__next__, None)), dict(os.environ)
         before = environment()
-        import adafactor_native, problems
-        problems.digest_of_run(threads=2)
+        import adafactor_native, optimizers
+        optimizers.digest_of_run(threads=2)
         print(environment() == before)
     """
     assert python(script, **waiting) == "True\n"
 
 
-def test_subnormal_numbers_survive(python):
+def test_subnormal_numbers_survive(class_name, python):
     """Neither loading the library nor a step, in any thread, flushes them to zero."""
-    script = """
+    script = f"""
         import numpy as np
         smallest = np.full(3, 5e-324)
-        import adafactor_native as an
+        from optimizers import KINDS
         print((smallest * 1.0 == 5e-324).all())
 
         shape = (1031, 517)
-        opt = an.AdaFactor(shape, lr=0.0, scale_parameter=False, num_threads=2)
         param = np.full(shape, 1e-40, np.float32)
+        run = KINDS[{class_name!r}](param, lr=0.0, scale_parameter=False, num_threads=2)
         before = param.tobytes()
-        opt.update(param, np.ones(shape, np.float32))
+        run.step(np.ones(shape, np.float32))
         print(param.tobytes() == before, (smallest * 1.0 == 5e-324).all())
     """
     assert python(script).split() == ["True"] * 3
 
 
-def test_a_step_lets_other_threads_run(one_thread_at_a_time):
+def test_a_step_lets_other_threads_run(one_thread_at_a_time, kind):
     """The other thread, woken before the step, runs to its end before the step returns."""
-    opt = an.AdaFactor((2048, 1024), num_threads=1)
-    param, grad = np.ones(opt.shape), np.ones(opt.shape)
+    run, grad = kind(np.ones((2048, 1024)), num_threads=1), np.ones((2048, 1024))
     for _ in range(100):  # on a busy machine it may not get a processor in time
         go, finished = threading.Event(), []
         other = threading.Thread(target=lambda go=go, done=finished: go.wait() and done.append(1))
         other.start()
         go.set()
         ran_before = bool(finished)
-        opt.update(param, grad)
+        run.step(grad)
         ran_within = bool(finished) and not ran_before
         other.join()
         if ran_within:
@@ -162,11 +164,11 @@ def test_a_step_lets_other_threads_run(one_thread_at_a_time):
     pytest.fail("no other thread ran during a step")
 
 
-def test_one_object_from_two_threads():
+def test_one_object_from_two_threads(kind):
     """One of them is told so; the steps that were taken are whole steps."""
     shape = (1024, 1024)
-    opt, param, grad = an.AdaFactor(shape), normal(shape, np.float32), normal(shape, np.float32, 1)
-    start = param.copy()
+    run, grad = kind(normal(shape, np.float32)), normal(shape, np.float32, 1)
+    alone = kind(run.param.copy())
     refused = threading.Event()
 
     def steps():
@@ -175,10 +177,10 @@ def test_one_object_from_two_threads():
             if refused.is_set():
                 break
             try:
-                opt.update(param, grad)
+                run.step(grad)
                 taken += 1
             except RuntimeError as error:
-                assert "another thread" in str(error)
+                assert "is being updated by another thread" in str(error)
                 refused.set()
         return taken
 
@@ -186,22 +188,72 @@ def test_one_object_from_two_threads():
         taken = sum(future.result() for future in [pool.submit(steps) for _ in range(2)])
 
     assert refused.is_set()
-    assert opt.t == taken
-    alone = an.AdaFactor(shape)
+    assert run.t == taken
     for _ in range(taken):
-        alone.update(start, grad)
-    assert digest(alone, start) == digest(opt, param)
-    opt.update(param, grad)
-    assert opt.t == taken + 1
+        alone.step(grad)
+    assert alone.digest() == run.digest()
+    run.step(grad)
+    assert run.t == taken + 1
 
 
-def test_objects_of_their_own_in_many_threads():
+def large_params():
+    return [normal((700, 900), np.float32, seed=i) for i in range(12)]
+
+
+def test_one_model_from_two_threads():
+    """One of two threads is refused sooner or later; the steps are those of one thread."""
+    grads = [normal((700, 900), np.float32, seed=100 + i) for i in range(12)]
+    opt = Optimizer(large_params(), convention="numpy")
+    refused, start = [], threading.Barrier(2)
+
+    def work():
+        start.wait()
+        for _ in range(15):
+            try:
+                opt.step(grads)
+            except RuntimeError as error:
+                refused.append(str(error))
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert refused and set(refused) == {"this optimizer is being updated by another thread"}
+    assert opt.t == 30 - len(refused)
+    alone = Optimizer(large_params(), convention="numpy")
+    for _ in range(opt.t):
+        alone.step(grads)
+    for name, param in opt.params.items():
+        assert param.tobytes() == alone.params[name].tobytes()
+
+
+def test_gradients_taken_away_during_a_step():
+    """Another thread empties the list, and with it the last references, while the step runs."""
+    opt = Optimizer(large_params(), convention="numpy")
+    drawn = [normal((700, 900), np.float32, seed=100 + i) for i in range(12)]
+    for _ in range(10):
+        grads = [grad.copy() for grad in drawn]
+        thief = threading.Thread(target=grads.clear)
+        thief.start()
+        if len(grads) == len(drawn):
+            try:
+                opt.step(grads)
+            except ValueError:
+                assert not grads  # it was quicker
+        thief.join()
+        gc.collect()
+    assert all(np.isfinite(param).all() for param in opt.params.values())
+
+
+def test_objects_of_their_own_in_many_threads(class_name):
     expected = digest_of_run()
     with ThreadPoolExecutor(4) as pool:
-        assert set(pool.map(digest_of_run, [1, 2, 3, None] * 3)) == {expected}
+        digests = pool.map(lambda n: digest_of_run(n, class_name), [1, 2, 3, None] * 3)
+        assert set(digests) == {expected}
 
 
-def test_interrupted_steps_are_whole_steps():
+def test_interrupted_steps_are_whole_steps(kind):
     """Ctrl-C in a loop of steps: the parameters, the state and t are those of one same step."""
 
     class Interrupt(Exception):
@@ -211,9 +263,9 @@ def test_interrupted_steps_are_whole_steps():
         raise Interrupt
 
     shape = (60, 70)
-    param, grad = normal(shape), normal(shape, seed=1)
-    opt = an.AdaFactor(shape, lr=1e-5)
-    alone, same = an.AdaFactor(shape, lr=1e-5), param.copy()
+    # However many steps there are time for, param stays finite.
+    run, alone = (kind(normal(shape), lr=1e-5) for _ in range(2))
+    grad = normal(shape, seed=1)
     rng = np.random.default_rng(0)
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
@@ -221,12 +273,12 @@ def test_interrupted_steps_are_whole_steps():
             try:
                 signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-4, 5e-4))
                 while True:
-                    opt.update(param, grad)
+                    run.step(grad)
             except Interrupt:
                 pass
-            while alone.t < opt.t:
-                alone.update(same, grad)
-            assert digest(opt, param) == digest(alone, same)
+            while alone.t < run.t:
+                alone.step(grad)
+            assert run.digest() == alone.digest()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from adafactor_native.halves import is_half
 from adafactor_native.optimizer import Optimizer
-from adafactor_native.param_groups import Array
+from adafactor_native.param_groups import Array, Tensor
+from adafactor_native.taking_over import all_at_once, fill, require_sound, require_writeable
 
 MakeArray = Callable[[Array], Any]
 Incoming = list[tuple[Array, Array]]  # views of ours, and what they are to hold
@@ -22,24 +24,48 @@ def array_maker(array: MakeArray | None) -> MakeArray:
 
 
 def count_of(shown: str, value: Any) -> int:
-    steps = float(np.asarray(value))
-    if not steps.is_integer() or steps < 0:
-        raise ValueError(f"{shown} is {steps}, must be an int >= 0")
-    return int(steps)
+    try:
+        number = float(np.asarray(_readable(value)))
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise TypeError(f"{shown} is a {type(value).__name__}, must be an int >= 0") from None
+    if not number.is_integer() or not 0 <= number <= 2**53:
+        raise ValueError(f"{shown} is {number}, must be an int >= 0")
+    return int(number)
 
 
-def add_incoming(incoming: Incoming, own: Array, value: Any, shown: str) -> None:
+def add_incoming(
+    incoming: Incoming, own: Array, value: Any, shown: str, kind: str, finite: bool
+) -> None:
     """Add to `incoming` an array of ours, as theirs has its axes, and what it is to hold; checked."""
     try:
-        theirs = np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:  # torch: bfloat16, other devices
-        raise TypeError(f"{shown} is no array for numpy.asarray: {error}") from None
+        # Lists come from JSON, which writes a float32 so that it comes back the same.
+        dtype = own.dtype if isinstance(value, (list, tuple)) else None
+        theirs = np.asarray(_readable(value), dtype)
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+        OverflowError,
+    ) as error:  # torch: on other devices, with a graph
+        raise TypeError(
+            f"{shown} is no array for numpy.asarray, give what .detach().cpu().float() returns if "
+            f"it is a tensor: {error}"
+        ) from None
     if theirs.shape != own.shape:
         raise ValueError(f"{shown} has shape {theirs.shape}, must be {own.shape}")
     # "V": bfloat16, which is no type of NumPy's own
     if theirs.dtype.kind not in "fV" or not np.can_cast(theirs.dtype, own.dtype):
         raise TypeError(f"{shown} has dtype {theirs.dtype}, must be one that {own.dtype} can hold")
-    incoming.append((own, theirs))
+    staged = np.array(theirs, own.dtype, subok=False)
+    if finite:
+        require_sound(kind, shown, staged)
+    incoming.append((own, staged))
+
+
+def _readable(value: Any) -> Any:
+    """Return torch's bfloat16, which NumPy cannot read, as the float32 of the same value."""
+    is_bfloat16 = str(getattr(value, "dtype", None)) == "torch.bfloat16"
+    return value.detach().cpu().float() if is_bfloat16 else value
 
 
 def dtype_there(param: Array) -> np.dtype[Any]:
@@ -47,9 +73,21 @@ def dtype_there(param: Array) -> np.dtype[Any]:
     return np.dtype(np.float32) if is_half(param.dtype) else param.dtype
 
 
-def take_over(
-    opt: Optimizer, incoming: Iterable[tuple[Array, Array]], t: int, counts: Sequence[int]
-) -> None:
-    opt._set_counts(t, opt.skipped, counts)
-    for own, theirs in incoming:
-        own[...] = theirs
+def exchanged(tensor: Tensor) -> dict[str, Array]:
+    """Return the state that goes over: all but masters and lower halves, which stay with param."""
+    return {kind: array for kind, array in tensor.state.items() if kind not in ("master", "low")}
+
+
+def take_over(opt: Optimizer, incoming: Incoming, t: int, counts: Sequence[int]) -> None:
+    """Write all that comes in; the next step lets masters follow params."""
+    for name, state in opt.state.items():
+        require_writeable(
+            {f"{kind}/{name} of this optimizer": array for kind, array in state.items()}
+        )
+    all_at_once(
+        [
+            partial(opt._tensors.set_counts, t, opt.skipped, list(counts)),
+            partial(vars(opt).update, _params_are_new=True),
+            *(fill(own, theirs) for own, theirs in incoming),
+        ]
+    )

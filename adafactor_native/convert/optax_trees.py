@@ -14,6 +14,7 @@ from adafactor_native.convert.arrays import (
     add_incoming,
     array_maker,
     count_of,
+    exchanged,
     take_over,
 )
 from adafactor_native.optimizer import Optimizer
@@ -40,6 +41,9 @@ def load_optax(opt: Optimizer, state: Any, separator: str = "/") -> None:
     TypeError, ValueError
         As by `load_torch`.
     """
+    if opt.convention not in _CONVENTIONS:
+        *others, last = map(repr, _CONVENTIONS)
+        raise ValueError(f"convention is {opt.convention!r}, must be {', '.join(others)} or {last}")
     factored = _children(_only(state, "state", _FACTORED))
     trees = {field: _leaves(factored[field], separator) for field in _STATISTICS}
     if _has_moments(opt, state, "state"):
@@ -47,10 +51,12 @@ def load_optax(opt: Optimizer, state: Any, separator: str = "/") -> None:
     for field in trees.keys() & {"v", "ema"}:
         _require_names(opt, trees[field], f"{field} of state")
     incoming: Incoming = []
+    finite = opt.nonfinite != "propagate"
     for tensor in opt.tensors:
         for field, values in _as_there(tensor).items():
             theirs = trees[field].get(tensor.name)
-            add_incoming(incoming, values, theirs, f"{field}[{tensor.name!r}] of state")
+            shown = f"{field}[{tensor.name!r}] of state"
+            add_incoming(incoming, values, theirs, shown, _KINDS[field], finite)
     t = count_of("count of state", factored["count"])
     take_over(opt, incoming, t, [t] * len(opt.names))
 
@@ -131,6 +137,10 @@ _STATISTICS = ("v_row", "v_col", "v")
 _FACTORED = {"count", *_STATISTICS}
 _EMA = {"count", "ema"}
 _FIELDS = {"exp_row": "v_row", "exp_col": "v_col", "v": "v", "m": "ema"}
+_KINDS = {field: kind for kind, field in _FIELDS.items()}
+
+# Whose steps leave such a state
+_CONVENTIONS = ("optax", "big_vision", "t5x")
 
 
 def _children(node: Any) -> dict[Any, Any]:
@@ -196,7 +206,7 @@ def _leaves(tree: Any, separator: str, path: str = "") -> dict[str, Any]:
 
 def _as_there(tensor: Tensor) -> dict[str, Array]:
     """Return views of a tensor's state by their fields: theirs leave all axes in their places."""
-    views = {_FIELDS[kind]: array for kind, array in tensor.state.items()}
+    views = {_FIELDS[kind]: array for kind, array in exchanged(tensor).items()}
     if tensor.axes is not None:
         row, col = tensor.axes
         views["v_row"] = np.moveaxis(views["v_row"], -1, row - (row > col))

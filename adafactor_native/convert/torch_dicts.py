@@ -17,6 +17,7 @@ from adafactor_native.convert.arrays import (
     array_maker,
     count_of,
     dtype_there,
+    exchanged,
     take_over,
 )
 from adafactor_native.optimizer import Optimizer
@@ -37,7 +38,8 @@ def load_torch(
     state_dict : mapping
         What ``state_dict()`` returns there: "state", by position ("step", and "row_var" and
         "col_var", or "variance"), and "param_groups". A parameter without a state has taken no
-        step.
+        step. Keys may be strings, as JSON makes them, and arrays lists. Where they are names they
+        must be ours, and go before the order.
     names : sequence of str or None
         The names here of the parameters there, in the order of its groups. None: those of `opt`, in
         their order.
@@ -163,22 +165,26 @@ _HUGGINGFACE = _Library(
 
 
 def _load(opt: Optimizer, state_dict: Any, names: Sequence[str] | None, library: _Library) -> None:
+    _require_convention(opt, library)
     if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
         raise ValueError("state_dict must be a mapping with 'state' and 'param_groups'")
-    positions = [i for group in state_dict["param_groups"] for i in group["params"]]
+    positions = _positions(state_dict["param_groups"])
     if len(positions) != len(opt.names):
         raise ValueError(f"state_dict has {len(positions)} params, must have {len(opt.names)}")
+    states = _states(state_dict["state"], positions)
     tensors = {tensor.name: tensor for tensor in opt.tensors}
     counts = {}
     incoming: Incoming = []
-    for name, position in zip(_names(opt, names), positions):
+    for name, position in zip(_names_of(opt, names, positions), positions):
         tensor = tensors[name]
         _require_last_two(tensor)
-        theirs = state_dict["state"].get(position) or {}
-        shown = f"state_dict['state'][{position}]"
+        theirs = states.get(position) or {}
+        shown = f"state_dict['state'][{position!r}]"
+        if not isinstance(theirs, Mapping):
+            raise TypeError(f"{shown} is a {type(theirs).__name__}, must be a mapping")
         if not theirs:
             counts[name] = 0
-            incoming += [(own, np.zeros_like(own)) for own in tensor.state.values()]
+            incoming += [(own, np.zeros_like(own)) for own in exchanged(tensor).values()]
             continue
         arrays = _as_there(tensor, library)
         if set(theirs) - set(library.others) != {"step", *arrays}:
@@ -187,8 +193,15 @@ def _load(opt: Optimizer, state_dict: Any, names: Sequence[str] | None, library:
                 f"{', '.join(map(repr, ('step', *arrays)))} for params[{name!r}]"
             )
         counts[name] = count_of(f"{shown}['step']", theirs["step"])
-        for key, values in arrays.items():
-            add_incoming(incoming, values, theirs[key], f"{shown}[{key!r}]")
+        for kind, (key, values) in zip(exchanged(tensor), arrays.items()):
+            add_incoming(
+                incoming,
+                values,
+                theirs[key],
+                f"{shown}[{key!r}]",
+                kind,
+                finite=opt.nonfinite != "propagate",
+            )
     t = max(counts.values(), default=0)
     take_over(opt, incoming, t, [counts[name] for name in opt.names])
 
@@ -196,8 +209,7 @@ def _load(opt: Optimizer, state_dict: Any, names: Sequence[str] | None, library:
 def _written(
     opt: Optimizer, array: MakeArray | None, names: Sequence[str] | None, library: _Library
 ) -> dict[str, Any]:
-    if opt.convention != library.convention:
-        raise ValueError(f"convention is {opt.convention!r}, must be {library.convention!r}")
+    _require_convention(opt, library)
     make = array_maker(array)
     positions = {name: i for i, name in enumerate(_names(opt, names))}
     counts = dict(zip(opt.names, opt.counts.tolist()))
@@ -247,12 +259,88 @@ def _as_there(tensor: Tensor, library: _Library) -> dict[str, Array]:
         raise ValueError(
             f"params[{tensor.name!r}] has a first moment, must have none as in {library.convention}"
         )
-    views = dict(tensor.state)
+    views = exchanged(tensor)
     if tensor.axes is not None and library.keeps_axes:
         views["exp_row"] = np.expand_dims(views["exp_row"], -1)
         views["exp_col"] = np.expand_dims(views["exp_col"], -2)
     keys = {"exp_row": library.row, "exp_col": library.col, "v": library.full, "m": library.moment}
     return {str(keys[kind]): view for kind, view in views.items()}
+
+
+def _require_convention(opt: Optimizer, library: _Library) -> None:
+    if opt.convention != library.convention:
+        raise ValueError(
+            f"convention is {opt.convention!r}, must be {library.convention!r}: make the optimizer "
+            f"with convention={library.convention!r}"
+        )
+
+
+def _positions(groups: Any) -> list[Any]:
+    """Return the keys of all params in the groups' order, a number that became a str as an int."""
+    if isinstance(groups, (str, bytes, Mapping)) or not isinstance(groups, Sequence):
+        raise TypeError("state_dict['param_groups'] must be a list of mappings with 'params'")
+    positions: list[Any] = []
+    seen: set[Any] = set()
+    for g, group in enumerate(groups):
+        params = group.get("params") if isinstance(group, Mapping) else None
+        if isinstance(params, (str, bytes)) or not isinstance(params, Sequence):
+            raise TypeError(f"state_dict['param_groups'][{g}] must be a mapping with 'params'")
+        for key in params:
+            if not isinstance(key, (int, str, np.integer)):
+                raise TypeError(
+                    f"state_dict['param_groups'][{g}]['params'] has a {type(key).__name__}, must "
+                    "have ints, or the names of parameters"
+                )
+            position = _position(key)
+            if position in seen:
+                raise ValueError(
+                    f"state_dict['param_groups'] has {position!r} twice, must have once"
+                )
+            positions.append(position)
+            seen.add(position)
+    return positions
+
+
+def _position(key: Any) -> Any:
+    """Return a position as an int, for JSON makes its digits a str; a name as it is."""
+    is_number = isinstance(key, (int, np.integer)) or (
+        isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 20
+    )
+    return int(key) if is_number else key
+
+
+def _states(state: Any, positions: Sequence[Any]) -> dict[Any, Any]:
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state_dict['state'] is a {type(state).__name__}, must be a mapping")
+    states: dict[Any, Any] = {}
+    known = set(positions)
+    for key, value in state.items():
+        position = _position(key)
+        if position not in known:
+            raise ValueError(
+                f"state_dict['state'] has {key!r}, which is none of the 'params' of its groups, must "
+                "have theirs only"
+            )
+        if position in states:
+            raise ValueError(
+                f"state_dict['state'] has {key!r} twice, as int and str, must have once"
+            )
+        states[position] = value
+    return states
+
+
+def _names_of(
+    opt: Optimizer, names: Sequence[str] | None, positions: Sequence[Any]
+) -> Sequence[str]:
+    """Return our names of their parameters: as given, as theirs if they are names, or in order."""
+    if names is None and any(isinstance(position, str) for position in positions):
+        if {str(position) for position in positions} != set(opt.names):
+            raise ValueError(
+                f"state_dict has the parameters {', '.join(map(repr, positions))}, and names is None, "
+                "must be all of our names in their order"
+            )
+        return [str(position) for position in positions]
+    return _names(opt, names)
 
 
 def _require_last_two(tensor: Tensor) -> None:

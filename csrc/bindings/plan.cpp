@@ -22,7 +22,12 @@ public:
         taken_.insert(name);
         if (!given_.contains(name))
             throw py::type_error("Rule has no " + std::string(name) + ", must have every field");
-        return given_[name].cast<T>();
+        const py::object value = given_[name];
+        py::detail::make_caster<T> caster;
+        if (!caster.load(value, true))
+            throw py::type_error("Rule has the " + std::string(name) + " " +
+                                 py::repr(value).cast<std::string>() + ", must have another type");
+        return py::detail::cast_op<T>(caster);
     }
 
     void require_all_taken() const {
@@ -71,6 +76,9 @@ void bind_plan(py::module_& m) {
 #define ADAFACTOR_SHOW(type, name, meaning) rule.def_readonly(#name, &Rule::name, meaning);
     ADAFACTOR_RULE_FIELDS(ADAFACTOR_SHOW)
 #undef ADAFACTOR_SHOW
+#define ADAFACTOR_NAME(type, name, meaning) #name,
+    rule.attr("fields") = py::cast(std::vector<std::string>{ADAFACTOR_RULE_FIELDS(ADAFACTOR_NAME)});
+#undef ADAFACTOR_NAME
 
     py::class_<Plan>(m, "Plan",
                      "All that a step takes but parameters and gradients. Rules, lr and decay are "

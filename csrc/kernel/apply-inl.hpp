@@ -7,6 +7,29 @@
 // Bytes ahead of a store that its line is asked for; the processor foresees reads well enough.
 constexpr std::ptrdiff_t kWriteAhead = 512;
 
+// The arguments of apply.
+struct Step {
+    const StepBlocks& blocks;
+    const Factors& factors;
+    const Descent& descent;
+    const Rounding& rounding;
+};
+
+// Calls body(the step of a part of the blocks, from element (i, j) on). Factors are Acc's.
+template <class Acc, class Body>
+ADAFACTOR_INLINE void with_part(const Step& step, std::size_t i, std::size_t j, std::size_t rows,
+                                std::size_t cols, const Body& body) {
+    const auto part = [&](const Block& block) { return part_of(block, i, j, rows, cols); };
+    const StepBlocks blocks{part(step.blocks.param), part(step.blocks.m), part(step.blocks.grad),
+                            part(step.blocks.copy)};
+    Factors factors = step.factors;
+    factors.row = static_cast<const Acc*>(factors.row) + i;
+    factors.col = static_cast<const Acc*>(factors.col) + j;
+    Rounding rounding = step.rounding;
+    rounding.first += i * rounding.row_step + j;
+    body(Step{blocks, factors, step.descent, rounding});
+}
+
 // The formats of the arrays.
 template <class Param_, class Grad_, class Copy_ = None, class M_ = None>
 struct Formats {
@@ -17,54 +40,48 @@ struct Formats {
 };
 
 // What else is known: how u is formed, how param descends, whether what is written is rounded at
-// random, and whether it is summed.
-template <bool separable_, DescentKind kind_, bool stochastic_ = false, bool sums_ = false>
+// random or summed, and whether rows come in fours, of whole groups of columns.
+template <bool separable_, DescentKind kind_, bool stochastic_ = false, bool sums_ = false,
+          bool whole_ = false>
 struct Way {
     static constexpr bool separable = separable_;
     static constexpr DescentKind kind = kind_;
     static constexpr bool stochastic = stochastic_;
     static constexpr bool sums = sums_;
+    static constexpr bool whole = whole_;
 };
+
+// Columns that are taken together.
+template <class Acc>
+constexpr std::size_t group_of(bool stochastic) {
+    return stochastic ? kDrawn : kLanes<Acc>;
+}
 
 // Of rows i to i + R - 1. With sums, sum_sq[r] becomes the sum of squares of what was written to
 // row i + r, if Acc can be trusted with it.
 template <class Acc, class Way, class F, std::size_t R>
-ADAFACTOR_INLINE void apply_some_rows(const StepBlocks& blocks, const Factors& factors,
-                                      const Descent& descent, const Rounding& rounding,
-                                      std::size_t i, double* sum_sq) {
+ADAFACTOR_INLINE void apply_some_rows(const Step& step, std::size_t i, double* sum_sq) {
     constexpr bool has_momentum = Way::kind == DescentKind::with_momentum;
-    constexpr std::size_t width = kLanes<Acc>;
-    constexpr std::size_t group = Way::stochastic ? kDrawn : width;
+    constexpr bool has_copy = !std::is_same_v<typename F::Copy, None>;
+    constexpr std::size_t width = kLanes<Acc>, group = group_of<Acc>(Way::stochastic);
     constexpr std::size_t chunk = Way::sums ? kChunkOf<Acc> : ~std::size_t(0);
-    const std::size_t cols = blocks.param.cols;
-    const Acc* const row_factor = static_cast<const Acc*>(factors.row) + i;
-    const Acc* const col_factor = static_cast<const Acc*>(factors.col);
+    const std::size_t cols = step.blocks.param.cols;
+    const Acc* const row_factor = static_cast<const Acc*>(step.factors.row) + i;
+    const Acc* const col_factor = static_cast<const Acc*>(step.factors.col);
     Row<typename F::Param> param[R];
     Row<typename F::Grad> grad[R];
     Row<typename F::M> m[R];
     Row<typename F::Copy> copy[R];
-    rows_of(blocks.param, i, param);
-    rows_of(blocks.grad, i, grad);
-    if constexpr (has_momentum) rows_of(blocks.m, i, m);
-    if constexpr (!std::is_same_v<typename F::Copy, None>) rows_of(blocks.copy, i, copy);
+    rows_of(step.blocks.param, i, param);
+    rows_of(step.blocks.grad, i, grad);
+    if constexpr (has_momentum) rows_of(step.blocks.m, i, m);
+    if constexpr (has_copy) rows_of(step.blocks.copy, i, copy);
     Lanes<Acc> row[R];
     for (std::size_t r = 0; r < R; ++r) row[r] = broadcast(row_factor[r]);
-    const WeightedU<Way::separable, Acc> weighted_u(factors, descent);
-    const NewParam<Way::kind, Acc> new_param(descent);
-
+    const WeightedU<Way::separable, Acc> weighted_u(step.factors, step.descent);
+    const NewParam<Way::kind, Acc> new_param(step.descent);
+    [[maybe_unused]] const Rounding rounding = step.rounding;
     Words drawn[R][kParts], words[kParts];
-    const auto draw_from = [&](std::size_t j) __attribute__((always_inline)) {
-        if constexpr (Way::stochastic) {
-            std::uint64_t first[R];
-            for (std::size_t r = 0; r < R; ++r)
-                first[r] = rounding.first + (i + r) * rounding.row_step + j;
-            draw(rounding, first, drawn);
-        }
-    };
-    // Of the k-th vector after a draw.
-    const auto random_of = [&](std::size_t r, std::size_t k) __attribute__((always_inline)) {
-        return Way::stochastic ? random_words(drawn[r], k, words) : nullptr;
-    };
 
     if constexpr (Way::sums)
         for (std::size_t r = 0; r < R; ++r) sum_sq[r] = 0;
@@ -73,7 +90,12 @@ ADAFACTOR_INLINE void apply_some_rows(const StepBlocks& blocks, const Factors& f
         Lanes<Acc> sum[R];
         for (std::size_t r = 0; r < R; ++r) sum[r] = broadcast(Acc(0));
         for (; j + group <= end; j += group) {
-            draw_from(j);
+            if constexpr (Way::stochastic) {
+                std::uint64_t first[R];
+                for (std::size_t r = 0; r < R; ++r)
+                    first[r] = rounding.first + (i + r) * rounding.row_step + j;
+                draw(rounding, first, drawn);
+            }
 #pragma GCC unroll 4
             for (std::size_t k = 0; k < group / width; ++k) {
                 const std::size_t here = j + k * width;
@@ -91,54 +113,51 @@ ADAFACTOR_INLINE void apply_some_rows(const StepBlocks& blocks, const Factors& f
 #pragma GCC unroll 4
                 for (std::size_t r = 0; r < R; ++r) {
                     __builtin_prefetch(param[r].template at<char>(here) + kWriteAhead, 1);
-                    const Words* const random = random_of(r, k);
+                    const Words* const random =
+                        Way::stochastic ? random_words(drawn[r], k, words) : nullptr;
                     if constexpr (has_momentum) write(m[r], here, first_moment[r]);
                     write(param[r], here, now[r], random);
                     write(copy[r], here, now[r], random);
                 }
             }
         }
-        if (j < end) draw_from(j);
-        for (std::size_t k = 0; j < end; j += width, ++k) {
-            const std::size_t n = end - j < width ? end - j : width;
-            const Lanes<Acc> col = load_first<Acc>(col_factor + j, n);
-            for (std::size_t r = 0; r < R; ++r) {
-                const Lanes<Acc> x = weighted_u(read_first<Acc>(grad[r], j, n), row[r], col);
-                Lanes<Acc> first_moment;
-                if constexpr (has_momentum) first_moment = read_first<Acc>(m[r], j, n);
-                const Lanes<Acc> now = new_param(read_first<Acc>(param[r], j, n), x, first_moment);
-                const Words* const random = random_of(r, k);
-                if constexpr (has_momentum) write_first(m[r], j, n, first_moment);
-                write_first(param[r], j, n, now, random);
-                write_first(copy[r], j, n, now, random);
-                if constexpr (Way::sums) {
-                    // Without what stands behind the end.
-                    const Lanes<Acc> written = read_first<Acc>(param[r], j, n);
-                    sum[r] = sum[r] + written * written;
+        if constexpr (!Way::whole) {
+            static_assert(!Way::stochastic && !has_copy);
+            if (const std::size_t n = end - j; n > 0) {
+                const Lanes<Acc> col = load_first<Acc>(col_factor + j, n);
+                for (std::size_t r = 0; r < R; ++r) {
+                    const Lanes<Acc> x = weighted_u(read_first<Acc>(grad[r], j, n), row[r], col);
+                    Lanes<Acc> first_moment;
+                    if constexpr (has_momentum) first_moment = read_first<Acc>(m[r], j, n);
+                    write_first(param[r], j, n,
+                                new_param(read_first<Acc>(param[r], j, n), x, first_moment));
+                    if constexpr (has_momentum) write_first(m[r], j, n, first_moment);
+                    if constexpr (Way::sums) {
+                        // Without what stands behind the end.
+                        const Lanes<Acc> now = read_first<Acc>(param[r], j, n);
+                        sum[r] = sum[r] + now * now;
+                    }
                 }
+                j = end;
             }
         }
         if constexpr (Way::sums) add_sums_of_lanes(sum, sum_sq);
     }
 }
 
-// Returns the sum of squares of what it wrote, with sums.
+// Returns, with sums, the sum of squares of what it wrote.
 template <class Acc, class Way, class F>
-double apply_rows(const StepBlocks& blocks, const Factors& factors, const Descent& descent,
-                  const Rounding& rounding) {
-    const std::size_t rows = blocks.param.rows;
+[[gnu::noinline]] double apply_rows(const Step& step) {
+    const std::size_t rows = step.blocks.param.rows;
     double total = 0, sum_sq[kPanelRows];
     for (std::size_t begin = 0; begin < rows; begin += kPanelRows) {
         const std::size_t end = rows - begin < kPanelRows ? rows : begin + kPanelRows;
         std::size_t i = begin;
-        for (; i + 4 <= end; i += 4)
-            apply_some_rows<Acc, Way, F, 4>(blocks, factors, descent, rounding, i,
-                                            sum_sq + (i - begin));
-        for (; i < end; ++i)
-            apply_some_rows<Acc, Way, F, 1>(blocks, factors, descent, rounding, i,
-                                            sum_sq + (i - begin));
+        for (; i + 4 <= end; i += 4) apply_some_rows<Acc, Way, F, 4>(step, i, sum_sq + (i - begin));
+        if constexpr (!Way::whole)
+            for (; i < end; ++i) apply_some_rows<Acc, Way, F, 1>(step, i, sum_sq + (i - begin));
         if constexpr (Way::sums) {
-            are_right<Acc, typename F::Param>(blocks.param, begin, end, sum_sq);
+            are_right<Acc, typename F::Param>(step.blocks.param, begin, end, sum_sq);
             total += sum_by_fours(sum_sq, end - begin);
         }
     }

@@ -60,14 +60,19 @@ ADAFACTOR_INLINE Row<T> row_of(const Block& block, std::size_t i) {
 // Rows i to i + R - 1.
 template <class T, std::size_t R>
 ADAFACTOR_INLINE void rows_of(const Block& block, std::size_t i, Row<T> (&row)[R]) {
-    // One by one: GCC would multiply four row numbers in a vector, which takes longer than the row.
+    // One by one, and each in a way that the compiler knows nothing of: GCC would multiply four row
+    // numbers in a vector, which takes longer than the row, or give two rows a register to share.
     row[0] = row_of<T>(block, i);
-    for (std::size_t r = 1; r < R; ++r) row[r] = {row[r - 1].data + block.stride, block.low};
+    for (std::size_t r = 1; r < R; ++r) {
+        row[r] = {row[r - 1].data + block.stride, block.low};
+        __asm__("" : "+r"(row[r].data));
+    }
 }
 
-// The part of a block from element (i, j) on.
+// The part of a block from element (i, j) on; of no array, nothing.
 ADAFACTOR_INLINE Block part_of(const Block& block, std::size_t i, std::size_t j, std::size_t rows,
                                std::size_t cols) {
+    if (block.format == Format::none) return block;
     return {block.data + std::ptrdiff_t(i) * block.stride +
                 std::ptrdiff_t(j) * item_bytes(block.format),
             block.stride,
@@ -77,18 +82,42 @@ ADAFACTOR_INLINE Block part_of(const Block& block, std::size_t i, std::size_t j,
             block.low};
 }
 
-// Of halves, of which load_part(from, part) has the vectors.
-template <class T, class LoadPart>
-ADAFACTOR_INLINE Lanes<float> widened(const Row<T>& row, std::size_t j, const LoadPart& load_part) {
+// Halves of `row` from the j-th on, which load(from, parts) loads the vectors of, as floats.
+template <class T, class Load>
+ADAFACTOR_INLINE Lanes<float> widened(const Row<T>& row, std::size_t j, const Load& load) {
     const Half* const half = row.template at<const Half>(j);
+    Halves upper[kParts], lower[kParts];
+    load(half, upper);
+    if constexpr (std::is_same_v<T, Split>) load(row.lower(half), lower);
     Lanes<float> x;
     ADAFACTOR_PARTS {
         if constexpr (std::is_same_v<T, Split>)
-            x.part[part] = Split::joined(load_part(half, part), load_part(row.lower(half), part));
+            x.part[part] = Split::joined(upper[part], lower[part]);
         else
-            x.part[part] = T::widened(load_part(half, part));
+            x.part[part] = T::widened(upper[part]);
     }
     return x;
+}
+
+// Floats as halves, which store(to, parts) stores the vectors of. `random`: the words of each part
+// that they are rounded by, or null to round to nearest.
+template <class T, class Store>
+ADAFACTOR_INLINE void narrow(const Row<T>& row, std::size_t j, const Lanes<float>& x,
+                             const Words* random, const Store& store) {
+    Half* const half = row.template at<Half>(j);
+    Halves upper[kParts], lower[kParts];
+    ADAFACTOR_PARTS {
+        const Floats& number = x.part[part];
+        if constexpr (std::is_same_v<T, Split>) {
+            upper[part] = Split::upper_of(number);
+            lower[part] = Split::lower_of(number);
+        } else {
+            upper[part] =
+                random == nullptr ? T::nearest(number) : T::stochastic(number, random[part]);
+        }
+    }
+    store(half, upper);
+    if constexpr (std::is_same_v<T, Split>) store(row.lower(half), lower);
 }
 
 template <class Acc, class T>
@@ -96,13 +125,10 @@ ADAFACTOR_INLINE Lanes<Acc> read_first(const Row<T>& row, std::size_t j, std::si
     if constexpr (kIsNative<T>) {
         return load_first<Acc>(row.template at<const T>(j), n);
     } else {
-        const auto load_part = [n](const Half* from,
-                                   std::size_t part) __attribute__((always_inline)) {
-            Halves x;
-            load_some(from + part * kWidth, within_part(n, part, kWidth), x);
-            return x;
-        };
-        const Lanes<float> x = widened(row, j, load_part);
+        const Lanes<float> x = widened(
+            row, j, [n](const Half* from, Halves(&parts)[kParts]) __attribute__((always_inline)) {
+                load_parts(from, n, parts);
+            });
         if constexpr (std::is_same_v<Acc, float>) return x;
         float lane[kLanes<float>];
         store(lane, x);
@@ -118,27 +144,10 @@ ADAFACTOR_INLINE Lanes<Acc> read(const Row<T>& row, std::size_t j) {
         return read_first<Acc>(row, j, kLanes<double>);
     else
         return widened(row, j,
-                       [](const Half* from, std::size_t part) __attribute__((always_inline)) {
-                           return *reinterpret_cast<const HalvesAnywhere*>(from + part * kWidth);
+                       [](const Half* from, Halves(&parts)[kParts]) __attribute__((always_inline)) {
+                           ADAFACTOR_PARTS parts[part] =
+                               *reinterpret_cast<const HalvesAnywhere*>(from + part * kWidth);
                        });
-}
-
-// `random`: the words of each part that halves are rounded by, or null to round to nearest.
-template <class T, class StorePart>
-ADAFACTOR_INLINE void narrow(const Row<T>& row, std::size_t j, const Lanes<float>& x,
-                             const Words* random, const StorePart& store_part) {
-    Half* const half = row.template at<Half>(j);
-    ADAFACTOR_PARTS {
-        const Floats& number = x.part[part];
-        if constexpr (std::is_same_v<T, Split>) {
-            store_part(half, part, Split::upper_of(number));
-            store_part(row.lower(half), part, Split::lower_of(number));
-        } else {
-            store_part(
-                half, part,
-                random == nullptr ? T::nearest(number) : T::stochastic(number, random[part]));
-        }
-    }
 }
 
 template <class T, class Acc>
@@ -148,8 +157,9 @@ ADAFACTOR_INLINE void write(const Row<T>& row, std::size_t j, const Lanes<Acc>& 
         store(row.template at<T>(j), x);
     else if constexpr (!std::is_same_v<T, None>)
         narrow(row, j, x, random,
-               [](Half* to, std::size_t part, const Halves& bits) __attribute__((always_inline)) {
-                   *reinterpret_cast<HalvesAnywhere*>(to + part * kWidth) = bits;
+               [](Half* to, const Halves(&parts)[kParts]) __attribute__((always_inline)) {
+                   ADAFACTOR_PARTS* reinterpret_cast<HalvesAnywhere*>(to + part * kWidth) =
+                       parts[part];
                });
 }
 
@@ -160,7 +170,6 @@ ADAFACTOR_INLINE void write_first(const Row<T>& row, std::size_t j, std::size_t 
         store_first(row.template at<T>(j), x, n);
     else if constexpr (!std::is_same_v<T, None>)
         narrow(row, j, x, random,
-               [n](Half* to, std::size_t part, const Halves& bits) __attribute__((always_inline)) {
-                   store_some(to + part * kWidth, within_part(n, part, kWidth), bits);
-               });
+               [n](Half* to, const Halves(&parts)[kParts])
+                   __attribute__((always_inline)) { store_parts(to, n, parts); });
 }

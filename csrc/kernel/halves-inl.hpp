@@ -1,5 +1,4 @@
-// What halves are worth: bits to floats, exactly, and floats to bits, rounded to nearest or at
-// random.
+// What the bits of halves mean: read as floats, exactly; written rounded, to nearest or at random.
 //
 // Integer arithmetic, or F16C, which has the same bits. AVX-512 BF16 has not: it takes subnormal
 // numbers for zeros.

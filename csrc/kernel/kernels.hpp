@@ -27,7 +27,7 @@ struct Block {
 };
 
 // The block of each array that apply takes. Where they exist, m and copy have param's rows and
-// cols; copy, of halves, gets what a param of float32 gets, rounded.
+// cols; copy, of halves, gets what a param of float32 gets, rounded. Only a param is ever split.
 struct StepBlocks {
     Block param, m, grad, copy;
 };
@@ -71,6 +71,7 @@ struct Statistics {
 };
 
 // How apply forms u from grad. Factors are float unless `wide`, then double, and so is arithmetic.
+// It must be wide where any of the blocks is of float64.
 //
 //   separable:  weight u = grad (row col)           no eps matters
 //   direct:            u = grad / max(row col + eps_root, root_floor)

@@ -1,9 +1,6 @@
-// Blocks of any format as blocks of floats or doubles: where they lie if that is what they are, or
-// else in a buffer, from which they are written back. Doubles become halves by way of floats, each
-// time rounded.
-
-constexpr std::size_t kBuffered = 1024;  // elements of a buffer, at least
-static_assert(kBuffered >= kChunk);
+// Blocks of any format as blocks of Acc, float or double: where they lie if that is what they are,
+// or else in a buffer, from which they are written back. Between halves and doubles numbers go by
+// way of floats, and are rounded each time. Acc is no narrower than any of the formats.
 
 // Elements that go through floats at a time.
 constexpr std::size_t kFloatsBetween = 256;
@@ -25,16 +22,18 @@ void read_run(const Row<T>& row, std::size_t n, Acc* to) {
     }
 }
 
-// `first`: the number of the run's first element, as in Rounding.
+// Rounds by the random bits of the elements from number `first` on, as in Rounding. Draws are long
+// chains: several at once, where the registers hold them.
 template <class T>
 void write_run_at_random(const Row<T>& row, std::size_t n, const float* from,
                          const Rounding& rounding, std::uint64_t first) {
-    constexpr std::size_t width = kLanes<float>, draws = 4;
+    constexpr std::size_t width = kLanes<float>, draws = kParts == 1 ? 4 : 1;
     for (std::size_t begin = 0; begin < n; begin += draws * kDrawn) {
         std::uint64_t numbers[draws];
         for (std::size_t d = 0; d < draws; ++d) numbers[d] = first + begin + d * kDrawn;
         Words drawn[draws][kParts], words[kParts];
         draw(rounding, numbers, drawn);
+#pragma GCC unroll 1
         for (std::size_t d = 0; d < draws; ++d) {
 #pragma GCC unroll 4
             for (std::size_t k = 0; k < kDrawn / width; ++k) {
@@ -70,7 +69,7 @@ void write_run(const Row<T>& row, std::size_t n, const Acc* from, const Rounding
     }
 }
 
-// Blocks of any format in Acc's own, and back: the row of a buffer follows the one before.
+// All rows of a block into a buffer, one behind the other, and out of it.
 template <class Acc>
 [[gnu::noinline]] void copy_block(const Block& from, Acc* to) {
     with_type<float, Bfloat16, Float16, Split>(

@@ -20,7 +20,7 @@ SHAPES = {"w": (4, 5), "b": (5,), "k": (2, 3, 4)}
 # A dtype of the parameters, and the arguments of Optimizer as version 0.1.0 took them
 CASES = {
     "default": (np.float32, {"lr": 0.5}),
-    "seed": (np.float64, {"convention": "seed", "eps_mode": "seed", "bias_correction": True}),
+    "seed": (np.float64, {"convention": "numpy", "eps_mode": "seed", "bias_correction": True}),
     "torch": (np.float32, {"convention": "torch", "lr": 0.1, "max_grad_norm": 1.5}),
     "huggingface": (
         np.float32,

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from convention_settings import SETTINGS
-from model_reference import Run
-from peers import model
+from oracle.convention_settings import SETTINGS
+from oracle.switches_reference import Run
+from peers import tensors
 
 Options = Mapping[str, Any]
 
@@ -64,7 +64,7 @@ class Case:
     convention: str
     ours: Options = field(default_factory=dict)
     theirs: Options | None = None  # None: the same
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: model.SHAPES)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: tensors.SHAPES)
     groups: Sequence[Group] = ()
     absent: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
@@ -76,7 +76,7 @@ class Case:
         return self._with_params([theirs_of(group) for group in self.groups], dtype)
 
     def _with_params(self, options, dtype):
-        rest = model.params(self.shapes, dtype)
+        rest = tensors.params(self.shapes, dtype)
         groups = [
             {"params": {name: rest.pop(name) for name in group.names}, **own}
             for group, own in zip(self.groups, options)
@@ -87,7 +87,7 @@ class Case:
         """Return name -> gradient or None for each step."""
         # Of a dead row and a dead column, keras makes 0 / 0 in float32
         dead = dtype == np.float64 or self.peer != "keras"
-        steps = model.gradients(self.shapes, dtype, dead)
+        steps = tensors.gradients(self.shapes, dtype, dead)
         for name, indices in self.absent.items():
             for index in indices:
                 steps[index][name] = None
@@ -123,7 +123,7 @@ def rising(count):
 
 
 def named(*names):
-    return {name: model.SHAPES[name] for name in names}
+    return {name: tensors.SHAPES[name] for name in names}
 
 
 # One of each kind, for JAX compiles every shape for a moment. Below, a decay rate of 3 takes beta2 past
@@ -131,13 +131,13 @@ def named(*names):
 FEW = named(
     "scalar", "tall", "largest apart", "kernel, largest first", "late gradient", "near zero"
 )
-MATRICES = {name: shape for name, shape in model.SHAPES.items() if len(shape) <= 2}
-NOT_EMPTY = {name: shape for name, shape in model.SHAPES.items() if 0 not in shape}
+MATRICES = {name: shape for name, shape in tensors.SHAPES.items() if len(shape) <= 2}
+NOT_EMPTY = {name: shape for name, shape in tensors.SHAPES.items() if 0 not in shape}
 MASK = {name: index % 2 == 0 for index, name in enumerate(FEW)}
 SOME_ABSENT = {"vector": range(5), "stack": (2, 3, 11), "kernel": (19,), "tall": range(1, 20)}
 
 # timm factors the first two axes of what has more, if both are above the size, else the last two
-ABOVE_3 = [name for name, shape in model.SHAPES.items() if len(shape) > 2 and min(shape[:2]) > 3]
+ABOVE_3 = [name for name, shape in tensors.SHAPES.items() if len(shape) > 2 and min(shape[:2]) > 3]
 FIRST_AXES = [Group(ABOVE_3, {"factored_axes": (0, 1)}, {})]
 
 CASES = {
@@ -203,7 +203,7 @@ CASES = {
         "huggingface",
         {"min_dim_size_to_factor": 17},
         {},
-        model.AROUND_16,
+        tensors.AROUND_16,
         [Group(["batched"], {"factored_axes": (0, 1)}, {})],
     ),
     "timm: warm-up": Case(
@@ -282,7 +282,7 @@ CASES = {
         "keras", "paper", {}, {"learning_rate": 1e-2}, named("scalar", "tall", "late gradient")
     ),
     # convention "optax"
-    "optax: defaults": Case("optax", "optax", shapes=model.AROUND_128),
+    "optax: defaults": Case("optax", "optax", shapes=tensors.AROUND_128),
     "optax: every shape": Case(
         "optax", "optax", {"learning_rate": 0.1, "min_dim_size_to_factor": 3}
     ),
@@ -324,7 +324,7 @@ CASES = {
         shapes=FEW,
     ),
     # convention "t5x"
-    "t5x: defaults": Case("t5x", "t5x", {"learning_rate": 0.05}, shapes=model.AROUND_128),
+    "t5x: defaults": Case("t5x", "t5x", {"learning_rate": 0.05}, shapes=tensors.AROUND_128),
     "t5x: every shape": Case("t5x", "t5x", {"learning_rate": 0.1, "min_dim_size_to_factor": 2}),
     "t5x: momentum, decay": Case(
         "t5x",
@@ -366,7 +366,9 @@ CASES = {
         shapes=FEW,
     ),
     # convention "big_vision"
-    "big_vision: defaults": Case("big_vision", "big_vision", {"lr": 0.05}, shapes=model.AROUND_32),
+    "big_vision: defaults": Case(
+        "big_vision", "big_vision", {"lr": 0.05}, shapes=tensors.AROUND_32
+    ),
     "big_vision: every shape": Case(
         "big_vision",
         "big_vision",
@@ -398,7 +400,7 @@ CASES = {
         "big_vision",
         {"lr": 0.05, "min_dim_size_to_factor": 16},
         {"lr": 0.05},
-        model.AROUND_16,
+        tensors.AROUND_16,
     ),
     "timm_big_vision: decay by lr": Case(
         "timm_big_vision",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from adafactor_native import Optimizer, convert
-from problems import normal
+from arrays import normal
 
 SHAPES = {
     "scalar": (),

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import adafactor_native as an
-from compare_models import Trail
+from arrays import DTYPES
+from compare import Trail
 from peers.cases import CASES, PEERS, theirs_of
-from problems import DTYPES
 
 IN_FLOAT32 = 3e-6  # in units of the largest parameter, after 20 steps of both
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from adafactor_native import Optimizer
-from problems import normal
+from arrays import normal
 
 SHAPES = {"w": (4, 5), "b": (5,), "k": (6, 2, 5), "s": (), "z": (0, 3), "f": (3, 4)}
 
@@ -22,7 +22,7 @@ RUNS = {
 }
 
 
-def model(dtype=np.float32):
+def new_params(dtype=np.float32):
     params = {name: normal(shape, dtype, seed=i) for i, (name, shape) in enumerate(SHAPES.items())}
     params["f"] = np.asfortranarray(params["f"])
     return params
@@ -38,7 +38,7 @@ def gradients(t):
 
 def optimizer(run, params=None):
     """Two groups, as the run has them."""
-    params = model() if params is None else params
+    params = new_params() if params is None else params
     first = {name: params[name] for name in ("w", "b", "k")}
     second = {name: params[name] for name in ("s", "z", "f")}
     return Optimizer([{"params": first}, {"params": second, "clip_threshold": 0.5}], **RUNS[run])

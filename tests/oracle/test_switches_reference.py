@@ -3,16 +3,15 @@
 import numpy as np
 import pytest
 
-import model_reference
-import reference
-from model_reference import Run, State, axes_to_factor
-from problems import normal, spread
+from arrays import normal, spread
+from oracle import array_reference, switches_reference
+from oracle.switches_reference import Run, State, axes_to_factor
 
 PLAIN = {"lr": 1.0, "beta2": 0.0, "eps": 0.0, "clip_threshold": None, "scale_parameter": False}
 
 
 def step(param, grad, state=None, **switches):
-    return model_reference.step(param, grad, state or State(), **{**PLAIN, **switches})
+    return switches_reference.step(param, grad, state or State(), **{**PLAIN, **switches})
 
 
 @pytest.mark.parametrize("clip", [0.7, None])
@@ -22,11 +21,11 @@ def step(param, grad, state=None, **switches):
 def test_defaults_are_the_seed(shape, eps, scale, clip):
     hyper = {"lr": 0.1, "beta2": 0.9, "eps": eps, "scale_parameter": scale, "clip_threshold": clip}
     theirs = normal(shape)
-    state = reference.initial_state(shape)
+    state = array_reference.initial_state(shape)
     run = Run({"x": theirs}, **hyper)
     for t in range(4):
         grad = (spread if shape else normal)(shape, seed=t + 1)
-        theirs, state = reference.update(theirs, grad, state, **hyper)
+        theirs, state = array_reference.update(theirs, grad, state, **hyper)
         run.step({"x": grad})
         np.testing.assert_allclose(run.params["x"], theirs, rtol=1e-12, atol=1e-14)
 

@@ -1,4 +1,4 @@
-"""What each convention is, as switches of model_reference, from that peer's own argument names.
+"""What each convention is, as switches of switches_reference, from that peer's own argument names.
 
 Written from the peers' sources, apart from adafactor_native's table of the same, so that a mistake
 in either is seen. Switches that an argument list does not have may be given besides, by their own

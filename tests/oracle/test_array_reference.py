@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
-import reference
-from problems import normal, spread
-from seed import AdaFactor as Seed
+from arrays import normal, spread
+from oracle import array_reference
+from oracle.seed import AdaFactor as Seed
 
 PLAIN = {"lr": 1.0, "beta2": 0.0, "eps": 0.0, "clip_threshold": None, "scale_parameter": False}
 
 
 def step(param, grad, state=None, **hyper):
-    state = state or reference.initial_state(np.shape(param))
-    return reference.update(param, grad, state, **{**PLAIN, **hyper})
+    state = state or array_reference.initial_state(np.shape(param))
+    return array_reference.update(param, grad, state, **{**PLAIN, **hyper})
 
 
 def test_one_element_moves_by_its_sign():
@@ -61,7 +61,7 @@ def test_beta2_weighs_the_old_statistics():
 @pytest.mark.parametrize("clip, moved", [(0.5, 0.5), (1.0, 1.0), (2.0, 2.0), (None, 2.0)])
 def test_clip_bounds_the_root_mean_square(clip, moved):
     # v = 1 (from before) everywhere and g = 2: u = 2, its RMS 2
-    state = reference.State(v=np.ones(4))
+    state = array_reference.State(v=np.ones(4))
     param, _ = step(np.zeros(4), np.full(4, 2.0), state, beta2=1.0, clip_threshold=clip)
     np.testing.assert_array_equal(param, np.full(4, -moved))
 
@@ -74,7 +74,7 @@ def test_scale_is_the_parameters_root_mean_square():
 
 def test_nothing_given_is_changed():
     param, grad = np.ones((2, 3)), np.ones((2, 3))
-    state = reference.initial_state((2, 3))
+    state = array_reference.initial_state((2, 3))
     step(param, grad, state)
     assert (param == 1).all() and (grad == 1).all()
     assert state.t == 0 and not state.exp_row.any() and not state.exp_col.any()
@@ -90,14 +90,14 @@ def test_no_elements_only_count_the_step():
 @pytest.mark.parametrize("shape", [(), (6,), (5, 1), (11, 8), (2, 3, 4)], ids=str)
 def test_agrees_with_the_seed(shape, eps, bad):
     hyper = {"eps": eps, "lr": 0.1, "beta2": 0.9, "clip_threshold": 0.7}
-    seed, state = Seed(shape, **hyper), reference.initial_state(shape)
+    seed, state = Seed(shape, **hyper), array_reference.initial_state(shape)
     seeds_param = mine = normal(shape)
     seeds_param = mine.copy()
     for t in range(4):
         grad = (spread if shape else normal)(shape, seed=t + 1)
         if bad is not None and t == 2:
             grad.flat[-1] = bad
-        mine, state = reference.update(mine, grad, state, **hyper)
+        mine, state = array_reference.update(mine, grad, state, **hyper)
         with np.errstate(all="ignore"):
             seeds_param = seed.update(seeds_param, grad)
     np.testing.assert_allclose(mine, seeds_param, rtol=1e-12, atol=1e-14)

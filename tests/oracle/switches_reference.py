@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from reference import product
+from oracle.array_reference import product
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,8 @@ def step(
     matrices = axes if rms_scope == "matrix" else None
 
     # Second moment
+    if bias_correction == "beta2":
+        beta2 = beta2 * (1 - beta2 ** (t - 1)) / (1 - beta2**t)
     if decay_rate is not None:
         beta2 = min(beta2, 1 - float(max(t - decay_offset, 1)) ** decay_rate)
     q = g * g + (eps if eps_mode in ("both", "grad_squared") else 0)
@@ -108,7 +110,7 @@ def step(
     rate = lr
     if relative_step:
         rate = min(1e-6 * t if warmup_init else lr, 1 / np.sqrt(t))
-    if bias_correction:
+    if bias_correction is True:
         rate = rate * np.sqrt(1 - beta2**t) / (1 - beta2**t)
     scale = np.maximum(eps_scale, rms(param, matrices)) if scale_parameter else 1.0
 

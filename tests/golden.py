@@ -1,18 +1,16 @@
-"""Writes golden.json: a few short runs, as the reference computes them.
+"""Writes data/golden.json: a few short runs, as the reference computes them.
 
-Run it by hand, python tests/data/make_data.py, when a formula has changed on purpose.
+Run it by hand, python tests/golden.py, when a formula has changed on purpose.
 """
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import reference
+from oracle import array_reference
 
-HERE = Path(__file__).parent
+KEPT = Path(__file__).parent / "data" / "golden.json"
 STEPS = 3
 SETTINGS = [
     {},
@@ -34,9 +32,9 @@ def make_runs():
         for hyper in SETTINGS:
             start = param = numbers(shape, seed=0)
             grads = [numbers(shape, seed) for seed in range(1, STEPS + 1)]
-            state = reference.initial_state(shape)
+            state = array_reference.initial_state(shape)
             for grad in grads:
-                param, state = reference.update(param, grad, state, **hyper)
+                param, state = array_reference.update(param, grad, state, **hyper)
             out = {"param": param, "exp_row": state.exp_row, "exp_col": state.exp_col, "v": state.v}
             runs.append(
                 {
@@ -51,4 +49,4 @@ def make_runs():
 
 if __name__ == "__main__":
     lines = ",\n".join(json.dumps(run) for run in make_runs())
-    (HERE / "golden.json").write_text(f"[\n{lines}\n]\n")
+    KEPT.write_text(f"[\n{lines}\n]\n")

@@ -1,0 +1,64 @@
+"""Parameters that somebody else wrote to: masters follow them, and copies are written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from adafactor_native.halves import Array
+from adafactor_native.param_groups import Tensor
+
+
+def follow_params(tensors: Iterable[Tensor], stochastic: bool) -> None:
+    """Make masters follow those elements of params that are not their rounded copies any more.
+
+    An element that is, keeps its master to the bit. With split masters an overwrite cannot be seen,
+    but for a lower half that a zero cannot have had: it becomes zero.
+
+    Parameters
+    ----------
+    tensors : iterable of Tensor
+    stochastic : bool
+        Whether a param may be either neighbour of its master, and not the nearest only.
+    """
+    for tensor in tensors:
+        if tensor.master is not None:
+            changed = _differs(tensor.param, tensor.master, stochastic)
+            if changed.any():
+                np.copyto(tensor.master, tensor.param, where=changed, casting="safe")
+        if tensor.low is not None:
+            # The whole number is the halves' sum, the lower one signed: below a zero there is none.
+            magnitude = tensor.param.view(np.uint16) & 0x7FFF
+            np.copyto(tensor.low, 0, where=(magnitude == 0) & (tensor.low >= 0x8000))
+
+
+def take_params(tensor: Tensor) -> None:
+    """Make master and lower half what param is now, and write its copy, rounded to nearest."""
+    if tensor.master is not None:
+        tensor.master[...] = tensor.param
+    if tensor.low is not None:
+        tensor.low[...] = 0
+    if tensor.copy is not None:
+        tensor.copy[...] = rounded(tensor.param, tensor.copy.dtype)
+
+
+def rounded(values: Array, dtype: np.dtype[Any]) -> Array:
+    """Return what a copy of this dtype holds of a param, rounded to nearest."""
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # as a step rounds
+        return values.astype(dtype)
+
+
+def _differs(param: Array, master: Array, stochastic: bool) -> Array:
+    """Return which elements are not what their master rounds to, bool of param's shape."""
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        nearest = master.astype(param.dtype)
+        differs = np.not_equal(nearest.view(np.uint16), param.view(np.uint16))
+        if not differs.any():
+            return differs
+        differs &= ~(np.isnan(param) & np.isnan(master))
+        if stochastic:
+            gap = np.abs(np.spacing(param).astype(np.float32))
+            differs &= ~(np.abs(param.astype(np.float32) - master) < gap)
+    return differs

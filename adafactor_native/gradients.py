@@ -1,0 +1,74 @@
+"""The gradients of a step, however they are given, in the order of the tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy.typing as npt
+
+from adafactor_native.param_groups import ParamGroup
+
+
+def in_order(grads: Any, groups: Sequence[ParamGroup], names: Sequence[str]) -> Sequence[Any]:
+    """Return the gradients in the order of `names`, those of all groups.
+
+    Parameters
+    ----------
+    grads : mapping, list or tuple
+        As `Optimizer.step` takes them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If they are of another kind or number, or a name is missing or unknown.
+    """
+    if isinstance(grads, Mapping):
+        return _by_name(names, grads, "grads")
+    if not isinstance(grads, (list, tuple)):
+        raise TypeError(
+            f"grads is a {type(grads).__name__}, must be a mapping from names to arrays, a "
+            "list or a tuple"
+        )
+    if len(grads) == len(groups) and any(
+        isinstance(part, (Mapping, list, tuple)) for part in grads
+    ):
+        return [
+            grad
+            for g, (group, part) in enumerate(zip(groups, grads))
+            for grad in _of_group(group, part, f"grads[{g}]")
+        ]
+    return _of_length(len(names), grads, "grads")
+
+
+def _of_group(group: ParamGroup, grads: Any, shown: str) -> Sequence[Any]:
+    if grads is None:
+        return [None] * len(group.tensors)
+    if isinstance(grads, Mapping):
+        return _by_name(group["names"], grads, shown)
+    if not isinstance(grads, (list, tuple)):
+        grads = [grads]
+    return _of_length(len(group.tensors), grads, shown)
+
+
+def _by_name(
+    names: Sequence[str], grads: Mapping[str, Any], shown: str
+) -> list[npt.NDArray[Any] | None]:
+    try:
+        ordered = [grads[name] for name in names]
+    except KeyError:
+        missing = next(name for name in names if name not in grads)
+        unknown = next((f", but {name!r}" for name in grads if name not in names), "")
+        raise ValueError(
+            f"{shown} has no {missing!r}{unknown}, must have every name; None leaves a tensor out"
+        ) from None
+    if len(grads) != len(names):
+        unknown = next(name for name in grads if name not in names)
+        raise ValueError(f"{shown} has {unknown!r}, must have names of params only")
+    return ordered
+
+
+def _of_length(n: int, grads: Sequence[Any], shown: str) -> Sequence[Any]:
+    if len(grads) != n:
+        raise ValueError(f"{shown} has {len(grads)} gradients, must have {n}")
+    return grads

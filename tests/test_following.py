@@ -1,0 +1,159 @@
+"""Weights that somebody wrote after the optimizer was made or loaded are kept, and copies are new."""
+
+import copy
+import pickle
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from adafactor_native import Optimizer
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+STORAGE = [(BF16, "float32"), (BF16, "split"), (np.dtype(np.float16), "float32")]
+SHAPES = {"w": (8, 6), "b": (6,), "s": (), "e": (0, 3)}
+
+
+def weights(seed, dtype):
+    rng = np.random.default_rng(seed)
+    return {
+        name: np.asarray(rng.standard_normal(shape), np.float32).astype(dtype)
+        for name, shape in SHAPES.items()
+    }
+
+
+def gradients(t=0):
+    return weights(100 + t, np.float32)
+
+
+def optimizer(params, masters, convention="paper", **arguments):
+    return Optimizer(params, convention, masters=masters, **arguments)
+
+
+def stepped_from(values, masters, **arguments):
+    """Return what the first step makes of these weights if nobody has written to them."""
+    params = {name: array.copy() for name, array in values.items()}
+    optimizer(params, masters, **arguments).step(gradients())
+    return params
+
+
+def write(params, values):
+    for name, array in values.items():
+        params[name][...] = array
+
+
+def assert_same(params, expected):
+    for name, array in expected.items():
+        assert params[name].tobytes() == array.tobytes(), name
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize("dtype, masters", STORAGE)
+def test_weights_loaded_after_the_optimizer_was_made_are_stepped_from(dtype, masters, rounding):
+    if masters == "split" and rounding == "stochastic":
+        rounding = "nearest"
+    pretrained = weights(2, dtype)
+    params = weights(1, dtype)
+    opt = optimizer(params, masters, rounding=rounding)
+    write(params, pretrained)
+    opt.step(gradients())
+    assert_same(params, stepped_from(pretrained, masters, rounding=rounding))
+
+
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("dtype, masters", STORAGE)
+def test_weights_beside_a_loaded_state_are_kept(dtype, masters, strided):
+    params = weights(1, dtype)
+    first = optimizer(params, masters)
+    first.step(gradients())
+    state = first.state_dict()
+
+    other = weights(3, dtype)
+    if strided:
+        other["w"] = np.zeros((8, 12), dtype)[:, ::-2]
+        other["w"][...] = weights(3, dtype)["w"]
+    opt = optimizer(other, masters)
+    before = {name: array.astype(np.float32) for name, array in other.items()}
+    opt.load_state_dict(state)
+    opt.step({name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()})
+    for name, array in other.items():
+        gap = np.spacing(before[name].astype(dtype)).astype(np.float32)
+        moved = np.abs(array.astype(np.float32) - before[name])
+        assert (moved <= (np.abs(gap) if masters == "split" else 0)).all(), name
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+def test_masters_that_are_still_theirs_keep_every_bit(rounding):
+    params = weights(1, BF16)
+    opt = optimizer(params, "float32", rounding=rounding)
+    for t in range(3):
+        opt.step(gradients(t))
+    other_params = {name: array.copy() for name, array in params.items()}
+    other = optimizer(other_params, "float32", rounding=rounding)
+    other.load_state_dict(opt.state_dict())
+    third = copy.deepcopy(opt)
+    for t in range(3, 6):
+        for one in (opt, other, third):
+            one.step(gradients(t))
+    assert_same(other_params, params)
+    assert_same(third.params, params)
+    for name, state in opt.state.items():
+        assert_same(other.state[name], state)
+
+
+def test_only_the_elements_that_were_written_follow():
+    params = weights(1, BF16)
+    opt = pickle.loads(pickle.dumps(optimizer(params, "float32")))
+    opt.step(gradients())
+    opt = pickle.loads(pickle.dumps(opt))
+    master = opt.state["w"]["master"]
+    before = master.copy()
+    opt.params["w"][2, 3] = 7
+    opt.step({name: None for name in SHAPES})
+    assert master[2, 3] == 7
+    before[2, 3] = 7
+    np.testing.assert_array_equal(master, before)
+
+
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+@pytest.mark.parametrize("say", [False, True])
+def test_split_weights_overwritten_by_zeros_step_from_zeros(zero, say):
+    params = weights(1, BF16)
+    first = optimizer(params, "split", scale_parameter=False)
+    for t in range(3):
+        first.step(gradients(t))
+    opt = optimizer(params, "split", scale_parameter=False)
+    opt.load_state_dict(first.state_dict())
+    for param in params.values():
+        param[...] = zero
+    if say:
+        opt.params_changed()
+        assert not any(state["low"].any() for state in opt.state.values())
+    opt.step({name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()})
+    for param in params.values():
+        assert (np.abs(param.astype(np.float32)) < 1e-37).all()
+
+
+@pytest.mark.parametrize("dtype", [BF16, np.dtype(np.float16)])
+def test_copies_are_written_by_a_load_and_by_params_changed(dtype):
+    saved = weights(1, np.float32)
+    state = Optimizer(saved).state_dict(params=True)
+    params = weights(2, np.float32)
+    copies = {name: np.zeros(array.shape, dtype) for name, array in params.items()}
+    opt = Optimizer(params, copies=copies)
+    opt.load_state_dict(state)
+    assert_same(copies, {name: array.astype(dtype) for name, array in saved.items()})
+    params["w"][...] = 3
+    opt.params_changed()
+    assert (copies["w"] == 3).all()
+
+
+def test_a_copy_that_is_read_only_refuses_the_load():
+    state = Optimizer(weights(1, np.float32)).state_dict(params=True)
+    params = weights(2, np.float32)
+    copies = {"w": np.zeros((8, 6), np.float16)}
+    opt = Optimizer(params, copies=copies)
+    copies["w"].flags.writeable = False
+    with pytest.raises(ValueError, match=r"copies\['w'\] is read-only, must be writeable"):
+        opt.load_state_dict(state)
+    assert_same(params, weights(2, np.float32))
