@@ -70,6 +70,7 @@ class Tensors:
                 npt.NDArray[np.bool_],
                 npt.NDArray[np.bool_],
                 npt.NDArray[np.int64],
+                npt.NDArray[np.bool_],
             ],
             _Result,
         ],

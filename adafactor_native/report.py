@@ -79,7 +79,7 @@ class StepReport:
         Steps that the model has taken, this one included.
     """
 
-    __slots__ = ("_counts", "_grad_norm", "_numbers", "_stepped", "_stuck", "lr", "names")
+    __slots__ = ("_grad_norm", "_numbers", "_skipped", "_stepped", "_stuck", "_t", "lr", "names")
 
     def __init__(
         self,
@@ -88,7 +88,8 @@ class StepReport:
         grad_norm: Float64Array,
         stepped: npt.NDArray[np.bool_],
         stuck: npt.NDArray[np.bool_],
-        counts: npt.NDArray[np.int64],
+        t: npt.NDArray[np.int64],
+        skipped: npt.NDArray[np.bool_],
         lr: tuple[float, ...],
     ) -> None:
         # The step fills the arrays later: after it nothing has to be allocated, which might fail.
@@ -97,7 +98,8 @@ class StepReport:
         self._grad_norm = grad_norm
         self._stepped = stepped
         self._stuck = stuck
-        self._counts = counts
+        self._t = t
+        self._skipped = skipped
         self.lr = lr
 
     @property
@@ -108,12 +110,12 @@ class StepReport:
     @property
     def skipped(self) -> bool:
         """Whether ``nonfinite="skip"`` left the step, or a tensor, out."""
-        return bool(self._counts[1])
+        return bool(self._skipped)  # allocates nothing: a step ends with it
 
     @property
     def t(self) -> int:
         """Steps that the model has taken, this one included."""
-        return int(self._counts[0])
+        return int(self._t)
 
     @property
     def rms_grad(self) -> Column:

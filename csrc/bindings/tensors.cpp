@@ -37,7 +37,8 @@ struct Results {
     py::array_t<double> numbers;    // (n, 5)
     py::array_t<double> grad_norm;  // ()
     py::array_t<bool> stepped, stuck;
-    py::array_t<std::int64_t> counts;  // t, and whether anything was skipped
+    py::array_t<std::int64_t> t;  // ()
+    py::array_t<bool> skipped;    // (), whether anything was
 
 private:
     explicit Results(py::ssize_t n)
@@ -45,7 +46,8 @@ private:
           grad_norm(std::vector<py::ssize_t>{}),
           stepped(n),
           stuck(n),
-          counts(2) {
+          t(std::vector<py::ssize_t>{}),
+          skipped(std::vector<py::ssize_t>{}) {
         std::fill_n(numbers.mutable_data(), n * kNumbers, kNan);
         std::fill_n(stepped.mutable_data(), n, false);
         std::fill_n(stuck.mutable_data(), n, false);
@@ -147,7 +149,7 @@ public:
         reports_.assign(tensors_.size(), {});
         Results results(held_.size());
         const py::object report = make_report(results.numbers, results.grad_norm, results.stepped,
-                                              results.stuck, results.counts);
+                                              results.stuck, results.t, results.skipped);
         Outcome outcome;
         {
             const Counting counting(*this);
@@ -220,10 +222,10 @@ private:
 
     // Counts wrap at no step.
     void require_count_left() const {
-        if (std::max(t_, skipped_) == std::numeric_limits<std::int64_t>::max())
+        if (std::max(t_, skipped_) >= std::int64_t(1) << 53)
             throw py::value_error(
-                "the count of steps is 2**63 - 1, the largest that there is: load a state with a "
-                "smaller t and skipped");
+                "the count of steps is 2**53, the largest that every number of it holds: load a "
+                "state with a smaller t and skipped");
     }
 
     // The tensor with what the plan makes of it at its next step.
@@ -274,8 +276,8 @@ private:
             results.stuck.mutable_data()[k] = is_stuck(tensors_[i].hyper, report);
         }
         *results.grad_norm.mutable_data() = outcome.grad_norm;
-        results.counts.mutable_data()[0] = t_;
-        results.counts.mutable_data()[1] = outcome.fault != Fault::none;
+        *results.t.mutable_data() = t_;
+        *results.skipped.mutable_data() = outcome.fault != Fault::none;
     }
 
     Occupancy occupancy_;
