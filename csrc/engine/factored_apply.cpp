@@ -71,10 +71,8 @@ void FactoredStep::look(std::size_t task, char* scratch) {
         require_finite(blocks);
     };
     for (auto tile = task % turns; tile < at.tiling.n_tiles; tile += turns)
-        at.for_matrices(task / turns, [&](std::size_t m) {
-            const Rect whole = at.tiling[tile];
-            if (at.param.has_unit_runs() && is_certain(block_in_place(at.param[m], whole))) return;
-            for_parts_of(whole, [&](const Rect& part) { look_at(m, part); });
+        for_parts_of(at.tiling[tile], [&](const Rect& part) {
+            at.for_matrices(task / turns, [&](std::size_t m) { look_at(m, part); });
         });
 }
 
