@@ -91,10 +91,7 @@ enum class Fault {
     none,
     grad,           // an element, or the sum of the squares (float64 only), is not finite
     param,          // the same, where it would spread through RMS(param)
-    second_moment,  // the state is not finite, negative, larger than any gradient makes it, or zero
-                    // where nothing is added to it
-    first_moment,   // an element, or the sum of the squares (float64 only), is not finite
-    result,         // an element of param, copy or m would not be, though all that it is made of is
+    second_moment,  // the state is not finite, or it is zero where nothing is added to it
 };
 
 // What one tensor's step did, and the numbers that it went by; nan what was not needed.

@@ -3,8 +3,6 @@
 #include <cmath>
 #include <optional>
 
-#include "engine/finite_result.hpp"
-
 namespace adafactor {
 namespace {
 
@@ -29,23 +27,6 @@ std::string bad_element(const Name& name, py::handle object, const Array& array,
     return what + (std::isfinite(value) ? ", whose square overflows float64" : ", must be finite");
 }
 
-// What is wrong with a running mean, or nothing if all are what gradients can have made them.
-std::string bad_second_moment(const Tensor& tensor, const std::string& of) {
-    const double limit = largest_second_moment(tensor.grad.format);
-    const auto bad_of = [&](const char* word, const double* means, std::size_t n) -> std::string {
-        for (std::size_t k = 0; means != nullptr && k < n; ++k)
-            if (!(means[k] >= 0 && means[k] <= limit))
-                return word + of + " holds " + py::str(py::float_(means[k])).cast<std::string>() +
-                       ", must be finite, at least 0 and not larger than squares of gradients";
-        return "";
-    };
-    const std::size_t size = size_of(tensor.param);
-    if (tensor.v != nullptr) return bad_of("v", tensor.v, size);
-    const auto length = [&](int axis) { return std::size_t(tensor.param.shape[axis]); };
-    const std::string bad = bad_of("exp_row", tensor.exp_row, size / length(tensor.col_axis));
-    return bad.empty() ? bad_of("exp_col", tensor.exp_col, size / length(tensor.row_axis)) : bad;
-}
-
 }  // namespace
 
 Outcome take_step(const Tensor* tensors, std::size_t n_tensors, const Options& options,
@@ -64,15 +45,6 @@ std::string fault_text(const Outcome& outcome, const Tensor& tensor, py::handle 
     if (outcome.fault == Fault::param)
         return bad_element(param_name, param, tensor.param, outcome.index);
     const std::string of = param_name.of_tensor();
-    if (outcome.fault == Fault::result)
-        return "a step of " + param_name.text() +
-               " would make a finite number infinite, of it, its copy or its first moment: it must "
-               "be smaller, or the dtype wider";
-    if (outcome.fault == Fault::first_moment)
-        return "m" + of + " holds a nan or an infinity, or numbers whose squares add up to more " +
-               "than float64 holds, must be finite";
-    const std::string bad = bad_second_moment(tensor, of);
-    if (!bad.empty()) return bad;
     if (tensor.v != nullptr)
         return "v" + of +
                " is not finite, or holds a zero while eps is zero: the update would not be finite";

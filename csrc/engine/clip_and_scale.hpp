@@ -26,12 +26,10 @@ inline void note(const StepSize& size, bool is_first, TensorReport& report) {
 
 // Why a step cannot be taken. A gradient that is not finite accounts for all that follows from it,
 // and so does a param.
-inline Fault fault_of(bool grad_is_finite, bool param_is_finite, bool moment_is_usable,
-                      bool m_is_finite) {
+inline Fault fault_of(bool grad_is_finite, bool param_is_finite, bool moment_is_usable) {
     return !grad_is_finite     ? Fault::grad
            : !param_is_finite  ? Fault::param
            : !moment_is_usable ? Fault::second_moment
-           : !m_is_finite      ? Fault::first_moment
                                : Fault::none;
 }
 

@@ -16,7 +16,6 @@ void FactoredStep::allocate(Scratch& for_step) {
     resolved_.descent = for_step.take<Descent>(n);
     mean_param_sq_ = for_step.take<double>(n);
     std::fill_n(mean_param_sq_, n, std::numeric_limits<double>::quiet_NaN());
-    if (has_momentum()) tile_m_sq_ = for_step.take<double>(at.n_tiles());
 }
 
 void FactoredStep::allocate_sums(Scratch& for_measure) {

@@ -36,7 +36,7 @@ public:
     FactoredStep(const Tensor& tensor, TensorReport& report, const KernelTable& kernels)
         : TensorStep(tensor, report, kernels),
           param_squares_(tensor),
-          geometry_(tensor, param_squares_.is_unknown() || has_momentum()) {}
+          geometry_(tensor, param_squares_.is_unknown()) {}
 
     void allocate(Scratch& for_step) override;
     void allocate_sums(Scratch& for_measure) override;
@@ -57,7 +57,6 @@ public:
     void begin_apply() override;
     void apply(std::size_t task, char* scratch) override;
     void end_apply() override { param_squares_.end_apply(); }
-    void look(std::size_t task, char* scratch) override;
 
 private:
     class Resolver;
@@ -71,11 +70,9 @@ private:
         const Partition& partition = geometry_.partition;
         return sums + (matrix * partition.n_groups + group) * partition.n_cross;
     }
-    // The sums of squares of a tile of the chunk's matrices, of param or m, for which
-    // sum_of(matrix) is not null.
+    // The sums of squares of a tile of the chunk's matrices for which sum_of(matrix) is not null.
     template <class SumOf>
-    void sum_squares(const MatrixBatch& batch, std::size_t chunk, std::size_t tile, char* scratch,
-                     const SumOf& sum_of) const;
+    void sum_param(std::size_t chunk, std::size_t tile, char* scratch, const SumOf& sum_of) const;
 
     // factored_apply.cpp
     Factors factors_of(std::size_t matrix, const Rect& part) const;
@@ -97,23 +94,22 @@ private:
     Resolving resolving_;
     Resolved resolved_;
     double* mean_param_sq_ = nullptr;  // (n_matrices,), of the matrix or of all
-    double* tile_m_sq_ = nullptr;      // (n_matrices, n_tiles), with momentum
 };
 
 template <class SumOf>
-void FactoredStep::sum_squares(const MatrixBatch& batch, std::size_t chunk, std::size_t tile,
-                               char* scratch, const SumOf& sum_of) const {
+void FactoredStep::sum_param(std::size_t chunk, std::size_t tile, char* scratch,
+                             const SumOf& sum_of) const {
     const Geometry& at = geometry_;
     at.for_matrices(chunk, [&](std::size_t m) {
         if (double* const sum = sum_of(m)) *sum = 0;
     });
-    const bool in_place = batch.has_unit_runs();
+    const bool in_place = at.param.has_unit_runs();
     const auto add_part = [&](const Rect& part) {
         at.for_matrices(chunk, [&](std::size_t m) {
             double* const sum = sum_of(m);
             if (sum == nullptr) return;
-            *sum += kernels_.sum_squares(in_place ? block_in_place(batch[m], part)
-                                                  : gather(batch[m], part, copies_of(scratch)));
+            *sum += kernels_.sum_squares(in_place ? block_in_place(at.param[m], part)
+                                                  : gather(at.param[m], part, copies_of(scratch)));
         });
     };
     if (in_place)

@@ -46,34 +46,7 @@ void FactoredStep::apply_by_parts(std::size_t chunk, std::size_t tile, char* scr
     });
     // What was written in parts, and perhaps rounded, is read as the next step would.
     if (written(0, 0) != nullptr)
-        sum_squares(geometry_.param, chunk, tile, scratch,
-                    [&](std::size_t m) { return written(m, tile); });
-}
-
-void FactoredStep::look(std::size_t task, char* scratch) {
-    const Geometry& at = geometry_;
-    const std::size_t turns = at.apply_turns;
-    const auto look_at = [&](std::size_t m, const Rect& part) {
-        char* copies = copies_of(scratch);
-        const auto place = [&] {
-            char* const to = copies;
-            copies += Geometry::part_size();
-            return to;
-        };
-        StepBlocks blocks;
-        blocks.param = gather(at.param[m], part, place());
-        if (is_certain(blocks.param)) return;
-        if (at.m.exists()) blocks.m = gather(at.m[m], part, place());
-        blocks.grad = gather(at.grad_like_param[m], part, place());
-        if (at.copy.exists()) blocks.copy = block_for_copy(at.copy[m], part, place());
-        kernels_.apply(blocks, factors_of(m, part), resolved_.descent[m], rounding_of(m, part),
-                       false);
-        require_finite(blocks);
-    };
-    for (auto tile = task % turns; tile < at.tiling.n_tiles; tile += turns)
-        for_parts_of(at.tiling[tile], [&](const Rect& part) {
-            at.for_matrices(task / turns, [&](std::size_t m) { look_at(m, part); });
-        });
+        sum_param(chunk, tile, scratch, [&](std::size_t m) { return written(m, tile); });
 }
 
 void FactoredStep::apply_copies(std::size_t matrix, const Rect& part, char* copies) const {

@@ -17,13 +17,9 @@ void FactoredStep::measure(std::size_t task, char* scratch) {
     const std::size_t n_groups = geometry_.partition.n_groups, n_tiles = geometry_.tiling.n_tiles;
     for (auto group = first(turn, n_groups); group < first(turn + 1, n_groups); ++group)
         measure_group(chunk, group, scratch);
-    if (!param_squares_.is_unknown() && !has_momentum()) return;
-    for (auto tile = first(turn, n_tiles); tile < first(turn + 1, n_tiles); ++tile) {
-        if (param_squares_.is_unknown()) measure_param(chunk, tile, scratch);
-        if (has_momentum())
-            sum_squares(geometry_.m, chunk, tile, scratch,
-                        [&](std::size_t m) { return &tile_m_sq_[m * n_tiles + tile]; });
-    }
+    if (!param_squares_.is_unknown()) return;
+    for (auto tile = first(turn, n_tiles); tile < first(turn + 1, n_tiles); ++tile)
+        measure_param(chunk, tile, scratch);
 }
 
 void FactoredStep::measure_group(std::size_t chunk, std::size_t group, char* scratch) {
@@ -68,7 +64,7 @@ void FactoredStep::measure_block(std::size_t matrix, std::size_t group, std::siz
 }
 
 void FactoredStep::measure_param(std::size_t chunk, std::size_t tile, char* scratch) {
-    sum_squares(geometry_.param, chunk, tile, scratch, [&](std::size_t m) {
+    sum_param(chunk, tile, scratch, [&](std::size_t m) {
         return param_squares_.to_measure(m * geometry_.tiling.n_tiles + tile);
     });
 }

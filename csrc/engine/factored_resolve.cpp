@@ -75,23 +75,18 @@ public:
             step_.report_.grad_sq += moments_[m].row_summary.sum_sq;
     }
 
-    Fault fault() {
-        if (step_.has_momentum())
-            for (std::size_t k = 0; k < at_.n_tiles(); ++k) sum_m_sq_ += step_.tile_m_sq_[k];
-        const bool m_is_finite = std::isfinite(sum_m_sq_);
+    Fault fault() const {
         const bool param_is_finite =
             !hyper_.scale_parameter || all_are_finite(step_.mean_param_sq_);
-        const Tensor& tensor = step_.tensor_;
-        const bool moments_are_usable =
-            all_moments([&](const SecondMoment& moment) { return is_usable(moment, hyper_); }) &&
-            step_.are_within(tensor.exp_row, at_.n_matrices * at_.rows) &&
-            step_.are_within(tensor.exp_col, at_.n_matrices * at_.cols);
-        if (param_is_finite && moments_are_usable && m_is_finite) return Fault::none;
+        const bool is_well = param_is_finite && all_moments([&](const SecondMoment& moment) {
+                                 return is_usable(moment, hyper_);
+                             });
+        if (is_well) return Fault::none;
         const bool grad_is_finite = all_moments([](const SecondMoment& moment) {
             return std::isfinite(moment.row_summary.sum_sq) &&
                    std::isfinite(moment.col_summary.sum_sq);
         });
-        return fault_of(grad_is_finite, param_is_finite, moments_are_usable, m_is_finite);
+        return fault_of(grad_is_finite, param_is_finite, false);
     }
 
     // Finds the form, the step sizes and the factors; false if u is not finite. `literal`:
@@ -210,20 +205,9 @@ private:
             u_sq += mean_u_sq_[m];
             param_sq += step_.mean_param_sq_[m];
         }
-        bound(u_sq, param_sq);
         const double n = double(at_.n_matrices);
         report.rms_u = std::sqrt(u_sq / n);
         if (hyper_.scale_parameter) report.rms_param = std::sqrt(param_sq / n);
-    }
-
-    // Of the sums of means over matrices. Where nothing is clipped u may not be known: no element
-    // exceeds the gradient's over the least that is added to the root.
-    void bound(double u_sq, double param_sq) {
-        const double floor = std::max(hyper_.eps_root, hyper_.root_floor);
-        const double sum_u_sq =
-            std::isnan(u_sq) ? step_.report_.grad_sq * step_.grad_sq_scale() / (floor * floor)
-                             : u_sq * at_.n_elements();
-        step_.bound(to_.descent, at_.n_matrices, sum_u_sq, sum_m_sq_, param_sq * at_.n_elements());
     }
 
     bool float_will_do(bool literal) const {
@@ -264,7 +248,6 @@ private:
     SecondMoment* const moments_;
     double* const mean_u_sq_;
     Resolved& to_;
-    double sum_m_sq_ = 0;
 };
 
 Fault FactoredStep::resolve(const Team& team, bool propagate) {
@@ -272,8 +255,8 @@ Fault FactoredStep::resolve(const Team& team, bool propagate) {
     resolver.finish_param();
     resolver.finish_moments();
     const Fault fault = resolver.fault();
-    const bool literal = fault != Fault::none && fault != Fault::first_moment;
-    if (fault != Fault::none && !propagate) return fault;
+    const bool literal = fault != Fault::none;
+    if (literal && !propagate) return fault;
     if (resolver.choose_update(literal)) return fault;
     if (propagate) resolver.choose_update(true);
     return Fault::second_moment;

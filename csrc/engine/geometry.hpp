@@ -140,12 +140,12 @@ struct Geometry {
         return padded(2 * padded(lines) * sizeof(double));
     }
     std::size_t copies_size() const {
-        std::size_t size = 4 * part_size();  // of apply by parts, or of look
+        std::size_t size = 0;
         if (!grad.has_unit_runs())
-            size = std::max(
-                size, copied_size(
-                          grad.format(),
-                          measured_block() * (partition.owns_outer ? grad.inner() : grad.outer())));
+            size = copied_size(
+                grad.format(),
+                measured_block() * (partition.owns_outer ? grad.inner() : grad.outer()));
+        if (applies_by_parts()) size = std::max(size, 4 * part_size());
         return size;
     }
     static constexpr std::size_t part_size() { return kPartRows * kPartCols * sizeof(double); }

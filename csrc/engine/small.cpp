@@ -39,14 +39,12 @@ public:
     void allocate_sums(Scratch& for_measure) override {
         u_sq_ = for_measure.take<double>(n_sums_);
         grad_sq_ = for_measure.take<double>(n_tasks_);
-        m_sq_ = for_measure.take<double>(n_tasks_);
-        means_are_within_ = for_measure.take<bool>(n_tasks_);
     }
 
     std::size_t n_measure_tasks() const override { return n_tasks_; }
 
     void measure(std::size_t task, char*) override {
-        double grad_sq = 0, u_sq = 0, param_sq = 0, m_sq = 0;
+        double grad_sq = 0, u_sq = 0, param_sq = 0;
         for_groups(task, [&](std::size_t first, std::size_t n) {
             Copies copies;
             State state(*this, first, n);
@@ -55,7 +53,6 @@ public:
             const Block param =
                 measures_param_ ? param_.gather_lanes(first, n, copies.param) : Block{};
             kernels_.measure_small(param, grad, state.view, moment(), sums);
-            if (has_momentum()) m_sq += kernels_.sum_squares(m_.gather_lanes(first, n, copies.m));
             for (std::size_t lane = 0; lane < n; ++lane) {
                 grad_sq += sums.grad_sq[lane];
                 u_sq += sums.u_sq[lane];
@@ -66,11 +63,6 @@ public:
             }
         });
         grad_sq_[task] = grad_sq;
-        m_sq_[task] = m_sq;
-        const std::size_t first = task * matrices_per_task_;
-        const std::size_t n = std::min(matrices_per_task_, n_matrices_ - first);
-        means_are_within_[task] = are_within(tensor_.exp_row + first * rows_, n * rows_) &&
-                                  are_within(tensor_.exp_col + first * cols_, n * cols_);
         if (hyper_.per_matrix) return;
         u_sq_[task] = u_sq;
         if (measures_param_) param_sq_[task] = param_sq;
@@ -86,11 +78,8 @@ public:
         report_.grad_sq = sum(grad_sq_, n_tasks_);
         const double u_sq = sum(u_sq_, n_sums_) * grad_sq_scale();
         const double param_sq = hyper_.scale_parameter ? sum(param_sq_, n_sums_) : 0;
-        const double m_sq = sum(m_sq_, n_tasks_);
-        const bool are_within = std::all_of(means_are_within_, means_are_within_ + n_tasks_,
-                                            [](bool within) { return within; });
-        const Fault fault = fault_of(std::isfinite(report_.grad_sq), std::isfinite(param_sq),
-                                     std::isfinite(u_sq) && are_within, std::isfinite(m_sq));
+        const Fault fault =
+            fault_of(std::isfinite(report_.grad_sq), std::isfinite(param_sq), std::isfinite(u_sq));
         if (fault != Fault::none && !propagate) return fault;
 
         const double n = double(rows_ * cols_);
@@ -99,33 +88,22 @@ public:
         if (hyper_.scale_parameter) report_.rms_param = std::sqrt(param_sq / n_all);
         if (!hyper_.per_matrix) {
             find_step_size(0, u_sq / n_all, param_sq / n_all);
-            bound(descent_, 1, u_sq, m_sq, param_sq);
             return fault;
         }
         for (std::size_t m = 0; m < n_matrices_; ++m)
             find_step_size(m, u_sq_[m] * grad_sq_scale() / n,
                            hyper_.scale_parameter ? param_sq_[m] / n : 0);
-        bound(descent_, n_matrices_, u_sq, m_sq, param_sq);
         return fault;
     }
 
     std::size_t n_apply_tasks() const override { return n_tasks_; }
 
     void apply(std::size_t task, char*) override {
-        for_groups_of_one_size(task, [&](std::size_t first, std::size_t n) {
-            with_result(first, n, [&](const StepBlocks& blocks, const State& state) {
-                param_.scatter_lanes(blocks.param, first, n);
-                m_.scatter_lanes(blocks.m, first, n);
-                copy_.scatter_lanes(blocks.copy, first, n);
-                state.write(*this, first, n);
-            });
-        });
-    }
-
-    void look(std::size_t task, char*) override {
-        for_groups_of_one_size(task, [&](std::size_t first, std::size_t n) {
-            with_result(first, n,
-                        [&](const StepBlocks& blocks, const State&) { require_finite(blocks); });
+        // Matrices with step sizes of their own are taken one by one.
+        for_groups(task, [&](std::size_t begin, std::size_t n_all) {
+            const std::size_t n = hyper_.per_matrix ? 1 : n_all;
+            for (std::size_t first = begin; first < begin + n_all; first += n)
+                apply_group(first, n, descent_[hyper_.per_matrix ? first : 0]);
         });
     }
 
@@ -180,25 +158,13 @@ private:
         for (std::size_t m = begin; m < end; m += kLanes) body(m, std::min(kLanes, end - m));
     }
 
-    // Matrices with step sizes of their own are taken one by one.
-    template <class Body>
-    void for_groups_of_one_size(std::size_t task, const Body& body) const {
-        for_groups(task, [&](std::size_t begin, std::size_t n_all) {
-            const std::size_t n = hyper_.per_matrix ? 1 : n_all;
-            for (std::size_t first = begin; first < begin + n_all; first += n) body(first, n);
-        });
-    }
-
     void find_step_size(std::size_t m, double mean_u_sq, double mean_param_sq) {
         const StepSize size = clip_and_scale(hyper_, has_momentum(), mean_u_sq, mean_param_sq);
         descent_[m] = size.descent;
         note(size, m == 0, report_);
     }
 
-    // Calls body(blocks, state) with what the step makes of some matrices.
-    template <class Body>
-    void with_result(std::size_t first, std::size_t n, const Body& body) const {
-        const Descent& descent = descent_[hyper_.per_matrix ? first : 0];
+    void apply_group(std::size_t first, std::size_t n, const Descent& descent) const {
         Copies copies;
         State state(*this, first, n);
         const StepBlocks blocks{
@@ -207,19 +173,20 @@ private:
         // The lanes that a group does not use have numbers too.
         const Rounding by = rounding(first * numbered(rows_ * cols_ * kLanes));
         kernels_.apply_small(blocks, state.view, moment(), descent, by);
-        body(blocks, state);
+        param_.scatter_lanes(blocks.param, first, n);
+        m_.scatter_lanes(blocks.m, first, n);
+        copy_.scatter_lanes(blocks.copy, first, n);
+        state.write(*this, first, n);
     }
 
     bool measures_param_;  // RMS(param) is still to be found
     MatrixBatch param_, grad_, m_, copy_;
     std::size_t rows_, cols_, n_matrices_, matrices_per_task_, n_tasks_;
-    std::size_t n_sums_;                // of u^2, and of param^2: one for each matrix, or each task
-    Descent* descent_ = nullptr;        // (n_matrices,) or of all
-    double* param_sq_ = nullptr;        // (n_sums,)
-    double* u_sq_ = nullptr;            // (n_sums,), until resolve is done
-    double* grad_sq_ = nullptr;         // (n_tasks,), likewise
-    double* m_sq_ = nullptr;            // (n_tasks,), likewise
-    bool* means_are_within_ = nullptr;  // (n_tasks,), likewise
+    std::size_t n_sums_;          // of u^2, and of param^2: one for each matrix, or each task
+    Descent* descent_ = nullptr;  // (n_matrices,) or of all
+    double* param_sq_ = nullptr;  // (n_sums,)
+    double* u_sq_ = nullptr;      // (n_sums,), until resolve is done
+    double* grad_sq_ = nullptr;   // (n_tasks,), likewise
 };
 
 }  // namespace

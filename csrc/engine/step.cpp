@@ -99,8 +99,7 @@ private:
                 if (!measure_all()) return;
             }
         }
-        look(all_);
-        if (!has_fault(all_)) apply(all_);
+        apply(all_);
     }
 
     bool measure_all() {
@@ -138,7 +137,6 @@ private:
             const Wave next = wave_from(wave.end);
             measure(wave);
             resolve(wave);
-            look(wave);
             const bool is_last = has_fault(wave) && !options_.skips;
             if (!options_.propagate) leave_out_faults(wave);
             apply(wave);
@@ -213,19 +211,6 @@ private:
         });
     }
 
-    // Finds what bounds leave open: seldom anything.
-    void look(const Wave& wave) {
-        if (options_.propagate) return;
-        const Team team = team_for(wave);
-        for (std::size_t k = wave.begin; k < wave.end; ++k) {
-            TensorStep& step = *steps_[k];
-            if (step.report().fault != Fault::none || !step.is_uncertain()) continue;
-            team.for_tasks(step.n_apply_tasks(), Order::forwards,
-                           [&](std::size_t task, int, char* scratch) { step.look(task, scratch); });
-            if (step.overflows()) step.report().fault = Fault::result;
-        }
-    }
-
     // Whether a fault of the wave's is to keep its tensor from being stepped; the step's first such
     // fault is its outcome.
     bool has_fault(const Wave& wave) {
@@ -242,7 +227,7 @@ private:
     void note_fault(const TensorReport& report) {
         outcome_.fault = report.fault;
         outcome_.tensor = std::size_t(&report - reports_);
-        if (report.fault != Fault::grad && report.fault != Fault::param) return;
+        if (report.fault == Fault::second_moment) return;
         const Tensor& tensor = tensors_[outcome_.tensor];
         outcome_.index =
             first_bad_of(report.fault == Fault::grad ? tensor.grad : tensor.param, kernels_);

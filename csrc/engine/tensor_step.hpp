@@ -1,12 +1,7 @@
 // The phases of one tensor's step, each but resolve as tasks that threads may take in any order.
 #pragma once
 
-#include <atomic>
-#include <cmath>
-#include <limits>
-
 #include "adafactor.hpp"
-#include "engine/finite_result.hpp"
 #include "engine/scratch.hpp"
 #include "engine/threads.hpp"
 #include "kernel/kernels.hpp"
@@ -51,12 +46,6 @@ public:
     // Finds what apply needs. With a fault, only if it is to `propagate`.
     virtual Fault resolve(const Team& team, bool propagate) = 0;
 
-    // Whether resolve's bounds leave open that something finite becomes infinite. Then look takes
-    // the tasks of apply, and finds out by doing what apply will in memory of its own.
-    bool is_uncertain() const { return is_uncertain_; }
-    virtual void look(std::size_t task, char* scratch) = 0;
-    bool overflows() const { return overflows_; }
-
     virtual std::size_t n_apply_tasks() const = 0;
     virtual void begin_apply() {}
     virtual void apply(std::size_t task, char* scratch) = 0;
@@ -85,28 +74,6 @@ protected:
                 hyper_.eps_root, hyper_.root_floor,  hyper_.mean_floor};
     }
 
-    // For is_uncertain. `sum_u_sq`: of u times grad_scale; `sum_param_sq` matters if it is known.
-    void bound(const Descent* descents, std::size_t n, double sum_u_sq, double sum_m_sq,
-               double sum_param_sq) {
-        bounds_ = bound_result(descents, n, has_momentum(), sum_u_sq / grad_sq_scale(), sum_m_sq);
-        is_uncertain_ =
-            !is_certainly_finite(tensor_, bounds_,
-                                 hyper_.scale_parameter ? std::sqrt(sum_param_sq)
-                                                        : std::numeric_limits<double>::quiet_NaN());
-    }
-    bool is_certain(const Block& param) const {
-        return is_certainly_finite(tensor_, bounds_, std::sqrt(kernels_.sum_squares(param)));
-    }
-    void require_finite(const StepBlocks& written) {
-        if (!all_are_finite(written.param) || !all_are_finite(written.m) ||
-            !all_are_finite(written.copy))
-            overflows_ = true;
-    }
-
-    bool are_within(const double* means, std::size_t n) const {
-        return kernels_.are_within(means, n, largest_second_moment(tensor_.grad.format));
-    }
-
     // Of elements that are numbered as in struct Rounding.
     Rounding rounding(std::uint64_t first, std::uint64_t row_step = 0) const {
         return {tensor_.stochastic, tensor_.random.key, tensor_.random.stream, first, row_step};
@@ -116,9 +83,6 @@ protected:
     HyperParameters hyper_;
     TensorReport& report_;
     const KernelTable& kernels_;
-    ResultBounds bounds_;
-    bool is_uncertain_ = false;
-    std::atomic<bool> overflows_{false};
 };
 
 // Each makes a step in memory of `for_step`.

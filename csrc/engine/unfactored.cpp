@@ -2,7 +2,6 @@
 // arithmetic is elementwise: nothing is left to decide between the sweeps but the step size.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <new>
 
 #include "engine/clip_and_scale.hpp"
@@ -37,11 +36,7 @@ public:
           order_(order_of(tensor)),
           n_tiles_((order_.size() + kTaskElements - 1) / kTaskElements) {}
 
-    void allocate(Scratch& for_step) override {
-        sums_ = for_step.take<UnfactoredSums>(n_tiles_);
-        v_is_within_ = for_step.take<bool>(n_tiles_);
-        m_sq_ = for_step.take<double>(n_tiles_);
-    }
+    void allocate(Scratch& for_step) override { sums_ = for_step.take<UnfactoredSums>(n_tiles_); }
 
     void allocate_sums(Scratch& for_measure) override {
         param_squares_.allocate(tensor_.param, n_tiles_, for_measure);
@@ -52,7 +47,6 @@ public:
     void measure(std::size_t tile, char*) override {
         measure_moment(tile);
         measure_param(tile);
-        measure_m(tile);
     }
 
     Fault resolve(const Team& team, bool propagate) override {
@@ -69,22 +63,15 @@ public:
         UnfactoredSums total{};
         for (std::size_t tile = 0; tile < n_tiles_; ++tile) add(sums_[tile], total);
         report_.grad_sq = total.grad_sq;
-        bool v_is_within = true;
-        double m_sq = 0;
-        for (std::size_t tile = 0; tile < n_tiles_; ++tile) {
-            v_is_within = v_is_within && v_is_within_[tile];
-            m_sq += m_sq_[tile];
-        }
         const Fault fault = fault_of(std::isfinite(total.grad_sq),
                                      !hyper_.scale_parameter || std::isfinite(mean_param_sq_),
-                                     std::isfinite(total.u_sq) && v_is_within, std::isfinite(m_sq));
+                                     std::isfinite(total.u_sq));
         if (fault != Fault::none && !propagate) return fault;
 
         const double mean_u_sq = total.u_sq / n * grad_sq_scale();
         const StepSize size = clip_and_scale(hyper_, has_momentum(), mean_u_sq, mean_param_sq_);
         descent_ = size.descent;
         note(size, true, report_);
-        bound(&descent_, 1, mean_u_sq * n, m_sq, mean_param_sq_ * n);
         report_.rms_u = std::sqrt(mean_u_sq);
         if (hyper_.scale_parameter) report_.rms_param = std::sqrt(mean_param_sq_);
         return fault;
@@ -118,44 +105,11 @@ public:
 
     void end_apply() override { param_squares_.end_apply(); }
 
-    void look(std::size_t tile, char*) override {
-        for_runs(tile, [&](std::size_t k, std::size_t n) {
-            Copies copies;
-            const auto run = [&](int array) {
-                return copied(order_.run(array, k, n, copies.of[array]), copies.of[array]);
-            };
-            StepBlocks blocks;
-            blocks.param = run(kParam);
-            if (is_certain(blocks.param)) return;
-            blocks.m = run(kM);
-            blocks.grad = run(kGrad);
-            blocks.copy = run(kCopy);
-            const Block v = run(kV);
-            kernels_.apply_unfactored(blocks, reinterpret_cast<double*>(v.data), moment(), descent_,
-                                      rounding(k), sums_[tile].wide);
-            require_finite(blocks);
-        });
-    }
-
 private:
     // Places for the copies of a run of each array.
     struct Copies {
         alignas(64) char of[kArrays][kChunk * sizeof(double)];
     };
-
-    // A run's copy at `to`, unless it is that already.
-    static Block copied(const Block& run, char* to) {
-        if (run.data == to || run.format == Format::none) return run;
-        const std::size_t bytes = run.cols * item_size(run.format);
-        Block copy = run;
-        copy.data = to;
-        std::memcpy(to, run.data, bytes);
-        if (run.format == Format::split) {
-            std::memcpy(to + bytes, run.data + run.low, bytes);
-            copy.low = std::ptrdiff_t(bytes);
-        }
-        return copy;
-    }
 
     static void add(const UnfactoredSums& more, UnfactoredSums& sums) {
         sums.grad_sq += more.grad_sq;
@@ -172,7 +126,6 @@ private:
 
     void measure_moment(std::size_t tile) {
         UnfactoredSums sums{};
-        bool is_within = true;
         for_runs(tile, [&](std::size_t k, std::size_t n) {
             Copies copies;
             const Block v = order_.run(kV, k, n, copies.of[kV]);
@@ -180,19 +133,8 @@ private:
                                             reinterpret_cast<const double*>(v.data), moment(),
                                             !is_all_float()),
                 sums);
-            is_within = is_within && are_within(reinterpret_cast<const double*>(v.data), n);
         });
         sums_[tile] = sums;
-        v_is_within_[tile] = is_within;
-    }
-
-    void measure_m(std::size_t tile) {
-        m_sq_[tile] = 0;
-        if (!has_momentum()) return;
-        for_runs(tile, [&](std::size_t k, std::size_t n) {
-            Copies copies;
-            m_sq_[tile] += kernels_.sum_squares(order_.run(kM, k, n, copies.of[kM]));
-        });
     }
 
     // Sums what is not carried.
@@ -210,8 +152,6 @@ private:
     ElementOrder order_;
     std::size_t n_tiles_;
     UnfactoredSums* sums_ = nullptr;  // (n_tiles,); wide: in one of the runs
-    bool* v_is_within_ = nullptr;     // (n_tiles,): are_within
-    double* m_sq_ = nullptr;          // (n_tiles,)
     double mean_param_sq_ = 1;
     Descent descent_{};
 };

@@ -173,8 +173,6 @@ struct KernelTable {
     void (*add_groups)(const CrossSums& sums, std::size_t begin, std::size_t end,
                        const Axis& crossed);
     AxisSummary (*summarize)(const Axis& axis);
-    // Whether all of n numbers are in [0, limit].
-    bool (*are_within)(const double* numbers, std::size_t n, double limit);
     double (*sum_over_means)(const Axis& axis, const double* weighted);
     void (*fill_float_factors)(const Axis& axis, const FactorRule& rule, std::size_t begin,
                                std::size_t end, float* out);

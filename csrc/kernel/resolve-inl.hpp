@@ -38,21 +38,6 @@ AxisSummary summarize(const Axis& axis) {
             smallest_lane(smallest_live), largest_lane(largest_live)};
 }
 
-// The bits of numbers from 0 to `limit`, as integers, are from 0 to its own.
-bool are_within(const double* numbers, std::size_t n, double limit) {
-    std::uint64_t limit_bits, outside = 0;
-    __builtin_memcpy(&limit_bits, &limit, sizeof(limit));
-    for (std::size_t k = 0; k < n; ++k) {
-        std::uint64_t bits;
-        __builtin_memcpy(&bits, numbers + k, sizeof(bits));
-        outside |= (limit_bits - bits) | bits;
-    }
-    if (outside >> 63 == 0) return true;
-    for (std::size_t k = 0; k < n; ++k)  // a zero may be negative
-        if (!(numbers[k] >= 0 && numbers[k] <= limit)) return false;
-    return true;
-}
-
 // sum of weighted / (running mean + eps_means), over lines with a gradient.
 double sum_over_means(const Axis& axis, const double* weighted) {
     const Doubles zero = broadcast(0.0), eps_means = broadcast(axis.eps_means);
