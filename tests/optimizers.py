@@ -81,26 +81,27 @@ class ByAdaFactor(_OneArray):
 
 
 class ByOptimizer(_OneArray):
-    param_shown, grad_shown = "params['x']", "grads['x']"
+    param_shown, grad_shown = "params['0']", "grads['0']"
+    # The name that AdaFactor's array has where random bits depend on it is "0".
     # Of the optimizer; all others are the group's.
     OPTIONS = ("nonfinite", "num_threads", "seed", "carry_param_rms")
 
     def __init__(self, param, **hyper):
-        super().__init__(an.Optimizer({"x": param}, convention="numpy", **hyper))
+        super().__init__(an.Optimizer({"0": param}, convention="numpy", **hyper))
 
     @property
     def param(self):
-        return self.opt.params["x"]
+        return self.opt.params["0"]
 
     @property
     def state(self):
-        return self.opt.state["x"]
+        return self.opt.state["0"]
 
     def step(self, grad):
-        self.opt.step({"x": grad})
+        self.opt.step({"0": grad})
 
     def step_another(self, param, grad):
-        an.Optimizer({"x": param}, convention="numpy").step({"x": grad})
+        an.Optimizer({"0": param}, convention="numpy").step({"0": grad})
 
     def param_changed(self):
         self.opt.params_changed()

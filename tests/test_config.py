@@ -85,13 +85,16 @@ def test_environment_lowers_the_instruction_set(python, name):
 def test_public_names():
     assert set(an.__all__) == {
         "AdaFactor",
+        "LoadReport",
         "Optimizer",
         "ParamGroup",
+        "SkippedStepWarning",
         "StateMemory",
         "StepReport",
         "__version__",
         "convert",
         "get_num_threads",
+        "schedules",
         "set_num_threads",
         "show_config",
     }
