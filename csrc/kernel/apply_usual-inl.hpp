@@ -30,16 +30,14 @@ bool are_native(const StepBlocks& blocks) {
 }
 
 // Any arrays, piece by piece: what is not of Acc's own format is stepped in a buffer. Factors are
-// Acc's.
-constexpr std::size_t kBuffered = 1024, kBufferedCols = 256;
-static_assert(kBufferedCols % kDrawn == 0 && kBuffered >= 4 * kBufferedCols);
-
+// Acc's. Pieces are long rather than tall, as memory is read ahead along rows.
 template <class Acc>
 void apply_buffered(const Step& step) {
-    alignas(64) Acc param_buffer[kBuffered], m_buffer[kBuffered], grad_buffer[kBuffered];
+    static_assert(kChunk % kDrawn == 0);
+    alignas(64) Acc param_buffer[kChunk], m_buffer[kChunk], grad_buffer[kChunk];
     const std::size_t rows = step.blocks.param.rows, cols = step.blocks.param.cols;
-    const std::size_t cols_at_once = cols < kBufferedCols ? cols : kBufferedCols;
-    const std::size_t rows_at_once = kBuffered / cols_at_once / 4 * 4;
+    const std::size_t cols_at_once = cols < kChunk ? cols : kChunk;
+    const std::size_t rows_at_once = kChunk / cols_at_once;
     for (std::size_t i = 0; i < rows; i += rows_at_once) {
         const std::size_t n_rows = rows - i < rows_at_once ? rows - i : rows_at_once;
         for (std::size_t j = 0; j < cols; j += cols_at_once) {
@@ -90,7 +88,7 @@ ADAFACTOR_INLINE bool apply_if(const Step& step) {
     with_kind(step.descent, blocks.m, [&](auto kind) __attribute__((always_inline)) {
         constexpr bool has_momentum = kind.value == DescentKind::with_momentum;
         if constexpr (has_momentum != std::is_same_v<M, None>) {
-            if constexpr (kIsRounded<Param>) {
+            if constexpr (kIsRounded<Param> && !kIsRounded<M>) {
                 if (at_random) return apply_as<Acc, separable, kind.value, true, F>(step);
             }
             apply_as<Acc, separable, kind.value, false, F>(step);
@@ -121,7 +119,9 @@ bool apply_halves(const Step& step) {
            apply_if<float, separable, Formats<Split, Bfloat16>>(step) ||
            apply_if<float, separable, Formats<Bfloat16, float>>(step) ||
            apply_if<float, separable, Formats<Bfloat16, Bfloat16, None, float>>(step) ||
-           apply_if<float, separable, Formats<Bfloat16, Bfloat16, None, Bfloat16>>(step);
+           apply_if<float, separable, Formats<Bfloat16, Bfloat16, None, Bfloat16>>(step) ||
+           apply_if<float, separable, Formats<float, Bfloat16, Bfloat16, float>>(step) ||
+           apply_if<float, separable, Formats<float, float, None, Bfloat16>>(step);
 }
 
 // Whether the step was one of those.

@@ -6,6 +6,14 @@
 constexpr std::size_t kFloatsBetween = 256;
 static_assert(kFloatsBetween % kDrawn == 0);
 
+// Asks for what comes next in memory, while this piece is stepped.
+template <class T>
+ADAFACTOR_INLINE void prefetch_ahead(const Row<T>& row, std::size_t j) {
+    const char* const next = row.template at<const char>(j + kChunk);
+    __builtin_prefetch(next);
+    if constexpr (std::is_same_v<T, Split>) __builtin_prefetch(row.lower(next));
+}
+
 template <class T, class Acc>
 void read_run(const Row<T>& row, std::size_t n, Acc* to) {
     if constexpr (std::is_same_v<Acc, double> && !kIsNative<T>) {
@@ -17,7 +25,10 @@ void read_run(const Row<T>& row, std::size_t n, Acc* to) {
         }
     } else {
         std::size_t j = 0;
-        for (; j + kLanes<Acc> <= n; j += kLanes<Acc>) store(to + j, read<Acc>(row, j));
+        for (; j + kLanes<Acc> <= n; j += kLanes<Acc>) {
+            prefetch_ahead(row, j);
+            store(to + j, read<Acc>(row, j));
+        }
         if (j < n) store_first(to + j, read_first<Acc>(row, j, n - j), n - j);
     }
 }
@@ -39,6 +50,7 @@ void write_run_at_random(const Row<T>& row, std::size_t n, const float* from,
             for (std::size_t k = 0; k < kDrawn / width; ++k) {
                 const std::size_t j = begin + d * kDrawn + k * width;
                 if (j >= n) return;
+                prefetch_ahead(row, j);
                 random_words(drawn[d], k, words);
                 if (n - j >= width)
                     write(row, j, load<float>(from + j), words);
@@ -64,7 +76,10 @@ void write_run(const Row<T>& row, std::size_t n, const Acc* from, const Rounding
             if (rounding.stochastic) return write_run_at_random(row, n, from, rounding, first);
         }
         std::size_t j = 0;
-        for (; j + kLanes<Acc> <= n; j += kLanes<Acc>) write(row, j, load<Acc>(from + j));
+        for (; j + kLanes<Acc> <= n; j += kLanes<Acc>) {
+            prefetch_ahead(row, j);
+            write(row, j, load<Acc>(from + j));
+        }
         if (j < n) write_first(row, j, n - j, load_first<Acc>(from + j, n - j));
     }
 }
