@@ -37,6 +37,21 @@ ADAFACTOR_INLINE auto with_type(Format format, const Body& body) {
     return body(First());
 }
 
+// The types of any array's numbers, of a gradient's, and of those that are read as floats. A format
+// of its own is added here.
+template <class Body>
+ADAFACTOR_INLINE auto with_any_type(Format format, const Body& body) {
+    return with_type<float, double, Bfloat16, Float16, Split>(format, body);
+}
+template <class Body>
+ADAFACTOR_INLINE auto with_grad_type(Format format, const Body& body) {
+    return with_type<float, double, Bfloat16, Float16>(format, body);
+}
+template <class Body>
+ADAFACTOR_INLINE auto with_float_type(Format format, const Body& body) {
+    return with_type<float, Bfloat16, Float16, Split>(format, body);
+}
+
 template <class T>
 struct Row {
     char* data;

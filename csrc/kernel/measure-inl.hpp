@@ -99,7 +99,7 @@ bool measure_panel_rows(const Block& grad, const Statistics& out, Acc* scratch) 
 }
 
 void measure_rows(const Block& grad, const Statistics& out, void* scratch) {
-    with_type<float, double, Bfloat16, Float16>(grad.format, [&](auto type) {
+    with_grad_type(grad.format, [&](auto type) {
         using G = decltype(type);
         if (sizeof(G) < sizeof(double) && !out.wide &&
             measure_panel_rows<FloatOf<G>, G>(grad, out, static_cast<FloatOf<G>*>(scratch)))
@@ -207,7 +207,7 @@ bool measure_tile_cols(const Block& grad, const Statistics& out, Acc* scratch) {
 }
 
 void measure_cols(const Block& grad, const Statistics& out, void* scratch) {
-    with_type<float, double, Bfloat16, Float16>(grad.format, [&](auto type) {
+    with_grad_type(grad.format, [&](auto type) {
         using G = decltype(type);
         if (sizeof(G) < sizeof(double) && !out.wide &&
             measure_tile_cols<FloatOf<G>, G>(grad, out, static_cast<FloatOf<G>*>(scratch)))

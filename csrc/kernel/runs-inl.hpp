@@ -87,26 +87,24 @@ void write_run(const Row<T>& row, std::size_t n, const Acc* from, const Rounding
 // All rows of a block into a buffer, one behind the other, and out of it.
 template <class Acc>
 [[gnu::noinline]] void copy_block(const Block& from, Acc* to) {
-    with_type<float, Bfloat16, Float16, Split>(
-        from.format, [&](auto type) __attribute__((always_inline)) {
-            using T = decltype(type);
-            for (std::size_t i = 0; i < from.rows; ++i)
-                read_run(row_of<T>(from, i), from.cols, to + i * from.cols);
-        });
+    with_float_type(from.format, [&](auto type) __attribute__((always_inline)) {
+        using T = decltype(type);
+        for (std::size_t i = 0; i < from.rows; ++i)
+            read_run(row_of<T>(from, i), from.cols, to + i * from.cols);
+    });
 }
 
 template <class Acc>
 [[gnu::noinline]] void copy_block(const Acc* from, std::ptrdiff_t stride, const Block& to,
                                   const Rounding& rounding) {
-    with_type<float, Bfloat16, Float16, Split>(
-        to.format, [&](auto type) __attribute__((always_inline)) {
-            using T = decltype(type);
-            const auto* const data = reinterpret_cast<const char*>(from);
-            for (std::size_t i = 0; i < to.rows; ++i)
-                write_run(row_of<T>(to, i), to.cols,
-                          reinterpret_cast<const Acc*>(data + std::ptrdiff_t(i) * stride), rounding,
-                          rounding.first + i * rounding.row_step);
-        });
+    with_float_type(to.format, [&](auto type) __attribute__((always_inline)) {
+        using T = decltype(type);
+        const auto* const data = reinterpret_cast<const char*>(from);
+        for (std::size_t i = 0; i < to.rows; ++i)
+            write_run(row_of<T>(to, i), to.cols,
+                      reinterpret_cast<const Acc*>(data + std::ptrdiff_t(i) * stride), rounding,
+                      rounding.first + i * rounding.row_step);
+    });
 }
 
 // The block itself if it is of Acc's own format or of none, or else its numbers in the buffer.

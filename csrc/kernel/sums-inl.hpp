@@ -119,7 +119,7 @@ ADAFACTOR_INLINE double sum_by_fours(const double* x, std::size_t n) {
 }
 
 double sum_squares(const Block& block) {
-    return with_type<float, double, Bfloat16, Float16, Split>(block.format, [&](auto type) {
+    return with_any_type(block.format, [&](auto type) {
         using T = decltype(type);
         double total = 0, sum_sq[kPanelRows];
         for (std::size_t begin = 0; begin < block.rows; begin += kPanelRows) {
