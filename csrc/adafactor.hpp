@@ -35,8 +35,8 @@ inline std::size_t size_of(const Array& array) {
     return size;
 }
 
-// Of one step of one tensor: what depends on t is a number by now. The seed's where nothing else is
-// said.
+// The numbers of one step of one tensor. What depends on t has been computed. The defaults are
+// those of the twenty lines of NumPy, convention "numpy".
 //
 //   g       = grad_scale grad
 //   q       = g^2 + eps_squares            its running means are exp_row and exp_col, or v
@@ -67,10 +67,10 @@ struct HyperParameters {
 
 class CarriedSquares;
 
-// One tensor with its state. Halves are read as float32, and a float32 is what becomes of them
-// until it is rounded. A factored one is a batch of matrices, over all axes but row_axis and
-// col_axis: exp_row (matrices, rows) and exp_col (matrices, cols), v is null. Any other keeps v,
-// C-contiguous and of the tensor's shape, and exp_row, exp_col are null.
+// One tensor with its state. Halves are read as float32, and the new param is a float32 until it is
+// rounded. A factored tensor is a batch of matrices over all axes but row_axis and col_axis; it has
+// exp_row (matrices, rows) and exp_col (matrices, cols), and its v is null. Any other tensor has v,
+// C-contiguous and of the tensor's shape, and its exp_row and exp_col are null.
 struct Tensor {
     Array param;
     Array grad;
@@ -78,12 +78,12 @@ struct Tensor {
     double* exp_row;
     double* exp_col;
     double* v;
-    Array m;     // the first moment, of param's shape; data is null: none
-    Array copy;  // halves, of param's shape, that receive a float32 param rounded; or null likewise
+    Array m;     // the first moment, of param's shape; its data is null if there is none
+    Array copy;  // halves, of param's shape, that get a float32 param rounded; null likewise
     CarriedSquares* carried;  // null: RMS(param) is measured, if it is needed
     HyperParameters hyper;
-    bool stochastic = false;  // how halves are rounded, of param or copy: or to nearest
-    RandomStream random{};    // by which
+    bool stochastic = false;  // halves are rounded at random, not to the nearest
+    RandomStream random{};    // the random bits that they are rounded by
 };
 
 // Why a step cannot be taken: what would not be finite after it.
@@ -118,18 +118,18 @@ struct Options {
 struct Outcome {
     Fault fault = Fault::none;
     std::size_t tensor = 0;
-    // For grad and param the first bad element in C order; -1 if only their sum overflows.
+    // The first bad element in C order, of grad or param; -1 if only their sum overflows.
     std::ptrdiff_t index = -1;
     double grad_norm =
         std::numeric_limits<double>::quiet_NaN();  // of all tensors, after grad_scale
 };
 
-// Takes one step of each tensor, in place, and fills one report for each. With a fault nothing of
-// the list is written if all_or_none; otherwise nothing of the tensor, and unless `skips` nothing
-// of those behind it. A tensor without elements stays as it is. Where the norm of all gradients
-// exceeds max_grad_norm they are scaled down to it first, as torch's clip_grad_norm_ does; that
-// makes every step all_or_none. The result is the same, bit for bit, for every number of threads
-// and every instruction set. May throw std::bad_alloc, before any write.
+// Takes one step of each tensor, in place, and fills one report for each. If a tensor has a fault,
+// all_or_none leaves the whole list as it was; otherwise that tensor stays as it was, and so do
+// those behind it unless `skips`. A tensor without elements stays as it is. If the norm of all
+// gradients exceeds max_grad_norm, they are scaled down to it first, as torch's clip_grad_norm_
+// does; that makes every step all_or_none. The result is the same, bit for bit, for every number of
+// threads and every instruction set. May throw std::bad_alloc, before any write.
 Outcome step(const Tensor* tensors, std::size_t n_tensors, const Options& options,
              TensorReport* reports);
 

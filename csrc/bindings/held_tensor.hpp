@@ -48,11 +48,11 @@ struct HeldTensor {
     std::uint64_t random_key = 0;  // of its name, "0" without one, for RandomStream
     CarriedSquares carried;
 
-    // Of a model's Tensor in Python, whose attributes are called as the fields here. Throws
+    // Holds a model's Tensor of Python, whose attributes are called as the fields here. Throws
     // TypeError or ValueError if its arrays do not go together.
     HeldTensor(const py::object& tensor, std::size_t group);
 
-    // Without a name and a param: exp_row and exp_col, or v, is the state of each of its steps.
+    // Holds a state without a name and a param, which every step is given.
     HeldTensor(std::vector<std::ptrdiff_t> shape, const py::object& exp_row,
                const py::object& exp_col, const py::object& v);
 
@@ -64,7 +64,7 @@ struct HeldTensor {
     // What steps write to.
     std::vector<WrittenMemory::Piece> pieces() const;
 
-    // As a step takes it: `param` is that of the Tensor in Python, `grad` of this shape.
+    // The tensor as a step takes it. `param` is that of the Tensor in Python, `grad` of this shape.
     Tensor with(const Array& param, const Array& grad) const;
 
 private:

@@ -12,7 +12,7 @@ namespace adafactor {
 
 namespace py = pybind11;
 
-// Without the GIL, unless the step is so short that another thread could not use it.
+// Takes the step without the GIL, unless it is so short that another thread could not use the time.
 Outcome take_step(const Tensor* tensors, std::size_t n_tensors, const Options& options,
                   TensorReport* reports);
 

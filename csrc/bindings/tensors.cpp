@@ -287,7 +287,7 @@ private:
     WrittenMemory memory_;
     py::weakref last_param_;  // of update, if its RMS is carried
 
-    // Of the step under way; kept for the next one's use.
+    // These belong to the step under way, and are kept for the next one's use.
     std::vector<Tensor> tensors_;
     std::vector<std::size_t> positions_;  // theirs in held_
     std::vector<TensorReport> reports_;

@@ -71,7 +71,7 @@ void FactoredStep::apply_copies(std::size_t matrix, const Rect& part, char* copi
     put_back(blocks.copy, at.copy);
 }
 
-// For a part of a matrix, in param's order.
+// The factors of a part of a matrix, in param's order.
 Factors FactoredStep::factors_of(std::size_t matrix, const Rect& part) const {
     const bool swapped = geometry_.param.swapped();
     const std::size_t item = resolved_.wide ? sizeof(double) : sizeof(float);

@@ -173,7 +173,7 @@ private:
                 step_.grad_sq_scale();
     }
 
-    // In the direct form: a sweep of its own.
+    // RMS(u)^2 in the direct form, which takes a sweep of its own.
     void find_direct_u() {
         double* const sums = step_.resolving_.tile_u_sq;
         const bool in_place = at_.grad_like_param.has_unit_runs();

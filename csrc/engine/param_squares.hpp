@@ -37,7 +37,8 @@ public:
         return sums_;
     }
 
-    // Around apply, which fills what written() points to if it is not null: a sum for each tile.
+    // apply comes between these two. It puts the sum of each tile where written() points, if that
+    // is not null.
     void begin_apply() { written_ = carried_ != nullptr ? carried_->written() : nullptr; }
     double* written(std::size_t tile) const { return written_ ? &written_[tile] : nullptr; }
     void end_apply() {

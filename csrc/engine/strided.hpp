@@ -52,10 +52,10 @@ void scatter(const Block& from, const MatrixView& view, const Rect& part);
 // data has matrices of no format.
 class MatrixBatch {
 public:
-    // Of views that are all `swapped`, or not.
+    // All views are `swapped`, or none is.
     MatrixBatch(const Array& array, int row_axis, int col_axis, bool swapped);
 
-    // With runs along the axis with the smaller stride.
+    // The runs go along the axis with the smaller stride.
     static MatrixBatch along_memory(const Array& array, int row_axis, int col_axis);
 
     bool exists() const { return first_.data != nullptr; }

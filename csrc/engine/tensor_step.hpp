@@ -51,7 +51,7 @@ public:
     virtual void apply(std::size_t task, char* scratch) = 0;
     virtual void end_apply() {}
 
-    // For a step that is measured again.
+    // Scales the gradient of a step that is measured again.
     void scale_grad(double factor) { hyper_.grad_scale *= factor; }
 
     TensorReport& report() { return report_; }
@@ -74,7 +74,7 @@ protected:
                 hyper_.eps_root, hyper_.root_floor,  hyper_.mean_floor};
     }
 
-    // Of elements that are numbered as in struct Rounding.
+    // The rounding of elements that are numbered as in struct Rounding.
     Rounding rounding(std::uint64_t first, std::uint64_t row_step = 0) const {
         return {tensor_.stochastic, tensor_.random.key, tensor_.random.stream, first, row_step};
     }
@@ -90,7 +90,7 @@ TensorStep* make_factored_step(const Tensor& tensor, TensorReport& report, Scrat
                                const KernelTable& kernels);
 TensorStep* make_unfactored_step(const Tensor& tensor, TensorReport& report, Scratch& for_step,
                                  const KernelTable& kernels);
-// For factored tensors of many small matrices.
+// This one is for factored tensors of many small matrices.
 TensorStep* make_small_step(const Tensor& tensor, TensorReport& report, Scratch& for_step,
                             const KernelTable& kernels);
 bool is_small(const Tensor& tensor);

@@ -58,7 +58,7 @@ constexpr std::size_t group_of(bool stochastic) {
     return stochastic ? kDrawn : kLanes<Acc>;
 }
 
-// Of rows i to i + R - 1. With sums, sum_sq[r] becomes the sum of squares of what was written to
+// Steps rows i to i + R - 1. With sums, sum_sq[r] becomes the sum of squares of what was written to
 // row i + r, if Acc can be trusted with it.
 template <class Acc, class Way, class F, std::size_t R>
 ADAFACTOR_INLINE void apply_some_rows(const Step& step, std::size_t i, double* sum_sq) {
@@ -136,7 +136,7 @@ ADAFACTOR_INLINE void apply_some_rows(const Step& step, std::size_t i, double* s
                                 new_param(read_first<Acc>(param[r], j, n), x, first_moment));
                     if constexpr (has_momentum) write_first(m[r], j, n, first_moment);
                     if constexpr (Way::sums) {
-                        // Without what stands behind the end.
+                        // What stands behind the end does not count.
                         const Lanes<Acc> now = read_first<Acc>(param[r], j, n);
                         sum[r] = sum[r] + now * now;
                     }

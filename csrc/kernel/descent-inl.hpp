@@ -32,7 +32,7 @@ struct WeightedU {
     }
 };
 
-// Without decay and momentum, with decay alone, with momentum.
+// The kinds are: neither decay nor momentum, decay alone, momentum.
 enum class DescentKind { plain, decayed, with_momentum };
 
 template <DescentKind kind>

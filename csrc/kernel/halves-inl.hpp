@@ -24,7 +24,7 @@ ADAFACTOR_INLINE Words half_sign(const Floats& x) { return words_of(x) >> 16 & 0
 ADAFACTOR_INLINE Words where(const Ints& mask, const Words& x, const Words& y) {
     return mask ? x : y;
 }
-// Of magnitudes, which are below 2^31: sets without an unsigned comparison have a signed one.
+// Takes magnitudes, which are below 2^31: sets without an unsigned comparison have a signed one.
 ADAFACTOR_INLINE Ints at_least_word(const Words& x, std::int32_t y) {
     return reinterpret_cast<Ints>(x) >= y;
 }

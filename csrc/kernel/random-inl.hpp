@@ -41,7 +41,7 @@ ADAFACTOR_INLINE void draw(const Rounding& rounding, const std::uint64_t (&first
         std::uint32_t key = rounding.key;
         for (int round = 0; round < 10; ++round) {
             for (std::size_t r = 0; r < R; ++r) {
-                // Of each lane the low 32 bits count.
+                // The low 32 bits of each lane count.
                 const Counters product = low_products(left[r], multiplier);
                 left[r] = (product >> 32) ^ right[r] ^ std::uint64_t(key);
                 right[r] = product;

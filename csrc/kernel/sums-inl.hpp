@@ -76,8 +76,8 @@ ADAFACTOR_INLINE void sum_squares_of_some_rows(const Block& block, std::size_t i
     for (std::size_t r = 0; r < R; ++r) sum_sq[r] = sums[r];
 }
 
-// Of the sums of squares of rows [begin, end), added up in float, those that it cannot be trusted
-// with are added up again in fp64. Returns whether float was right for all: zeros are right in any
+// Adds up again in fp64 those sums of squares of rows [begin, end) that float, in which they were
+// added up, cannot be trusted with. Returns whether float was right for all: zeros are right in any
 // type.
 template <class T>
 [[gnu::noinline]] bool correct_untrusted(const Block& block, std::size_t begin, std::size_t end,
