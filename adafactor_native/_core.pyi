@@ -5,6 +5,8 @@ from typing import Any, ClassVar, TypeVar, overload
 import numpy as np
 import numpy.typing as npt
 
+from adafactor_native.gradients import Gradient
+
 _Result = TypeVar("_Result")
 
 version: str
@@ -55,13 +57,11 @@ class Tensors:
     ) -> None: ...
     # Tensors of adafactor_native.param_groups, whose attributes are read by name
     def add(self, groups: Iterable[Iterable[object]]) -> None: ...
-    def update(
-        self, plan: Plan, param: npt.NDArray[Any], grad: npt.NDArray[Any] | np.floating[Any]
-    ) -> None: ...
+    def update(self, plan: Plan, param: npt.NDArray[Any], grad: Gradient) -> None: ...
     def step(
         self,
         plan: Plan,
-        grads: Sequence[npt.NDArray[Any] | np.floating[Any] | None],
+        grads: Sequence[Gradient | None],
         grad_scale: float,
         make_report: Callable[
             [

@@ -22,6 +22,7 @@ from adafactor_native.flat_state import (
     staged_arrays,
     steps,
 )
+from adafactor_native.gradients import Gradient
 from adafactor_native.hyperparameters import HyperParameter
 from adafactor_native.rules import rule_of
 from adafactor_native.suggestions import KnownAttributes
@@ -222,9 +223,7 @@ class AdaFactor(KnownAttributes):
         """Steps left out with ``nonfinite="skip"``."""
         return self._tensors.skipped
 
-    def update(
-        self, param: npt.NDArray[Any], grad: npt.NDArray[Any] | np.floating[Any]
-    ) -> npt.NDArray[Any]:
+    def update(self, param: npt.NDArray[Any], grad: Gradient) -> npt.NDArray[Any]:
         """Take one step: change `param` and the state in place.
 
         Parameters
@@ -234,7 +233,8 @@ class AdaFactor(KnownAttributes):
             bfloat16 is that of ml_dtypes.
         grad : ndarray of float16, bfloat16, float32 or float64, shape `shape`
             The gradient, only read. Its dtype and strides need not be `param`'s. For a shape of
-            no axes a NumPy scalar will do.
+            no axes a NumPy scalar will do. So will an object that becomes such an array by
+            ``__array__`` or DLPack, without a copy where it can: a tensor of torch on the CPU.
 
         Returns
         -------

@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, Union
 
+import numpy as np
 import numpy.typing as npt
 
 from adafactor_native.param_groups import ParamGroup
+
+
+class HasArray(Protocol):
+    """What ``numpy.asarray`` reads: tensors of torch on the CPU, arrays of jax."""
+
+    def __array__(self) -> npt.NDArray[Any]: ...
+
+
+class HasDLPack(Protocol):
+    """What ``numpy.from_dlpack`` reads, without a copy."""
+
+    def __dlpack__(self) -> Any: ...
+
+    def __dlpack_device__(self) -> Any: ...
+
+
+Gradient = Union[npt.NDArray[Any], "np.floating[Any]", HasArray, HasDLPack]
 
 
 def in_order(grads: Any, groups: Sequence[ParamGroup], names: Sequence[str]) -> Sequence[Any]:

@@ -366,8 +366,10 @@ class Optimizer(KnownAttributes):
         grads : mapping, list or tuple, or list of one for each group
             The gradients, each an ndarray of float16, bfloat16, float32 or float64 of its
             parameter's shape, only read; dtype and strides need not be the parameter's, and for a
-            parameter of no axes a NumPy scalar will do. None leaves a tensor out. Either as `params`
-            was, or of all tensors in one mapping by name or one list or tuple.
+            parameter of no axes a NumPy scalar will do, and an object that becomes such an array by
+            ``__array__`` or DLPack, without a copy where it can: a tensor of torch on the CPU. None
+            leaves a tensor out. Either as `params` was, or of all tensors in one mapping by name or
+            one list or tuple.
         grad_scale : float
             What the gradients were multiplied by, with the loss; finite, above 0. They are divided
             by it before anything else.

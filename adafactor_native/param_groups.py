@@ -379,7 +379,9 @@ def named_arrays(shown: str, params: Any, n_before: int) -> dict[str, Array]:
         if not isinstance(name, str):
             raise TypeError(f"params has the name {name!r}, must be a str")
         if not isinstance(param, np.ndarray):
+            has_memory = hasattr(param, "__array__") and not isinstance(param, np.generic)
+            instead = " of its memory, as torch's p.detach().numpy()" if has_memory else ""
             raise TypeError(
-                f"params[{name!r}] is a {type(param).__name__}, must be a numpy.ndarray"
+                f"params[{name!r}] is a {type(param).__name__}, must be a numpy.ndarray{instead}"
             )
     return named

@@ -18,10 +18,18 @@ std::string text(py::handle object) { return py::str(object).cast<std::string>()
 [[noreturn]] void fail_type(const std::string& message) { throw py::type_error(message); }
 [[noreturn]] void fail_value(const std::string& message) { throw py::value_error(message); }
 
+// Whether NumPy makes an array of it by its own protocol or by DLPack.
+bool becomes_array(py::handle object) {
+    return !PyType_Check(object.ptr()) &&
+           !py::isinstance(object, py::module_::import("numpy").attr("generic")) &&
+           (py::hasattr(object, "__array__") || py::hasattr(object, "__dlpack__"));
+}
+
 py::array numpy_array(py::handle object, const Name& name) {
     if (!py::isinstance<py::array>(object))
         fail_type(name.text() + " is a " + text(py::type::of(object).attr("__name__")) +
-                  ", must be a numpy.ndarray");
+                  ", must be a numpy.ndarray" +
+                  (becomes_array(object) ? " of its memory, as torch's p.detach().numpy()" : ""));
     const auto* plain = py::detail::npy_api::get().PyArray_Type_;
     if (Py_TYPE(object.ptr()) != plain &&
         py::isinstance(object, py::module_::import("numpy.ma").attr("MaskedArray")))
@@ -117,14 +125,24 @@ std::string shape_text(int ndim, const std::ptrdiff_t* shape) {
     return text(axes);
 }
 
-py::object array_from(py::handle object) {
-    if (!py::isinstance<py::array>(object)) {
-        const py::module_ numpy = py::module_::import("numpy");
-        if (py::isinstance(object, numpy.attr("floating")) ||
-            text(py::type::of(object).attr("__name__")) == "bfloat16")
-            return numpy.attr("asarray")(object);
+py::object array_from(py::handle object, const Name& name) {
+    if (py::isinstance<py::array>(object)) return py::reinterpret_borrow<py::object>(object);
+    const py::module_ numpy = py::module_::import("numpy");
+    if (py::isinstance(object, numpy.attr("floating")) ||
+        text(py::type::of(object).attr("__name__")) == "bfloat16")
+        return numpy.attr("asarray")(object);
+    if (!becomes_array(object)) return py::reinterpret_borrow<py::object>(object);
+    try {
+        return numpy.attr(py::hasattr(object, "__array__") ? "asanyarray" : "from_dlpack")(object);
+    } catch (py::error_already_set& error) {
+        if (!error.matches(PyExc_Exception)) throw;
+        const std::string message =
+            name.text() + " is a " + text(py::type::of(object).attr("__name__")) +
+            " that NumPy cannot read (" + text(error.value()) +
+            "), must be a numpy.ndarray or become one, as torch's by grad.detach().cpu()";
+        py::raise_from(error, PyExc_TypeError, message.c_str());
+        throw py::error_already_set();
     }
-    return py::reinterpret_borrow<py::object>(object);
 }
 
 Array array_of(py::handle object, const Name& name, Access access) {

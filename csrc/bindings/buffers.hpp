@@ -27,9 +27,10 @@ struct Name {
     std::string of_tensor() const;  // " of 'w'", or nothing
 };
 
-// An array of no axes for a NumPy scalar, which is what NumPy's operators make of such arrays;
-// anything else as it is. For what is only read.
-py::object array_from(py::handle object);
+// An array of no axes for a NumPy scalar, which is what NumPy's operators make of such arrays; what
+// an object with __array__ or __dlpack__ becomes, of the same memory if it can; anything else as it
+// is. For what is only read. It may run code of the object's class: no pointers must be held.
+py::object array_from(py::handle object, const Name& name);
 
 // An array of a Format, of any strides, `name` in every error. The Array borrows from
 // `object`. Throws TypeError for what is not such an array, ValueError for a byte order other than

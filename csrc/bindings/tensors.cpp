@@ -88,7 +88,7 @@ public:
     void update(const Plan& plan, py::handle param_object, py::handle grad_or_scalar) {
         const StepLock lock(occupancy_);
         HeldTensor& held = *held_.at(0);
-        const py::object grad_object = array_from(grad_or_scalar);
+        const py::object grad_object = array_from(grad_or_scalar, Name("grad"));
         const Array param = array_of(param_object, "param", Access::write);
         const Array grad = array_of(grad_object, "grad", Access::read);
         const int ndim = int(held.shape.size());
@@ -123,21 +123,17 @@ public:
                     const py::function& make_report) {
         const StepLock lock(occupancy_);
         require_count_left();
-        const py::tuple grads(grads_given);  // holds them all, whatever becomes of the list
-        if (grads.size() != held_.size() || plan.rules.size() != n_groups_)
+        const py::tuple given(grads_given);  // holds them all, whatever becomes of the list
+        if (given.size() != held_.size() || plan.rules.size() != n_groups_)
             throw py::value_error("as many grads as tensors, and rules as groups, are needed");
-        converted_.clear();
+        const py::tuple grads = arrays_from(given);
         tensors_.clear();
         positions_.clear();
         for (std::size_t k = 0; k < held_.size(); ++k) {
-            py::handle grad_object = PyTuple_GET_ITEM(grads.ptr(), py::ssize_t(k));
+            const py::handle grad_object = PyTuple_GET_ITEM(grads.ptr(), py::ssize_t(k));
             if (grad_object.is_none()) continue;
             HeldTensor& held = *held_[k];
             const Array param = held.param.now(held.name_of("param"));
-            if (!py::isinstance<py::array>(grad_object)) {
-                converted_.push_back(array_from(grad_object));
-                grad_object = converted_.back();
-            }
             const Name grad_name = held.name_of("grad");
             const Array grad = array_of(grad_object, grad_name, Access::read);
             require_shape(grad, grad_name, param.ndim, param.shape);
@@ -228,6 +224,21 @@ private:
                 "state with a smaller t and skipped");
     }
 
+    // The gradients, arrays where they were something that becomes one: all are, before the first
+    // is looked at. The same tuple, where there is no such gradient.
+    py::tuple arrays_from(const py::tuple& given) const {
+        const auto is_array_or_none = [](py::handle grad) {
+            return grad.is_none() || py::isinstance<py::array>(grad);
+        };
+        if (std::all_of(given.begin(), given.end(), is_array_or_none)) return given;
+        py::tuple arrays(given.size());
+        for (std::size_t k = 0; k < held_.size(); ++k) {
+            const py::object grad = given[k];
+            arrays[k] = is_array_or_none(grad) ? grad : array_from(grad, held_[k]->name_of("grad"));
+        }
+        return arrays;
+    }
+
     // The tensor with what the plan makes of it at its next step.
     Tensor planned(const Plan& plan, HeldTensor& held, const Array& param, const Array& grad,
                    double grad_scale) {
@@ -291,7 +302,6 @@ private:
     std::vector<Tensor> tensors_;
     std::vector<std::size_t> positions_;  // theirs in held_
     std::vector<TensorReport> reports_;
-    std::vector<py::object> converted_;
 };
 
 }  // namespace
