@@ -7,6 +7,7 @@ optimizer made anew with the state put together by hand.
 import copy
 import json
 import pickle
+import sys
 
 import ml_dtypes
 import numpy as np
@@ -457,6 +458,59 @@ def test_an_array_of_another_tensor_that_was_reshaped_refuses_it_all():
         with pytest.raises(ValueError, match=r"ms\['b'\] has shape"):
             act()
         assert opt.tensors == tensors
+
+
+ACTS = {
+    "replace": lambda opt: opt.replace("w", opt.params["w"].copy()),
+    "resize": lambda opt: opt.resize("w", np.ones((5, 6), BF16)),
+    "remove": lambda opt: opt.remove("w"),
+    "reset": lambda opt: opt.reset("w"),
+    "reset rows": lambda opt: opt.reset("w", [1]),
+}
+
+
+def interrupted(act, opt, at):
+    """Act, but raise at one of its byte codes, where handlers of signals run; or return True."""
+    codes = 0
+
+    def count(frame, event, argument):
+        nonlocal codes
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            codes += 1
+            if codes == at:
+                raise KeyboardInterrupt
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        act(opt)
+    except KeyboardInterrupt:
+        return False
+    finally:
+        sys.settrace(before)
+    return True
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_a_signal_at_any_moment_leaves_all_as_it_was_or_as_it_will_be(act):
+    kind = "masters"
+    start = run(made(kind, model(BF16)), range(2))
+    before = values(start)
+    changed = copy.deepcopy(start)
+    ACTS[act](changed)
+    after = values(changed)
+    finished, at, n_refused = False, 1, 0
+    while not finished:
+        opt = copy.deepcopy(start)
+        finished = interrupted(ACTS[act], opt, at)
+        found = values(opt)
+        n_refused += not finished
+        assert found in (before, after), at
+        assert opt.param_groups[0]["names"] == opt.names and len(opt.counts) == len(opt.names)
+        at += 11
+    assert found == after and n_refused > 10
 
 
 def test_schedules_and_groups_go_on():
