@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from math import prod
@@ -295,8 +295,12 @@ def new_groups(
     defaults: Mapping[str, Any],
     taken: Sequence[str],
     cell: PlanCell,
+    removed: Collection[str] = (),
 ) -> list[ParamGroup]:
-    """Return groups as `read_groups` gave them, as new ones beside tensors of the names `taken`."""
+    """Return groups as `read_groups` gave them, as new ones beside tensors of the names `taken`.
+
+    Names that were `removed` may stand in masks, and are free; but positions go on behind them.
+    """
     groups = []
     names = set(taken)
     for where, group in given:
@@ -304,7 +308,7 @@ def new_groups(
             raise ValueError(f"{where.format('params')} is missing, must be given")
         own = {key: value for key, value in group.items() if key not in _ARRAYS}
         switches = convention.switches(("{}", defaults), (where, own))
-        arrays = named_arrays(where.format("params"), group["params"], len(names))
+        arrays = named_arrays(where.format("params"), group["params"], len(names.union(removed)))
         for name in arrays:
             if name in names:
                 raise ValueError(f"params[{name!r}] is given twice, names must be unique")
@@ -316,8 +320,8 @@ def new_groups(
         groups.append(ParamGroup(tensors, switches, convention, cell))
     for group in groups:
         mask = group["weight_decay_mask"]
-        if isinstance(mask, frozenset) and not mask <= names:
-            unknown = ", ".join(sorted(map(repr, mask - names)))
+        if isinstance(mask, frozenset) and not mask <= names.union(removed):
+            unknown = ", ".join(sorted(map(repr, mask - names.union(removed))))
             raise ValueError(f"weight_decay_mask has {unknown}, must have names of params only")
     return groups
 
