@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adafactor_native import hyperparameters as hyper
+from adafactor_native import state_files
 from adafactor_native._runtime import _core
 from adafactor_native.conventions import CONVENTIONS
 from adafactor_native.flat_state import (
@@ -297,15 +298,56 @@ class AdaFactor(KnownAttributes):
         """
         return self._tensors.alone(self._copied_state)
 
+    def save(self, path: state_files.Path) -> None:
+        """Write what `state_dict` returns to a file; all is as in `Optimizer.save`.
+
+        Parameters
+        ----------
+        path : str or path-like
+            Where to; it ends in ".npz" or ".safetensors", which chooses the format.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `path` ends otherwise.
+        OSError
+            If the file cannot be written. The old one, if there is one, is as before.
+        RuntimeError
+            If another thread is in `update` of this object.
+        """
+        self._tensors.alone(lambda: state_files.save(path, self._live_state()))
+
+    def load(self, path: state_files.Path) -> None:
+        """Continue where `save` was called, with the same bits; all is as in `Optimizer.load`.
+
+        Parameters
+        ----------
+        path : str or path-like
+            A file that `save`, ``numpy.savez`` or ``safetensors.numpy.save_file`` wrote.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the file is not whole or not such a file, or as by `load_state_dict`. The message says
+            what is wrong, and nothing is changed.
+        OSError
+            If the file cannot be read.
+        RuntimeError
+            If another thread is in `update` of this object.
+        """
+        self.load_state_dict(state_files.load(path))
+
     def _copied_state(self) -> dict[str, npt.NDArray[Any]]:
+        return {name: array.copy() for name, array in self._live_state().items()}
+
+    def _live_state(self) -> dict[str, npt.NDArray[Any]]:
         header = {
             "t": self.t,
             "skipped": self.skipped,
             "shape": self.shape,
             "hyper_parameters": {name: getattr(self, name) for name in _SAVED},
         }
-        arrays = {name: array.copy() for name, array in self._arrays().items()}
-        return {"header": header_array(FORMAT, FORMAT_VERSION, header), **arrays}
+        return {"header": header_array(FORMAT, FORMAT_VERSION, header), **self._arrays()}
 
     def load_state_dict(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         """Continue where `state_dict` was called, with the same bits.

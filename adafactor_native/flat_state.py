@@ -76,8 +76,13 @@ def steps(shown: str, value: Any) -> int:
     return hyper.count(shown, value)
 
 
-def staged_arrays(arrays: Mapping[str, Any], own: Mapping[str, Array]) -> dict[str, Array]:
-    """Return copies of a state's arrays, known to be as ours are; nobody else can change them."""
+def staged_arrays(
+    arrays: Mapping[str, Any], own: Mapping[str, Array], copy: bool = True
+) -> dict[str, Array]:
+    """Return copies of a state's arrays, known to be as ours are; nobody else can change them.
+
+    Where nobody else has them either, `copy` may be false.
+    """
     require_keys("{!r}", [key for key in arrays if key != "header"], own)
     for key, array in own.items():
         given = arrays[key]
@@ -87,6 +92,8 @@ def staged_arrays(arrays: Mapping[str, Any], own: Mapping[str, Array]) -> dict[s
             raise TypeError(f"state[{key!r}] has dtype {given.dtype}, must be {array.dtype}")
         if given.shape != array.shape:
             raise ValueError(f"state[{key!r}] has shape {given.shape}, must be {array.shape}")
+    if not copy:
+        return {key: arrays[key] for key in own}
     return {key: np.array(arrays[key], array.dtype, subok=False) for key, array in own.items()}
 
 

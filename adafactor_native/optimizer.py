@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 import numpy as np
 import numpy.typing as npt
 
-from adafactor_native import changing, state_dict
+from adafactor_native import changing, state_dict, state_files
 from adafactor_native import hyperparameters as hyper
 from adafactor_native._runtime import _core
 from adafactor_native.convention import Convention, convention_of, switch_elsewhere
@@ -664,6 +664,103 @@ class Optimizer(KnownAttributes):
             keep,
             hyper.boolean("convert", convert),
         )
+
+    def save(self, path: state_files.Path, params: bool = False) -> None:
+        """Write what `state_dict` returns to a file, array by array, without a copy of it all.
+
+        The file is what ``numpy.savez`` or ``safetensors.numpy.save_file`` of it would hold, and can
+        be read by ``numpy.load`` or ``safetensors.numpy.load_file``. It is written beside `path`, as a
+        file whose name begins with a dot and ends in ".tmp", to the disk, and only then put in its
+        place: a crash at any moment leaves the old file or the new one whole. An error removes the
+        file that was begun; what a killed process has left of one can be deleted.
+
+        Parameters
+        ----------
+        path : str or path-like
+            Where to; it ends in ".npz" or ".safetensors", which chooses the format. A file that is
+            there is replaced and its permissions are kept.
+        params : bool, default False
+            Whether the parameters are part of it, so that one file is the whole checkpoint.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `path` ends otherwise, or a tensor's name is one that a ".npz" cannot hold: with a
+            zero byte, of more than 65,000 bytes, or "name.npy" beside "name".
+        OSError
+            If the file cannot be written.
+        RuntimeError
+            If another thread is in a step of this object; none may begin one meanwhile.
+
+        Notes
+        -----
+        Memory above the model: nothing for arrays in C order; one array for any other.
+
+        Examples
+        --------
+        >>> import numpy as np, os, tempfile
+        >>> from adafactor_native import Optimizer
+        >>> opt = Optimizer({"w": np.ones((2, 3))}, lr=0.1)
+        >>> report = opt.step({"w": np.ones((2, 3))})
+        >>> other = Optimizer({"w": np.zeros((2, 3))})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     opt.save(os.path.join(folder, "checkpoint.npz"), params=True)
+        ...     other.load(os.path.join(folder, "checkpoint.npz"))
+        >>> other.t, bool((other.params["w"] == opt.params["w"]).all())
+        (1, True)
+        """
+        with_params = hyper.boolean("params", params)
+        self._tensors.alone(
+            lambda: state_files.save(path, state_dict.live_arrays(self, with_params))
+        )
+
+    def load(
+        self,
+        path: state_files.Path,
+        *,
+        strict: bool = True,
+        rename: Rename | None = None,
+        keep: Collection[str] = (),
+        convert: bool = False,
+    ) -> LoadReport | None:
+        """Continue where `save` was called, with the same bits.
+
+        Parameters
+        ----------
+        path : str or path-like
+            A file that `save`, ``numpy.savez`` or ``safetensors.numpy.save_file`` wrote; it ends in
+            ".npz" or ".safetensors".
+        strict, rename, keep, convert
+            As `load_state_dict` takes them.
+
+        Returns
+        -------
+        LoadReport or None
+            With ``strict=False`` what was loaded, missing, unexpected and mismatched.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the file is not whole or not such a file, or as by `load_state_dict`. The message says
+            what is wrong, and nothing is changed.
+        OSError
+            If the file cannot be read.
+        RuntimeError
+            If another thread is in a step of this object.
+
+        Notes
+        -----
+        Nothing in the file is executed, and no more is allocated than the file's size. A compressed
+        ".npz" is refused: ``opt.load_state_dict(dict(numpy.load(path)))`` reads it. Memory above the
+        model: that of the file.
+        """
+        choices = (
+            hyper.boolean("strict", strict),
+            rename,
+            keep,
+            hyper.boolean("convert", convert),
+        )
+        return state_dict.load_state_dict(self, state_files.load(path), *choices, is_ours=True)
 
     def params_changed(self) -> None:
         """Say that somebody else has written to params: the next step reads all of them.

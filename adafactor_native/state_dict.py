@@ -58,6 +58,14 @@ _CALLABLE = {"callable": True}  # what a header has for what cannot be written
 
 def state_dict(opt: Optimizer, params: bool) -> dict[str, Array]:
     """Return copies of all that an optimizer remembers; see `Optimizer.state_dict`."""
+    return {
+        key: np.array(array, order="C", subok=False)
+        for key, array in live_arrays(opt, params).items()
+    }
+
+
+def live_arrays(opt: Optimizer, params: bool) -> dict[str, Array]:
+    """Return all that an optimizer remembers, in the arrays where it is, and a header."""
     tensors = [(g, x) for g, group in enumerate(opt.param_groups) for x in group.tensors]
     header = {
         "convention": opt.convention,
@@ -70,13 +78,13 @@ def state_dict(opt: Optimizer, params: bool) -> dict[str, Array]:
         "tensors": [_description(tensor, g) for g, tensor in tensors],
     }
     arrays = {
-        f"{kind}/{tensor.name}": np.array(portable(array), order="C", subok=False)
+        f"{kind}/{tensor.name}": portable(array)
         for _, tensor in tensors
         for kind, array in _kept(tensor, params).items()
     }
     return {
         "header": header_array(FORMAT, FORMAT_VERSION, header),
-        "t": opt.counts.copy(),
+        "t": opt.counts,
         **arrays,
     }
 
@@ -88,8 +96,12 @@ def load_state_dict(
     rename: Rename | None = None,
     keep: Collection[str] = (),
     convert: bool = False,
+    is_ours: bool = False,
 ) -> LoadReport | None:
-    """Take a state over, or raise and change nothing; see `Optimizer.load_state_dict`."""
+    """Take a state over, or raise and change nothing; see `Optimizer.load_state_dict`.
+
+    The arrays of a state that is ours, because we have just read it, are not copied again.
+    """
     kept_here = checked_keep(keep)
     arrays, header = read_state(state, FORMAT, _VERSIONS, _TYPES)
     _require_convention(header["convention"], opt.convention)
@@ -120,7 +132,7 @@ def load_state_dict(
         for kind, array in _kept(tensor, header["params"]).items()
     }
     own = {key: portable(array) for key, (_, array) in kept.items()}
-    staged = staged_arrays(arrays, {"t": opt.counts, **own})
+    staged = staged_arrays(arrays, {"t": opt.counts, **own}, copy=not is_ours)
     counts = staged.pop("t").tolist()
     for key, (kind, array) in kept.items():
         if opt.nonfinite != "propagate":
