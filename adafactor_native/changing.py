@@ -118,7 +118,8 @@ def reset(opt: Optimizer, name: str, rows: Any, axis: Any) -> None:
 
 
 def _find(opt: Optimizer, name: Any) -> tuple[Tensor, ParamGroup]:
-    """Return a tensor by name and its group."""
+    """Return a tensor by name and its group, while no gradients of it as it is wait for a step."""
+    opt._accumulated.require_none("which are those of tensors as they are")
     if not isinstance(name, str):
         raise TypeError(f"name is a {type(name).__name__}, must be a str of opt.names")
     for group in opt.param_groups:

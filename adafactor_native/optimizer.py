@@ -15,6 +15,7 @@ import numpy.typing as npt
 from adafactor_native import changing, state_dict, state_files
 from adafactor_native import hyperparameters as hyper
 from adafactor_native._runtime import _core
+from adafactor_native.accumulation import Accumulated
 from adafactor_native.convention import Convention, convention_of, switch_elsewhere
 from adafactor_native.conventions import (
     BigVisionArguments,
@@ -211,6 +212,7 @@ class Optimizer(KnownAttributes):
     max_skipped = HyperParameter(hyper.at_least_one_or_none)
     num_threads = HyperParameter(hyper.threads_or_none)
     seed = HyperParameter(hyper.count)
+    _accumulated: Accumulated
 
     @overload
     def __init__(
@@ -356,9 +358,13 @@ class Optimizer(KnownAttributes):
             name: {kind: array.nbytes for kind, array in state.items()}
             for name, state in self.state.items()
         }
+        for name, array in self._accumulated.sums.items():
+            by_tensor[name]["sum"] = array.nbytes
         return StateMemory(by_tensor, sum(param.size for param in self.params.values()))
 
-    def step(self, grads: Grads, grad_scale: float = 1.0) -> StepReport:
+    def step(
+        self, grads: Grads = None, grad_scale: float = 1.0, *, reduce: str | None = None
+    ) -> StepReport:
         """Take one step: change params and the state in place.
 
         Parameters
@@ -369,10 +375,12 @@ class Optimizer(KnownAttributes):
             parameter of no axes a NumPy scalar will do, and an object that becomes such an array by
             ``__array__`` or DLPack, without a copy where it can: a tensor of torch on the CPU. None
             leaves a tensor out. Either as `params` was, or of all tensors in one mapping by name or
-            one list or tuple.
+            one list or tuple. Without it the step takes what `accumulate` has added up.
         grad_scale : float
             What the gradients were multiplied by, with the loss; finite, above 0. They are divided
             by it before anything else.
+        reduce : {"mean", "sum"}, default "mean"
+            Of accumulated gradients, whether their sum is divided by the number of calls.
 
         Returns
         -------
@@ -407,18 +415,71 @@ class Optimizer(KnownAttributes):
         """
         if self._params_are_new:
             self._follow_params()
-        ordered = in_order(grads, self._groups, self._names)
+        scale = hyper.positive("grad_scale", grad_scale)
+        if grads is None and self._accumulated.n:
+            ordered: Sequence[Any] = [self._accumulated.sums.get(name) for name in self._names]
+            scale *= self._accumulated.divisor(reduce)
+        elif reduce is not None:
+            raise ValueError(f"reduce is {reduce!r}, must be None without accumulated gradients")
+        else:
+            if self._accumulated.n:
+                self._accumulated.require_none("which has gradients of its own")
+            ordered = in_order(grads, self._groups, self._names)
         report = self._tensors.step(
             self._cell.plan or self._new_plan(),
             ordered,
-            hyper.positive("grad_scale", grad_scale),
+            scale,
             partial(StepReport, self._names, lr=self._cell.lr),
         )
+        if grads is None:
+            self._accumulated = Accumulated()
         if report.skipped:
             self._guard.skipped(report, ordered, self._tensors.skipped, self.max_skipped)
         else:
             self._guard.in_a_row = 0
         return report
+
+    def accumulate(self, grads: Grads) -> None:
+        """Add gradients to those that the next ``step()`` takes, for a batch in several parts.
+
+        Parameters
+        ----------
+        grads : mapping, list or tuple, or list of one for each group; or None
+            As `step` takes them. A tensor that is None adds nothing, and one that always was is left
+            out of the step. None instead of all drops what has been added up.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As by `step`; nothing is changed.
+        RuntimeError
+            If another thread is in a step of this object.
+
+        Notes
+        -----
+        The sums are of float32, or of float64 where the parameter or a gradient is, whatever else
+        the dtypes are. They are arrays of the optimizer's own, which `memory` shows as "sum" and a
+        step frees, also one that is left out; after a step that raises they are there as before. A
+        state is not saved or loaded beside them.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from adafactor_native import Optimizer
+        >>> opt = Optimizer({"w": np.ones(3)})
+        >>> opt.accumulate({"w": np.full(3, 1.0, np.float16)})
+        >>> opt.accumulate({"w": np.full(3, 2.0, np.float16)})
+        >>> report = opt.step()
+        >>> report["w"]["rms_grad"]
+        1.5
+        """
+        self._tensors.alone(lambda: self._accumulate(grads))
+
+    def _accumulate(self, grads: Grads) -> None:
+        if grads is None:
+            self._accumulated = Accumulated()
+        else:
+            self._accumulated.add(self.tensors, in_order(grads, self._groups, self._names))
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Add tensors to the model, behind the others, with a state of zeros.
@@ -789,6 +850,7 @@ class Optimizer(KnownAttributes):
         self._groups: tuple[ParamGroup, ...] = ()
         self._names: tuple[str, ...] = ()
         self._guard = SkipGuard()
+        self._accumulated = Accumulated()
         self.max_skipped = None
         self._params_are_new = False  # whether the next step looks if masters are still theirs
         self._removed: frozenset[str] = frozenset()  # names of tensors that were here

@@ -227,7 +227,7 @@ class StateMemory:
     ----------
     by_tensor : dict of str to dict of str to int
         For each tensor the bytes of each kind that it keeps: "exp_row", "exp_col", "v", "m",
-        "master", "low".
+        "master", "low"; and "sum", of gradients that were accumulated for the next step.
     by_kind : dict of str to int
         Those of all tensors.
     total : int

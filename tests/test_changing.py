@@ -534,3 +534,16 @@ def test_a_step_that_is_under_way_is_not_disturbed():
         with pytest.raises(RuntimeError, match="updated by another thread"):
             opt._tensors.alone(act)
     assert opt.names == tuple(SHAPES)
+
+
+@pytest.mark.parametrize("change", ["replace", "resize", "remove", "reset"])
+def test_accumulated_gradients_are_not_lost(change):
+    param = np.ones((3, 2))
+    opt = Optimizer({"w": param, "b": np.ones(2)}, "numpy")
+    opt.accumulate({"w": np.ones((3, 2)), "b": np.ones(2)})
+    arguments = {"replace": (param.copy(),), "resize": (np.ones((4, 2)), 0)}.get(change, ())
+    with pytest.raises(ValueError, match="accumulated gradients wait for a step"):
+        getattr(opt, change)("w", *arguments)
+    assert opt.params["w"] is param and opt.names == ("w", "b")
+    opt.step()
+    getattr(opt, change)("w", *arguments)
