@@ -19,7 +19,7 @@ from adafactor_native.suggestions import closest
 from adafactor_native.taking_over import all_at_once, fill, require_sound
 
 if TYPE_CHECKING:
-    from adafactor_native.optimizer import Optimizer
+    from adafactor_native.model import Model
 
 
 class Lines(NamedTuple):
@@ -31,7 +31,7 @@ class Lines(NamedTuple):
     n: int
 
 
-def replace_param(opt: Optimizer, name: str, array: Any, copy: Any) -> None:
+def replace_param(opt: Model, name: str, array: Any, copy: Any) -> None:
     """Put another array of the same shape in a param's place; see `Optimizer.replace`."""
     tensor, _ = _find(opt, name)
     _require_like(tensor, array)
@@ -45,7 +45,7 @@ def replace_param(opt: Optimizer, name: str, array: Any, copy: Any) -> None:
     _take(opt, new, None, new_copy)
 
 
-def resize(opt: Optimizer, name: str, array: Any, axis: Any, copy: Any) -> None:
+def resize(opt: Model, name: str, array: Any, axis: Any, copy: Any) -> None:
     """Put an array with more or fewer lines in a param's place; see `Optimizer.resize`."""
     tensor, group = _find(opt, name)
     _require_like(tensor, array)
@@ -80,7 +80,7 @@ def resize(opt: Optimizer, name: str, array: Any, axis: Any, copy: Any) -> None:
     _take(opt, new, count, None if new.copy is None else rounded(array, new.copy.dtype))
 
 
-def remove(opt: Optimizer, name: str) -> None:
+def remove(opt: Model, name: str) -> None:
     """Take a tensor out of the model and its group; see `Optimizer.remove`."""
     _find(opt, name)
     if len(opt.names) == 1:
@@ -88,7 +88,7 @@ def remove(opt: Optimizer, name: str) -> None:
     _swap(opt, name, None, None, None)
 
 
-def reset(opt: Optimizer, name: str, rows: Any, axis: Any) -> None:
+def reset(opt: Model, name: str, rows: Any, axis: Any) -> None:
     """Start a tensor or some of its lines anew; see `Optimizer.reset`."""
     tensor, group = _find(opt, name)
     param = np.asarray(tensor.param)
@@ -117,7 +117,7 @@ def reset(opt: Optimizer, name: str, rows: Any, axis: Any) -> None:
     _take(opt, new, None, rounded_param)
 
 
-def _find(opt: Optimizer, name: Any) -> tuple[Tensor, ParamGroup]:
+def _find(opt: Model, name: Any) -> tuple[Tensor, ParamGroup]:
     """Return a tensor by name and its group, while no gradients of it as it is wait for a step."""
     opt._accumulated.require_none("which are those of tensors as they are")
     if not isinstance(name, str):
@@ -297,7 +297,7 @@ def _halves(tensor: Tensor, array: Array, lines: Lines | None) -> dict[str, Any]
     return changed
 
 
-def _take(opt: Optimizer, new: Tensor, count: int | None, copy_values: Array | None) -> None:
+def _take(opt: Model, new: Tensor, count: int | None, copy_values: Array | None) -> None:
     """Check a tensor's new state, and put it into the place of the tensor of its name."""
     if opt.nonfinite != "propagate":
         for kind, array in new.state.items():
@@ -306,7 +306,7 @@ def _take(opt: Optimizer, new: Tensor, count: int | None, copy_values: Array | N
 
 
 def _swap(
-    opt: Optimizer, name: str, new: Tensor | None, count: int | None, copy_values: Array | None
+    opt: Model, name: str, new: Tensor | None, count: int | None, copy_values: Array | None
 ) -> None:
     """Put a tensor into the place of that of its name, or none; its count stays where it is None.
 

@@ -14,7 +14,7 @@ from adafactor_native.suggestions import closest
 from adafactor_native.switches import SETTLED, SWITCHES
 
 if TYPE_CHECKING:
-    from adafactor_native.optimizer import Optimizer
+    from adafactor_native.model import Model
 
 Rename = Union[Mapping[str, str], Callable[[str], str]]
 Description = dict[str, Any]
@@ -94,7 +94,7 @@ def renamed(
 
 
 def keeping(
-    opt: Optimizer, header: dict[str, Any], keep: frozenset[str], written: Sequence[Any]
+    opt: Model, header: dict[str, Any], keep: frozenset[str], written: Sequence[Any]
 ) -> None:
     """Put our own values into a header, `written` as a header has them, where they are to stay."""
     for name in keep.intersection(_OF_THE_OPTIMIZER):
@@ -107,7 +107,7 @@ def keeping(
 
 
 def matching(
-    opt: Optimizer,
+    opt: Model,
     arrays: dict[str, Any],
     header: dict[str, Any],
     own: Mapping[str, Description],

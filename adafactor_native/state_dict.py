@@ -36,7 +36,7 @@ from adafactor_native.switches import SETTLED, SWITCHES, Values, current_value
 from adafactor_native.taking_over import all_at_once, fill, require_sound, require_writeable
 
 if TYPE_CHECKING:
-    from adafactor_native.optimizer import Optimizer
+    from adafactor_native.model import Model
 
 FORMAT = "adafactor_native.Optimizer"
 FORMAT_VERSION = 2
@@ -56,7 +56,7 @@ _TYPES = {
 _CALLABLE = {"callable": True}  # what a header has for what cannot be written
 
 
-def state_dict(opt: Optimizer, params: bool) -> dict[str, Array]:
+def state_dict(opt: Model, params: bool) -> dict[str, Array]:
     """Return copies of all that an optimizer remembers; see `Optimizer.state_dict`."""
     return {
         key: np.array(array, order="C", subok=False)
@@ -64,7 +64,7 @@ def state_dict(opt: Optimizer, params: bool) -> dict[str, Array]:
     }
 
 
-def live_arrays(opt: Optimizer, params: bool) -> dict[str, Array]:
+def live_arrays(opt: Model, params: bool) -> dict[str, Array]:
     """Return all that an optimizer remembers, in the arrays where it is, and a header."""
     opt._accumulated.require_none("which a state does not hold")
     tensors = [(g, x) for g, group in enumerate(opt.param_groups) for x in group.tensors]
@@ -91,7 +91,7 @@ def live_arrays(opt: Optimizer, params: bool) -> dict[str, Array]:
 
 
 def load_state_dict(
-    opt: Optimizer,
+    opt: Model,
     state: Mapping[str, Array],
     strict: bool = True,
     rename: Rename | None = None,
@@ -178,7 +178,7 @@ def load_state_dict(
 
 
 def _adapt(
-    opt: Optimizer,
+    opt: Model,
     arrays: dict[str, Any],
     header: dict[str, Any],
     strict: bool,
@@ -279,7 +279,7 @@ def _read(given: Any, own: Values, shown: str, written_by: Any) -> Values:
     return values
 
 
-def _check_tensors(saved: Sequence[Any], opt: Optimizer) -> list[str]:
+def _check_tensors(saved: Sequence[Any], opt: Model) -> list[str]:
     """Return the names in the order in which they were saved; any order will do."""
     own = _own_descriptions(opt)
     names = _check_names(saved)
@@ -293,7 +293,7 @@ def _check_tensors(saved: Sequence[Any], opt: Optimizer) -> list[str]:
     return names
 
 
-def _own_descriptions(opt: Optimizer) -> dict[str, dict[str, Any]]:
+def _own_descriptions(opt: Model) -> dict[str, dict[str, Any]]:
     return {
         tensor.name: _description(tensor, g)
         for g, group in enumerate(opt.param_groups)

@@ -132,10 +132,19 @@ def test_help_has_every_switch_and_its_default():
     "public", [an.AdaFactor, an.Optimizer, an.StepReport, an.ParamGroup, an.StateMemory]
 )
 def test_every_property_has_a_docstring(public):
-    properties = [
-        attribute for attribute in vars(public).values() if isinstance(attribute, property)
-    ]
-    assert all(attribute.__doc__ for attribute in properties)
+    properties = {
+        name: attribute
+        for cls in public.__mro__
+        for name, attribute in vars(cls).items()
+        if isinstance(attribute, property)
+    }
+    assert [name for name, attribute in properties.items() if not attribute.__doc__] == []
+
+
+def test_every_public_method_has_a_docstring():
+    for public in (an.AdaFactor, an.Optimizer):
+        methods = dict(inspect.getmembers(public, inspect.isfunction))
+        assert [n for n, f in methods.items() if n[0] != "_" and not f.__doc__] == []
 
 
 def test_defaults_stand_in_docstrings():

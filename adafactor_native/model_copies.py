@@ -1,0 +1,83 @@
+"""An optimizer as a pickle, and copies of it."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from adafactor_native.convention import convention_of
+from adafactor_native.model import Model
+from adafactor_native.param_groups import ParamGroup, writeable
+from adafactor_native.switches import current_value
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class ModelCopies(Model):
+    """A model that can be pickled and copied, with its parameters."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        _require_picklable(self._defaults, "{}")
+        for g, group in enumerate(self._groups):
+            _require_picklable(group.switches, f"param_groups[{g}][{{!r}}]")
+        return self._all_of_it()
+
+    def _all_of_it(self) -> dict[str, Any]:
+        """Return all that `__setstate__` needs."""
+        made_anew = ("_tensors", "_cell", "_names", "_groups", "_convention")
+        own = {k: v for k, v in vars(self).items() if k not in made_anew}
+        groups = [(group.tensors, group.switches) for group in self._groups]
+        counts = self._tensors.alone(lambda: (self.t, self.skipped, self.counts))
+        return {**own, "convention": self.convention, "groups": groups, "counts": counts}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        own = dict(state)
+        convention, groups, counts = (own.pop(k) for k in ("convention", "groups", "counts"))
+        self._start()
+        self._convention = convention_of(convention)
+        vars(self).update(own)
+        self._defaults = _current(self._defaults)
+        self._add_groups(
+            ParamGroup(
+                [writeable(tensor) for tensor in tensors],
+                _current(switches),
+                self._convention,
+                self._cell,
+            )
+            for tensors, switches in groups
+        )
+        self._tensors.set_counts(*counts)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return a copy, callables and all: they need not be picklable for that."""
+        new = object.__new__(type(self))
+        memo[id(self)] = new
+        new.__setstate__(copy.deepcopy(self._all_of_it(), memo))
+        return new
+
+    def __copy__(self) -> Self:
+        """Return a copy with parameters and state of its own: two must not write to one array."""
+        return copy.deepcopy(self)
+
+
+def _require_picklable(values: Mapping[str, Any], shown: str) -> None:
+    """Raise an error that names the callable that pickle cannot write, and what to do."""
+    for name, value in values.items():
+        if not callable(value):
+            continue
+        try:
+            pickle.dumps(value)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise pickle.PicklingError(
+                f"{shown.format(name)} is {value!r}, must be a function of a module or an object of "
+                f"a class, to be pickled with its optimizer ({error}); opt.state_dict() needs no "
+                "pickle"
+            ) from None
+
+
+def _current(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return hyper-parameters as an older version pickled them by the words of this one."""
+    return {name: current_value(name, value) for name, value in values.items()}
