@@ -320,3 +320,26 @@ def test_a_state_is_of_one_step():
     thread.join()
     assert not torn
     assert refused + whole > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the size of a process from /proc")
+def test_threads_that_the_system_refuses(class_name, python):
+    """A step goes on with those that there are: no room is left for another thread's stack."""
+    script = f"""
+        import re, resource
+        import numpy as np
+        from optimizers import KINDS, digest_of_run
+
+        run = KINDS[{class_name!r}]
+        print(digest_of_run(1, {class_name!r}) == digest_of_run(1, {class_name!r}))
+        grad = np.ones((3000, 700), np.float32)
+        narrow, wide = (run(np.ones_like(grad), num_threads=threads) for threads in (1, 8))
+        narrow.step(grad)
+        kib = int(re.search(r"VmSize:\\s+(\\d+) kB", open("/proc/self/status").read()).group(1))
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (kib * 1024 + (6 << 20), before[1]))
+        wide.step(grad)
+        resource.setrlimit(resource.RLIMIT_AS, before)
+        print(narrow.digest() == wide.digest())
+    """
+    assert python(script) == "True\nTrue\n"

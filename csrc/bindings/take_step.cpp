@@ -3,6 +3,8 @@
 #include <cmath>
 #include <optional>
 
+#include "bindings/without_gil.hpp"
+
 namespace adafactor {
 namespace {
 
@@ -33,7 +35,7 @@ Outcome take_step(const Tensor* tensors, std::size_t n_tensors, const Options& o
                   TensorReport* reports) {
     std::size_t elements = 0;
     for (std::size_t k = 0; k < n_tensors; ++k) elements += size_of(tensors[k].param);
-    std::optional<py::gil_scoped_release> no_python_below;
+    std::optional<WithoutGil> no_python_below;
     if (elements > kElementsUnderGil) no_python_below.emplace();
     return step(tensors, n_tensors, options, reports);
 }

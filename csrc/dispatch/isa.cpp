@@ -2,8 +2,35 @@
 
 #include <atomic>
 
+#ifdef ADAFACTOR_X86_64
+#include <cpuid.h>
+#endif
+
 namespace adafactor {
 namespace {
+
+#ifdef ADAFACTOR_X86_64
+// What x86-64-v3 has besides what every compiler's __builtin_cpu_supports can be asked for.
+// Emulators and hypervisors leave out any of it.
+bool has_the_rest_of_v3() {
+    constexpr unsigned kMovbe = 1u << 22, kF16c = 1u << 29, kLzcnt = 1u << 5;
+    unsigned a, b, c = 0, d, extended_c = 0;
+    __get_cpuid(1, &a, &b, &c, &d);
+    __get_cpuid(0x80000001, &a, &b, &extended_c, &d);
+    return (c & kMovbe) && (c & kF16c) && (extended_c & kLzcnt);
+}
+
+bool has_v3() {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") && has_the_rest_of_v3();
+}
+
+bool has_v4() {
+    return has_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl");
+}
+#endif
 
 struct Isa {
     const char* name;
@@ -14,18 +41,8 @@ struct Isa {
 constexpr Isa kIsas[] = {
     {"baseline", &kernels_baseline, [] { return true; }},
 #ifdef ADAFACTOR_X86_64
-    // Every processor with these has the rest of its level too.
-    {"v3", &kernels_v3,
-     [] {
-         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
-     }},
-    {"v4", &kernels_v4,
-     [] {
-         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-                __builtin_cpu_supports("avx512vl");
-     }},
+    {"v3", &kernels_v3, &has_v3},
+    {"v4", &kernels_v4, &has_v4},
 #endif
 };
 

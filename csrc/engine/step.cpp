@@ -284,6 +284,7 @@ private:
 
 Outcome step(const Tensor* tensors, std::size_t n_tensors, const Options& options,
              TensorReport* reports) {
+    const DefaultFloatEnvironment while_this_works;
     return ListStep(tensors, n_tensors, options, reports).take();
 }
 

@@ -3,6 +3,9 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <exception>
+#include <thread>
+#include <vector>
 
 namespace adafactor {
 namespace {
@@ -13,6 +16,31 @@ std::atomic<int> limit_for_all{1};
 std::atomic<bool> in_forked_child{false};
 
 const int at_fork = pthread_atfork(nullptr, nullptr, [] { in_forked_child = true; });
+
+// How many of `threads` the system grants besides this one, all at once.
+int granted_beside_this(int threads) {
+    std::atomic<bool> all_are_there{false};
+    std::vector<std::thread> granted;
+    try {
+        granted.reserve(std::size_t(threads));
+        while (int(granted.size()) < threads)
+            granted.emplace_back([&] { all_are_there.wait(false); });
+    } catch (
+        const std::system_error&) {  // has no room for the stack of another, or may not have it
+    }
+    all_are_there = true;
+    all_are_there.notify_all();
+    for (std::thread& thread : granted) thread.join();
+    return int(granted.size());
+}
+
+// The largest team that this thread has had: OpenMP keeps a team for each.
+thread_local int largest_team = 1;
+
+int team_that_starts(int threads) {
+    if (threads > largest_team) largest_team = 1 + granted_beside_this(threads - 1);
+    return std::min(threads, largest_team);
+}
 
 }  // namespace
 
@@ -36,7 +64,9 @@ Share* shares_of_this_thread() {
 int team_size(std::size_t elements, int limit) {
     if (!has_openmp() || in_forked_child) return 1;
     const int most = std::min(limit, kMaxThreads);
-    return int(std::clamp<std::size_t>(elements / kElementsPerThread, 1, std::size_t(most)));
+    const auto wanted =
+        std::clamp<std::size_t>(elements / kElementsPerThread, 1, std::size_t(most));
+    return team_that_starts(int(wanted));
 }
 
 }  // namespace adafactor

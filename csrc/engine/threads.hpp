@@ -10,6 +10,8 @@
 #include <omp.h>
 #endif
 
+#include "engine/float_environment.hpp"
+
 namespace adafactor {
 
 bool has_openmp();
@@ -19,7 +21,8 @@ int max_threads();
 void set_max_threads(int threads);
 
 // The team for `elements` elements of work: small tensors are done before a second thread wakes.
-// A child of fork() stays on one thread: the OpenMP runtime's threads do not exist in it.
+// A child of fork() stays on one thread: the OpenMP runtime's threads do not exist in it. Where the
+// system grants no more threads, the team is smaller: the OpenMP runtime would end the process.
 int team_size(std::size_t elements, int limit);
 
 // A thread's own tasks, [first, last). It takes them from one end, others from the other.
@@ -87,6 +90,7 @@ void parallel_for(std::size_t n_tasks, int threads, Order order, const Body& bod
         share[k].hold(k * n_tasks / n, (k + 1) * n_tasks / n);
 #pragma omp parallel num_threads(threads)
     {
+        const DefaultFloatEnvironment while_this_works;
         const int thread = omp_get_thread_num();
         for (int k = 0; k < threads; ++k) {
             Share& from = share[(thread + k) % threads];

@@ -1,0 +1,30 @@
+"""The interpreter ends while threads that nobody waits for are in a step: the process ends in order."""
+
+import pytest
+
+
+@pytest.mark.parametrize("shape", [(300, 200), (2000, 1000)])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_daemon_thread_in_a_step(python, class_name, shape, threads):
+    """It waits for the GIL when there is no interpreter any more."""
+    script = f"""
+        import threading, time
+        import numpy as np
+        from optimizers import KINDS
+
+        stepping = threading.Event()
+
+        def steps():
+            grad = np.ones({shape}, np.float32)
+            run = KINDS[{class_name!r}](np.ones({shape}, np.float32), num_threads={threads})
+            while True:
+                run.step(grad)
+                stepping.set()
+
+        for _ in range(4):
+            threading.Thread(target=steps, daemon=True).start()
+        stepping.wait()
+        print("ends")
+    """
+    for _ in range(3):
+        assert python(script) == "ends\n"
