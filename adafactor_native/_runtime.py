@@ -50,4 +50,13 @@ def _choose_isa() -> None:
         )
 
 
+def _choose_walk() -> None:
+    name = os.environ.get("ADAFACTOR_WALK")
+    if name is not None and not _core.force_walk(name):
+        raise ValueError(
+            f"ADAFACTOR_WALK is {name!r}, must be one of auto, side_by_side, one_by_one"
+        )
+
+
 _choose_isa()
+_choose_walk()

@@ -35,7 +35,14 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] |
     Returns
     -------
     dict or None
-        With ``mode="dicts"``: "version", "compiler", "openmp", "instruction sets", "threads".
+        With ``mode="dicts"``: "version", "compiler", "openmp", "instruction sets", "walks",
+        "threads".
+
+        "walks" is about the order in which rows are come to, which is a matter of speed alone:
+        "forced" is ``ADAFACTOR_WALK``, or "auto"; "cache" and "memory" have what "auto" is for
+        arrays that come from there, for each of the sweeps "measure" (of the gradient),
+        "sum_param" and "apply". "measured" becomes true when steps have shown which walk is
+        faster here; until then it is what the processor's vendor suggests.
 
     Raises
     ------
@@ -57,6 +64,16 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] |
             "built": _core.built_isas(),
             "available": _core.available_isas(),
             "running": _core.running_isa(),
+        },
+        "walks": {
+            "forced": _core.forced_walk(),
+            **{
+                place: {
+                    sweep: {"walk": walk, "measured": measured}
+                    for sweep, (walk, measured) in sweeps.items()
+                }
+                for place, sweeps in _core.walks().items()
+            },
         },
         "threads": {"limit": get_num_threads() if _core.openmp else 1},
     }

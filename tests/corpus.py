@@ -1,7 +1,8 @@
 """The same bits as ever: hashes of all that steps change, for every path that a step can take.
 
     python tests/corpus.py              which problems differ from data/corpus.json
-    python tests/corpus.py --everywhere the same on each instruction set, with 1, 2, 3, 7 threads
+    python tests/corpus.py --everywhere the same on each instruction set, by each walk of rows, with
+                                        1, 2, 3, 7 threads
     python tests/corpus.py --write      writes data/corpus.json anew
 
 ADAFACTOR_ISA chooses the instruction set otherwise. Write anew only where a result is to change,
@@ -31,6 +32,7 @@ from corpus_problems import Problem, problems
 
 KEPT = Path(__file__).parent / "data" / "corpus.json"
 THREADS = (1, 2, 3, 7)
+WALKS = ("side_by_side", "one_by_one")
 
 Array = npt.NDArray[Any]
 
@@ -219,17 +221,30 @@ def kept() -> dict[str, dict[str, str]]:
     return found
 
 
-def differing(all_threads: bool = False, group: str = "") -> list[str]:
+@contextlib.contextmanager
+def walking(walk: str) -> Iterator[None]:
+    """Force a walk of rows."""
+    before = an._core.forced_walk()
+    assert an._core.force_walk(walk)
+    try:
+        yield
+    finally:
+        an._core.force_walk(before)
+
+
+def differing(every_way: bool = False, group: str = "") -> list[str]:
     """What differs from the hashes kept, of one group or all, with the instruction set that runs."""
     known, lines = kept(), []
     for position, (name, problem) in enumerate(problems().items()):
         if not name.startswith(group):
             continue
-        for threads in THREADS if all_threads else (threads_of(position),):
-            found = digests(problem, threads)
+        ways = [(walk, threads) for walk in WALKS for threads in THREADS]
+        for walk, threads in ways if every_way else [(WALKS[position % 2], threads_of(position))]:
+            with walking(walk):
+                found = digests(problem, threads)
             wrong = [what for what in found if found[what] != known.get(name, {}).get(what)]
             if wrong:
-                lines.append(f"{name}, {threads} threads: {' and '.join(wrong)}")
+                lines.append(f"{name}, {threads} threads, {walk}: {' and '.join(wrong)}")
     return lines
 
 
@@ -237,7 +252,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="write the hashes anew")
     parser.add_argument(
-        "--everywhere", action="store_true", help="every instruction set and number of threads"
+        "--everywhere",
+        action="store_true",
+        help="every instruction set, walk of rows and number of threads",
     )
     arguments = parser.parse_args()
     if arguments.write:

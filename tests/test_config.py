@@ -13,7 +13,7 @@ import adafactor_native as an
 
 def test_config_as_dicts():
     config = an.show_config(mode="dicts")
-    assert set(config) == {"version", "compiler", "openmp", "instruction sets", "threads"}
+    assert set(config) == {"version", "compiler", "openmp", "instruction sets", "walks", "threads"}
     assert config["version"] == an.__version__ == version("adafactor-native")
     assert config["compiler"]["name"] in ("gcc", "clang")
     assert re.match(r"\d+\.\d+", config["compiler"]["version"])
@@ -62,7 +62,8 @@ def test_main_prints_the_config(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("option", "said"), [("--help", "ADAFACTOR_ISA"), ("--version", an.__version__)]
+    ("option", "said"),
+    [("--help", "ADAFACTOR_ISA"), ("--help", "ADAFACTOR_WALK"), ("--version", an.__version__)],
 )
 def test_main_explains_itself(tmp_path, option, said):
     command = [sys.executable, "-m", "adafactor_native", option]

@@ -1,4 +1,4 @@
-"""The hashes of the corpus, on every instruction set and with several numbers of threads.
+"""The hashes of the corpus, on every instruction set, by both walks, with several threads.
 
 Other tests compare threads and instruction sets with each other on one machine. These hashes were
 made on one with AVX-512; SSE2, AVX2, NEON, GCC and Clang have to give them too.
@@ -25,5 +25,5 @@ def test_same_bits_as_ever(group):
 @pytest.mark.soak
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("group", NAMES)
-def test_same_bits_as_ever_with_any_number_of_threads(group):
-    assert corpus.differing(all_threads=True, group=f"{group}: ") == []
+def test_same_bits_as_ever_by_any_walk_with_any_number_of_threads(group):
+    assert corpus.differing(every_way=True, group=f"{group}: ") == []

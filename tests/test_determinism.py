@@ -129,18 +129,25 @@ def test_row_stride(order, dtype, kind):
 
 
 def test_same_bits_in_another_process(class_name, python):
-    """Also through the environment: its choice of instruction set and threads is obeyed."""
+    """Also through the environment: its choice of instruction set, walk and threads is obeyed."""
     script = f"""
         import adafactor_native as an, optimizers
         config = an.show_config(mode="dicts")
         digest = optimizers.digest_of_run(kind={class_name!r})
-        print(config["instruction sets"]["running"], an.get_num_threads(), digest)
+        walk = config["walks"]["forced"]
+        print(config["instruction sets"]["running"], walk, an.get_num_threads(), digest)
     """
     expected = digest_of_run()
     available = an.show_config(mode="dicts")["instruction sets"]["available"]
-    for name, threads in [*((name, 2) for name in available), (available[0], 1), (available[0], 7)]:
-        told = {"ADAFACTOR_ISA": name, "ADAFACTOR_NUM_THREADS": str(threads)}
-        assert python(script, **told).split() == [name, str(threads), expected]
+    ways = [(name, "auto", 2) for name in available]
+    ways += [(available[0], "side_by_side", 1), (available[0], "one_by_one", 7)]
+    for name, walk, threads in ways:
+        told = {
+            "ADAFACTOR_ISA": name,
+            "ADAFACTOR_WALK": walk,
+            "ADAFACTOR_NUM_THREADS": str(threads),
+        }
+        assert python(script, **told).split() == [name, walk, str(threads), expected]
 
 
 # Models: large tensors, small ones that are stepped together, many small matrices, interleaved

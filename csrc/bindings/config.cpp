@@ -3,6 +3,7 @@
 #include "bindings/bindings.hpp"
 #include "dispatch/isa.hpp"
 #include "engine/threads.hpp"
+#include "engine/walk_choice.hpp"
 
 #define ADAFACTOR_TEXT_OF(x) #x
 #define ADAFACTOR_TEXT(x) ADAFACTOR_TEXT_OF(x)
@@ -31,6 +32,23 @@ void start_runtime() {
 #endif
 }
 
+// {place: {sweep: (walk, whether it was measured)}}
+py::dict walks() {
+    constexpr const char* places[] = {"cache", "memory"};
+    constexpr const char* sweeps[] = {"measure", "sum_param", "apply"};
+    const KnownWalks known = known_walks();
+    py::dict of_places;
+    for (std::size_t place = 0; place < kPlaces; ++place) {
+        py::dict of_sweeps;
+        for (std::size_t sweep = 0; sweep < kSweeps; ++sweep) {
+            const KnownWalk& walk = known[place][sweep];
+            of_sweeps[sweeps[sweep]] = py::make_tuple(name_of(walk.walk), walk.measured);
+        }
+        of_places[places[place]] = of_sweeps;
+    }
+    return of_places;
+}
+
 }  // namespace
 
 void bind_config(py::module_& m) {
@@ -42,6 +60,12 @@ void bind_config(py::module_& m) {
     m.def("available_isas", &available_isas);
     m.def("running_isa", &running_isa);
     m.def("set_isa", &set_isa, "Switch every later step; False if there is no such set here.",
+          py::arg("name"));
+    m.def("walks", &walks);
+    m.def("forced_walk", &forced_walk);
+    m.def("force_walk", &force_walk,
+          "Walk rows so in every later step, or with \"auto\" as is fastest; False if there is no "
+          "such walk.",
           py::arg("name"));
     m.def("max_threads", &max_threads);
     m.def("set_max_threads", &set_max_threads, py::arg("threads"));

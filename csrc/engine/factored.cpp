@@ -16,6 +16,19 @@ void FactoredStep::allocate(Scratch& for_step) {
     resolved_.descent = for_step.take<Descent>(n);
     mean_param_sq_ = for_step.take<double>(n);
     std::fill_n(mean_param_sq_, n, std::numeric_limits<double>::quiet_NaN());
+    if (n > 1) return;  // walks are compared where pieces are large
+    const std::size_t n_tiles = at.tiling.n_tiles;
+    const Partition& partition = at.partition;
+    if (partition.owns_outer && partition.group * partition.n_cross >= kTaskElements)
+        measured_.allocate(for_step, partition.n_groups);
+    if (param_squares_.is_unknown() && tensor_.carried == nullptr)
+        summed_.allocate(for_step, n_tiles);
+    if (!at.applies_by_parts()) applied_.allocate(for_step, n_tiles);
+}
+
+void FactoredStep::end_apply() {
+    param_squares_.end_apply();
+    for (const WalkedSweep* sweep : {&measured_, &summed_, &applied_}) sweep->finish();
 }
 
 void FactoredStep::allocate_sums(Scratch& for_measure) {
@@ -28,8 +41,8 @@ void FactoredStep::allocate_sums(Scratch& for_measure) {
 }
 
 TensorStep* make_factored_step(const Tensor& tensor, TensorReport& report, Scratch& for_step,
-                               const KernelTable& kernels) {
-    return new (for_step.take<FactoredStep>(1)) FactoredStep(tensor, report, kernels);
+                               const KernelTable& kernels, Place place) {
+    return new (for_step.take<FactoredStep>(1)) FactoredStep(tensor, report, kernels, place);
 }
 
 }  // namespace adafactor

@@ -7,6 +7,7 @@
 #include "engine/partial_sums.hpp"
 #include "engine/second_moment.hpp"
 #include "engine/tensor_step.hpp"
+#include "engine/walk_choice.hpp"
 
 namespace adafactor {
 
@@ -33,10 +34,14 @@ struct Resolved {
 
 class FactoredStep final : public TensorStep {
 public:
-    FactoredStep(const Tensor& tensor, TensorReport& report, const KernelTable& kernels)
+    FactoredStep(const Tensor& tensor, TensorReport& report, const KernelTable& kernels,
+                 Place place)
         : TensorStep(tensor, report, kernels),
           param_squares_(tensor),
-          geometry_(tensor, param_squares_.is_unknown()) {}
+          geometry_(tensor, param_squares_.is_unknown()),
+          measured_(Sweep::measure, place),
+          summed_(Sweep::sum_param, place),
+          applied_(Sweep::apply, place) {}
 
     void allocate(Scratch& for_step) override;
     void allocate_sums(Scratch& for_measure) override;
@@ -56,15 +61,16 @@ public:
     }
     void begin_apply() override;
     void apply(std::size_t task, char* scratch) override;
-    void end_apply() override { param_squares_.end_apply(); }
+    void end_apply() override;
 
 private:
     class Resolver;
 
     // factored_measure.cpp
     void measure_group(std::size_t chunk, std::size_t group, char* scratch);
+    void measure_group(std::size_t chunk, std::size_t group, Walk walk, char* scratch);
     void measure_block(std::size_t matrix, std::size_t group, std::size_t first, std::size_t n,
-                       char* scratch);
+                       Walk walk, char* scratch);
     void measure_param(std::size_t chunk, std::size_t tile, char* scratch);
     double* group_of(double* sums, std::size_t matrix, std::size_t group) const {
         const Partition& partition = geometry_.partition;
@@ -72,12 +78,13 @@ private:
     }
     // The sums of squares of a tile of the chunk's matrices for which sum_of(matrix) is not null.
     template <class SumOf>
-    void sum_param(std::size_t chunk, std::size_t tile, char* scratch, const SumOf& sum_of) const;
+    void sum_param(std::size_t chunk, std::size_t tile, Walk walk, char* scratch,
+                   const SumOf& sum_of) const;
 
     // factored_apply.cpp
     Factors factors_of(std::size_t matrix, const Rect& part) const;
     Rounding rounding_of(std::size_t matrix, const Rect& part) const;
-    void apply_in_place(std::size_t chunk, std::size_t tile) const;
+    void apply_in_place(std::size_t chunk, std::size_t tile, Walk walk) const;
     void apply_by_parts(std::size_t chunk, std::size_t tile, char* scratch) const;
     void apply_copies(std::size_t matrix, const Rect& part, char* copies) const;
 
@@ -89,6 +96,7 @@ private:
 
     ParamSquares param_squares_;
     Geometry geometry_;
+    WalkedSweep measured_, summed_, applied_;
     PartialSums sums_;
     RunningMeans means_;
     Resolving resolving_;
@@ -97,7 +105,7 @@ private:
 };
 
 template <class SumOf>
-void FactoredStep::sum_param(std::size_t chunk, std::size_t tile, char* scratch,
+void FactoredStep::sum_param(std::size_t chunk, std::size_t tile, Walk walk, char* scratch,
                              const SumOf& sum_of) const {
     const Geometry& at = geometry_;
     at.for_matrices(chunk, [&](std::size_t m) {
@@ -108,8 +116,10 @@ void FactoredStep::sum_param(std::size_t chunk, std::size_t tile, char* scratch,
         at.for_matrices(chunk, [&](std::size_t m) {
             double* const sum = sum_of(m);
             if (sum == nullptr) return;
-            *sum += kernels_.sum_squares(in_place ? block_in_place(at.param[m], part)
-                                                  : gather(at.param[m], part, copies_of(scratch)));
+            Block block = in_place ? block_in_place(at.param[m], part)
+                                   : gather(at.param[m], part, copies_of(scratch));
+            block.walk = walk;
+            *sum += kernels_.sum_squares(block);
         });
     };
     if (in_place)

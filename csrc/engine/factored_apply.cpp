@@ -20,11 +20,11 @@ void FactoredStep::apply(std::size_t task, char* scratch) {
         if (by_parts)
             apply_by_parts(task / turns, tile, scratch);
         else
-            apply_in_place(task / turns, tile);
+            applied_.take(tile, [&](Walk walk) { apply_in_place(task / turns, tile, walk); });
     }
 }
 
-void FactoredStep::apply_in_place(std::size_t chunk, std::size_t tile) const {
+void FactoredStep::apply_in_place(std::size_t chunk, std::size_t tile, Walk walk) const {
     const Geometry& at = geometry_;
     const Rect part = at.tiling[tile];
     const auto block = [&](const MatrixBatch& batch, std::size_t m) {
@@ -32,8 +32,10 @@ void FactoredStep::apply_in_place(std::size_t chunk, std::size_t tile) const {
     };
     at.for_matrices(chunk, [&](std::size_t m) {
         double* const sum = written(m, tile);
+        Block param = block(at.param, m);
+        param.walk = walk;
         const double param_sq = kernels_.apply(
-            {block(at.param, m), block(at.m, m), block(at.grad_like_param, m), block(at.copy, m)},
+            {param, block(at.m, m), block(at.grad_like_param, m), block(at.copy, m)},
             factors_of(m, part), resolved_.descent[m], rounding_of(m, part), sum != nullptr);
         if (sum != nullptr) *sum = param_sq;
     });
@@ -46,7 +48,8 @@ void FactoredStep::apply_by_parts(std::size_t chunk, std::size_t tile, char* scr
     });
     // What was written in parts, and perhaps rounded, is read as the next step would.
     if (written(0, 0) != nullptr)
-        sum_param(chunk, tile, scratch, [&](std::size_t m) { return written(m, tile); });
+        sum_param(chunk, tile, summed_.walk(), scratch,
+                  [&](std::size_t m) { return written(m, tile); });
 }
 
 void FactoredStep::apply_copies(std::size_t matrix, const Rect& part, char* copies) const {

@@ -23,6 +23,10 @@ void FactoredStep::measure(std::size_t task, char* scratch) {
 }
 
 void FactoredStep::measure_group(std::size_t chunk, std::size_t group, char* scratch) {
+    measured_.take(group, [&](Walk walk) { measure_group(chunk, group, walk, scratch); });
+}
+
+void FactoredStep::measure_group(std::size_t chunk, std::size_t group, Walk walk, char* scratch) {
     const Partition& partition = geometry_.partition;
     geometry_.for_matrices(chunk, [&](std::size_t m) {
         std::fill_n(group_of(sums_.group_sq, m, group), partition.n_cross, 0.0);
@@ -33,13 +37,13 @@ void FactoredStep::measure_group(std::size_t chunk, std::size_t group, char* scr
     const std::size_t end = std::min(begin + partition.group, partition.n_own);
     for (std::size_t k = begin; k < end; k += block)
         geometry_.for_matrices(chunk, [&](std::size_t m) {
-            measure_block(m, group, k, std::min(block, end - k), scratch);
+            measure_block(m, group, k, std::min(block, end - k), walk, scratch);
         });
 }
 
 // Lines [first, first + n) of the owned axis.
 void FactoredStep::measure_block(std::size_t matrix, std::size_t group, std::size_t first,
-                                 std::size_t n, char* scratch) {
+                                 std::size_t n, Walk walk, char* scratch) {
     const Geometry& at = geometry_;
     const std::size_t line = matrix * (at.owns_rows ? at.rows : at.cols) + first;
     Statistics out{};
@@ -58,14 +62,17 @@ void FactoredStep::measure_block(std::size_t matrix, std::size_t group, std::siz
     const MatrixView view = at.grad[matrix];
     const bool owns_outer = at.partition.owns_outer;
     const Rect part = owns_outer ? Rect{first, 0, n, view.inner} : Rect{0, first, view.outer, n};
-    const Block grad =
+    Block grad =
         view.has_unit_runs() ? block_in_place(view, part) : gather(view, part, copies_of(scratch));
+    grad.walk = walk;
     (owns_outer ? kernels_.measure_rows : kernels_.measure_cols)(grad, out, scratch);
 }
 
 void FactoredStep::measure_param(std::size_t chunk, std::size_t tile, char* scratch) {
-    sum_param(chunk, tile, scratch, [&](std::size_t m) {
-        return param_squares_.to_measure(m * geometry_.tiling.n_tiles + tile);
+    summed_.take(tile, [&](Walk walk) {
+        sum_param(chunk, tile, walk, scratch, [&](std::size_t m) {
+            return param_squares_.to_measure(m * geometry_.tiling.n_tiles + tile);
+        });
     });
 }
 

@@ -16,10 +16,10 @@ constexpr std::size_t kWaveElements = std::size_t(1) << 19;
 constexpr std::size_t kAloneElements = std::size_t(1) << 17;
 
 TensorStep* make_step(const Tensor& tensor, TensorReport& report, Scratch& for_step,
-                      const KernelTable& kernels) {
+                      const KernelTable& kernels, Place place) {
     if (tensor.v != nullptr) return make_unfactored_step(tensor, report, for_step, kernels);
     if (is_small(tensor)) return make_small_step(tensor, report, for_step, kernels);
-    return make_factored_step(tensor, report, for_step, kernels);
+    return make_factored_step(tensor, report, for_step, kernels, place);
 }
 
 // The first element in C order whose square is not finite, or -1.
@@ -72,13 +72,14 @@ private:
         steps_ = for_step.take<TensorStep*>(n_tensors_);
         n_elements_ = for_step.take<std::size_t>(n_tensors_);
         first_task_ = for_step.take<std::size_t>(n_tensors_ + 1);
+        const Place place = place_of_all();
         for (std::size_t k = 0; k < n_tensors_; ++k) {
             reports_[k] = {};
             const std::size_t size = size_of(tensors_[k].param);
             if (size == 0) continue;
             all_.elements += size;
             n_elements_[all_.end] = size;
-            steps_[all_.end] = make_step(tensors_[k], reports_[k], for_step, kernels_);
+            steps_[all_.end] = make_step(tensors_[k], reports_[k], for_step, kernels_, place);
             steps_[all_.end]->allocate(for_step);
             scratch_size_ = std::max(scratch_size_, steps_[all_.end]->scratch_size());
             ++all_.end;
@@ -87,6 +88,15 @@ private:
         const int threads = team_size(all_.elements, options_.threads);
         scratch_ = for_step.take<char>(scratch_size_ * std::size_t(threads));
         Scratch::of_this_threads_measure().reset();
+    }
+
+    // By the bytes of params and gradients.
+    Place place_of_all() const {
+        std::size_t bytes = 0;
+        for (const Tensor* tensor = tensors_; tensor < tensors_ + n_tensors_; ++tensor)
+            bytes += size_of(tensor->param) *
+                     (item_size(tensor->param.format) + item_size(tensor->grad.format));
+        return place_of(bytes);
     }
 
     // Applies nothing before all is measured and well.

@@ -4,6 +4,7 @@
 #include "adafactor.hpp"
 #include "engine/scratch.hpp"
 #include "engine/threads.hpp"
+#include "engine/walk_choice.hpp"
 #include "kernel/kernels.hpp"
 
 namespace adafactor {
@@ -85,9 +86,9 @@ protected:
     const KernelTable& kernels_;
 };
 
-// Each makes a step in memory of `for_step`.
+// Each makes a step in memory of `for_step`. `place`: where the arrays of the whole list are.
 TensorStep* make_factored_step(const Tensor& tensor, TensorReport& report, Scratch& for_step,
-                               const KernelTable& kernels);
+                               const KernelTable& kernels, Place place);
 TensorStep* make_unfactored_step(const Tensor& tensor, TensorReport& report, Scratch& for_step,
                                  const KernelTable& kernels);
 // This one is for factored tensors of many small matrices.

@@ -4,8 +4,8 @@
 // The squares of what was written are summed while it is in cache, by the loops that sum_squares
 // uses: the sums have the same bits.
 
-// Bytes ahead of a store that its line is asked for; the processor foresees reads well enough, and
-// a first moment of floats too, as measured.
+// Bytes ahead of a store that its line is asked for, if rows come side by side; the processor
+// foresees reads well enough, and a first moment of floats too, as measured.
 constexpr std::ptrdiff_t kWriteAhead = 512;
 
 // The arguments of apply.
@@ -41,7 +41,8 @@ struct Formats {
 };
 
 // What else is known: how u is formed, how param descends, whether what is written is rounded at
-// random or summed, and whether rows come in fours, of whole groups of columns.
+// random or summed, and whether there are only whole groups of columns, and of four rows if it is
+// rounded at random.
 template <bool separable_, DescentKind kind_, bool stochastic_ = false, bool sums_ = false,
           bool whole_ = false>
 struct Way {
@@ -83,13 +84,55 @@ ADAFACTOR_INLINE void apply_some_rows(const Step& step, std::size_t i, double* s
     const NewParam<Way::kind, Acc> new_param(step.descent);
     [[maybe_unused]] const Rounding rounding = step.rounding;
     Words drawn[R][kParts], words[kParts];
+    Lanes<Acc> sum[R];
+
+    // Steps `vectors` vectors of each row from column `here` on, the k-th of a draw.
+    const auto take = [&](std::size_t here, auto vectors,
+                          [[maybe_unused]] std::size_t k) __attribute__((always_inline)) {
+        constexpr std::size_t U = vectors.value;
+        // All is read before anything is written: a store holds up loads from places whose lower
+        // address bits are the same, and those of another array's next row often are.
+        Lanes<Acc> now[R][U], first_moment[R][U];
+#pragma GCC unroll 4
+        for (std::size_t r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+            for (std::size_t v = 0; v < U; ++v) {
+                const std::size_t j = here + v * width;
+                const Lanes<Acc> x =
+                    weighted_u(read<Acc>(grad[r], j), row[r], load<Acc>(col_factor + j));
+                if constexpr (has_momentum) first_moment[r][v] = read<Acc>(m[r], j);
+                now[r][v] = new_param(read<Acc>(param[r], j), x, first_moment[r][v]);
+                if constexpr (Way::sums) sum[r] = sum[r] + now[r][v] * now[r][v];
+            }
+        }
+#pragma GCC unroll 4
+        for (std::size_t r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+            for (std::size_t v = 0; v < U; ++v) {
+                const std::size_t j = here + v * width;
+                if constexpr (R > 1) {
+                    __builtin_prefetch(param[r].template at<char>(j) + kWriteAhead, 1);
+                    if constexpr (has_momentum && kIsRounded<typename F::M>)
+                        __builtin_prefetch(m[r].template at<char>(j) + kWriteAhead, 1);
+                }
+                const Words* const random =
+                    Way::stochastic ? random_words(drawn[r], k, words) : nullptr;
+                if constexpr (has_momentum) write(m[r], j, first_moment[r][v]);
+                write(param[r], j, now[r][v], random);
+                write(copy[r], j, now[r][v], random);
+            }
+        }
+    };
+    constexpr std::integral_constant<std::size_t, 1> one;
+    constexpr std::integral_constant<std::size_t, 4> four;
 
     if constexpr (Way::sums)
         for (std::size_t r = 0; r < R; ++r) sum_sq[r] = 0;
     for (std::size_t j = 0; j < cols;) {
         const std::size_t end = cols - j < chunk ? cols : j + chunk;
-        Lanes<Acc> sum[R];
         for (std::size_t r = 0; r < R; ++r) sum[r] = broadcast(Acc(0));
+        if constexpr (R == 1)  // as many vectors at once as four rows have
+            for (; j + 4 * width <= end; j += 4 * width) take(j, four, 0);
         for (; j + group <= end; j += group) {
             if constexpr (Way::stochastic) {
                 std::uint64_t first[R];
@@ -98,31 +141,7 @@ ADAFACTOR_INLINE void apply_some_rows(const Step& step, std::size_t i, double* s
                 draw(rounding, first, drawn);
             }
 #pragma GCC unroll 4
-            for (std::size_t k = 0; k < group / width; ++k) {
-                const std::size_t here = j + k * width;
-                const Lanes<Acc> col = load<Acc>(col_factor + here);
-                // All rows are read before any is written: a store holds up loads from places whose
-                // lower address bits are the same, and those of another array's next row often are.
-                Lanes<Acc> now[R], first_moment[R];
-#pragma GCC unroll 4
-                for (std::size_t r = 0; r < R; ++r) {
-                    const Lanes<Acc> x = weighted_u(read<Acc>(grad[r], here), row[r], col);
-                    if constexpr (has_momentum) first_moment[r] = read<Acc>(m[r], here);
-                    now[r] = new_param(read<Acc>(param[r], here), x, first_moment[r]);
-                    if constexpr (Way::sums) sum[r] = sum[r] + now[r] * now[r];
-                }
-#pragma GCC unroll 4
-                for (std::size_t r = 0; r < R; ++r) {
-                    __builtin_prefetch(param[r].template at<char>(here) + kWriteAhead, 1);
-                    if constexpr (has_momentum && kIsRounded<typename F::M>)
-                        __builtin_prefetch(m[r].template at<char>(here) + kWriteAhead, 1);
-                    const Words* const random =
-                        Way::stochastic ? random_words(drawn[r], k, words) : nullptr;
-                    if constexpr (has_momentum) write(m[r], here, first_moment[r]);
-                    write(param[r], here, now[r], random);
-                    write(copy[r], here, now[r], random);
-                }
-            }
+            for (std::size_t k = 0; k < group / width; ++k) take(j + k * width, one, k);
         }
         if constexpr (!Way::whole) {
             static_assert(!Way::stochastic && !has_copy);
@@ -156,8 +175,11 @@ template <class Acc, class Way, class F>
     for (std::size_t begin = 0; begin < rows; begin += kPanelRows) {
         const std::size_t end = rows - begin < kPanelRows ? rows : begin + kPanelRows;
         std::size_t i = begin;
-        for (; i + 4 <= end; i += 4) apply_some_rows<Acc, Way, F, 4>(step, i, sum_sq + (i - begin));
-        if constexpr (!Way::whole)
+        // Draws are long chains: several at once, however rows are walked.
+        if (Way::stochastic || step.blocks.param.walk == Walk::side_by_side)
+            for (; i + 4 <= end; i += 4)
+                apply_some_rows<Acc, Way, F, 4>(step, i, sum_sq + (i - begin));
+        if constexpr (!Way::stochastic)
             for (; i < end; ++i) apply_some_rows<Acc, Way, F, 1>(step, i, sum_sq + (i - begin));
         if constexpr (Way::sums) {
             are_right<Acc, typename F::Param>(step.blocks.param, begin, end, sum_sq);

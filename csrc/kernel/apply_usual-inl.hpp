@@ -56,11 +56,12 @@ void apply_buffered(const Step& step) {
     }
 }
 
-// Rows in fours and whole groups of columns as F says; what is left over as any arrays.
+// Whole groups of columns, and of rows if they are needed, as F says; what is left over as any
+// arrays.
 template <class Acc, bool separable, DescentKind kind, bool stochastic, class F>
 void apply_as(const Step& step) {
     const std::size_t rows = step.blocks.param.rows, cols = step.blocks.param.cols;
-    const std::size_t whole_rows = rows / 4 * 4,
+    const std::size_t whole_rows = stochastic ? rows / 4 * 4 : rows,
                       whole_cols = cols - cols % group_of<Acc>(stochastic);
     if (whole_rows > 0 && whole_cols > 0)
         with_part<Acc>(step, 0, 0, whole_rows, whole_cols,

@@ -94,7 +94,8 @@ ADAFACTOR_INLINE Block part_of(const Block& block, std::size_t i, std::size_t j,
             rows,
             cols,
             block.format,
-            block.low};
+            block.low,
+            block.walk};
 }
 
 // Halves of `row` from the j-th on, which load(from, parts) loads the vectors of, as floats.

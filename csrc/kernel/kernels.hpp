@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "format.hpp"
+#include "walk.hpp"
 
 namespace adafactor {
 
@@ -23,11 +24,13 @@ struct Block {
     std::ptrdiff_t stride = 0;
     std::size_t rows = 0, cols = 0;
     Format format = Format::none;
-    std::ptrdiff_t low = 0;  // if split: bytes from each upper half to its lower one
+    std::ptrdiff_t low = 0;          // if split: bytes from each upper half to its lower one
+    Walk walk = Walk::side_by_side;  // how its rows are come to; no bit of a result depends on it
 };
 
 // The block of each array that apply takes. Where they exist, m and copy have param's rows and
 // cols; copy, of halves, gets what a param of float32 gets, rounded. Only a param is ever split.
+// All are walked as param is.
 struct StepBlocks {
     Block param, m, grad, copy;
 };

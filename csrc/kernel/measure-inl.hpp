@@ -30,9 +30,10 @@ ADAFACTOR_INLINE bool finish_means(const Statistics& out, std::size_t first, std
 }
 
 // cross_sq[j] += grad[r,j]^2 and cross_weighted[j] += grad[r,j]^2 weight[r], over R rows.
-// The two accumulators are padded to whole groups of lanes. These rows are in cache; the ones to be
-// measured next, `next_rows` bytes on, are fetched meanwhile, so that memory does not stand idle.
-template <class Acc, std::size_t R, class G>
+// The two accumulators are padded to whole groups of lanes. These rows are in cache; if `fetches`,
+// the ones to be measured next, `next_rows` bytes on, are fetched meanwhile, so that memory does
+// not stand idle.
+template <class Acc, std::size_t R, class G, bool fetches>
 ADAFACTOR_INLINE void accumulate_rows(const Block& grad, std::size_t i, const Acc* weight,
                                       std::ptrdiff_t next_rows, Acc* cross_sq,
                                       Acc* cross_weighted) {
@@ -45,7 +46,8 @@ ADAFACTOR_INLINE void accumulate_rows(const Block& grad, std::size_t i, const Ac
         Lanes<Acc> sq = load<Acc>(cross_sq + j), weighted = load<Acc>(cross_weighted + j);
         for (std::size_t r = 0; r < R; ++r) {
             const Lanes<Acc> g = read_row(run[r]);
-            __builtin_prefetch(run[r].template at<const char>(j) + next_rows);
+            if constexpr (fetches)
+                __builtin_prefetch(run[r].template at<const char>(j) + next_rows);
             const Lanes<Acc> g_sq = g * g;
             sq = sq + g_sq;
             weighted = weighted + g_sq * w[r];
@@ -61,22 +63,36 @@ ADAFACTOR_INLINE void accumulate_rows(const Block& grad, std::size_t i, const Ac
                    __attribute__((always_inline)) { return read_first<Acc>(row, j, n); });
 }
 
-// Bytes of grad whose first pass is made, and means finished, before their second pass: they stay
-// in the innermost cache meanwhile, and as many rows as possible are divided at once.
-constexpr std::size_t kBatchBytes = 16384;
+// How measure walks rows: so many at once in the second pass over a batch, which fetches the next
+// batch if `fetches`. A batch has so many bytes of grad, whose first pass is made, and means
+// finished, before their second pass: they stay in the inner caches meanwhile, and as many rows as
+// possible are divided at once.
+template <Walk walk>
+struct MeasureWalk;
+template <>
+struct MeasureWalk<Walk::side_by_side> {
+    static constexpr std::size_t rows = 4, batch_bytes = 16384;
+    static constexpr bool fetches = true;
+};
+template <>
+struct MeasureWalk<Walk::one_by_one> {
+    static constexpr std::size_t rows = 8, batch_bytes = 32768;
+    static constexpr bool fetches = false;
+};
 
 template <class Acc>
 ADAFACTOR_INLINE std::size_t padded(std::size_t n) {
     return (n + kLanes<Acc> - 1) / kLanes<Acc> * kLanes<Acc>;
 }
 
-template <class Acc, class G>
+template <class Acc, class G, class Walk>
 bool measure_panel_rows(const Block& grad, const Statistics& out, Acc* scratch) {
+    constexpr std::size_t R = Walk::rows;
     Acc* cross_sq = scratch;
     Acc* cross_weighted = scratch + padded<Acc>(grad.cols);
     for (std::size_t j = 0; j < 2 * padded<Acc>(grad.cols); ++j) scratch[j] = 0;
-    const std::size_t fitting = kBatchBytes / sizeof(G) / grad.cols / 4 * 4;
-    const std::size_t batch = fitting < 4 ? 4 : fitting < kPanelRows ? fitting : kPanelRows;
+    const std::size_t fitting = Walk::batch_bytes / sizeof(G) / grad.cols / R * R;
+    const std::size_t batch = fitting < R ? R : fitting < kPanelRows ? fitting : kPanelRows;
     const std::ptrdiff_t next_batch = std::ptrdiff_t(batch) * grad.stride;
     for (std::size_t begin = 0; begin < grad.rows; begin += batch) {
         const std::size_t end = begin + batch < grad.rows ? begin + batch : grad.rows;
@@ -84,12 +100,12 @@ bool measure_panel_rows(const Block& grad, const Statistics& out, Acc* scratch) 
         Acc weight[kPanelRows];
         if (!finish_means(out, begin, end - begin, grad.cols, weight)) return false;
         std::size_t i = begin;
-        for (; i + 4 <= end; i += 4)
-            accumulate_rows<Acc, 4, G>(grad, i, weight + (i - begin), next_batch, cross_sq,
-                                       cross_weighted);
+        for (; i + R <= end; i += R)
+            accumulate_rows<Acc, R, G, Walk::fetches>(grad, i, weight + (i - begin), next_batch,
+                                                      cross_sq, cross_weighted);
         for (; i < end; ++i)
-            accumulate_rows<Acc, 1, G>(grad, i, weight + (i - begin), next_batch, cross_sq,
-                                       cross_weighted);
+            accumulate_rows<Acc, 1, G, false>(grad, i, weight + (i - begin), next_batch, cross_sq,
+                                              cross_weighted);
     }
     for (std::size_t j = 0; j < grad.cols; ++j) {
         out.cross_sum_sq[j] += double(cross_sq[j]);
@@ -101,10 +117,18 @@ bool measure_panel_rows(const Block& grad, const Statistics& out, Acc* scratch) 
 void measure_rows(const Block& grad, const Statistics& out, void* scratch) {
     with_grad_type(grad.format, [&](auto type) {
         using G = decltype(type);
-        if (sizeof(G) < sizeof(double) && !out.wide &&
-            measure_panel_rows<FloatOf<G>, G>(grad, out, static_cast<FloatOf<G>*>(scratch)))
-            return;
-        measure_panel_rows<double, G>(grad, out, static_cast<double*>(scratch));
+        const auto measure_as = [&](auto walk) {
+            using Walk = decltype(walk);
+            if (sizeof(G) < sizeof(double) && !out.wide &&
+                measure_panel_rows<FloatOf<G>, G, Walk>(grad, out,
+                                                        static_cast<FloatOf<G>*>(scratch)))
+                return;
+            measure_panel_rows<double, G, Walk>(grad, out, static_cast<double*>(scratch));
+        };
+        if (grad.walk == Walk::side_by_side)
+            measure_as(MeasureWalk<Walk::side_by_side>());
+        else
+            measure_as(MeasureWalk<Walk::one_by_one>());
     });
 }
 

@@ -6,10 +6,11 @@
 constexpr std::size_t kFloatsBetween = 256;
 static_assert(kFloatsBetween % kDrawn == 0);
 
-// Asks for what comes next in memory, while this piece is stepped.
+// Asks for what comes so many bytes behind element j, while this piece is stepped.
 template <class T>
-ADAFACTOR_INLINE void prefetch_ahead(const Row<T>& row, std::size_t j) {
-    const char* const next = row.template at<const char>(j + kChunk);
+ADAFACTOR_INLINE void prefetch_ahead(const Row<T>& row, std::size_t j,
+                                     std::size_t bytes = kChunk * sizeof(T)) {
+    const char* const next = row.template at<const char>(j) + bytes;
     __builtin_prefetch(next);
     if constexpr (std::is_same_v<T, Split>) __builtin_prefetch(row.lower(next));
 }
@@ -112,8 +113,13 @@ template <class Acc>
 ADAFACTOR_INLINE Block read_block(const Block& block, Acc* buffer) {
     if (block.format == kFormat<Acc> || block.format == Format::none) return block;
     copy_block(block, buffer);
-    return {reinterpret_cast<char*>(buffer), std::ptrdiff_t(block.cols * sizeof(Acc)), block.rows,
-            block.cols, kFormat<Acc>};
+    return {reinterpret_cast<char*>(buffer),
+            std::ptrdiff_t(block.cols * sizeof(Acc)),
+            block.rows,
+            block.cols,
+            kFormat<Acc>,
+            0,
+            block.walk};
 }
 
 // Writes the numbers of `from`, as read_block returned it, unless they lie there already or `to` is

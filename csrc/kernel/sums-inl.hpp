@@ -76,6 +76,64 @@ ADAFACTOR_INLINE void sum_squares_of_some_rows(const Block& block, std::size_t i
     for (std::size_t r = 0; r < R; ++r) sum_sq[r] = sums[r];
 }
 
+// Bytes ahead of one long stream that memory is asked for.
+constexpr std::size_t kReadAhead = 8192;
+
+// The lanes' sums of squares of elements [begin, end) of a run, at most kChunkOf<Acc>.
+template <class Acc, class T>
+ADAFACTOR_INLINE Lanes<Acc> sum_squares_of_chunk(const Row<T>& run, std::size_t begin,
+                                                 std::size_t end) {
+    Lanes<Acc> sum = broadcast(Acc(0));
+    std::size_t j = begin;
+#pragma GCC unroll 4
+    for (; j + kLanes<Acc> <= end; j += kLanes<Acc>) {
+        const Lanes<Acc> x = read<Acc>(run, j);
+        prefetch_ahead(run, j, kReadAhead);
+        sum = sum + x * x;
+    }
+    if (j < end) {
+        const Lanes<Acc> x = read_first<Acc>(run, j, end - j);
+        sum = sum + x * x;
+    }
+    return sum;
+}
+
+// Sums the squares of rows [begin, end) one row after the other. The sums of four chunks' lanes, of
+// a long row or of four short ones, are folded together: by itself each would hold up the reads.
+template <class Acc, class T>
+ADAFACTOR_INLINE void sum_squares_one_by_one(const Block& block, std::size_t begin, std::size_t end,
+                                             double* sum_sq) {
+    constexpr std::size_t chunk = kChunkOf<Acc>;
+    const std::size_t cols = block.cols;
+    std::size_t i = begin;
+    Lanes<Acc> four[4];
+    double sums[4];
+    if (cols <= chunk) {
+        for (; i + 4 <= end; i += 4) {
+            for (std::size_t r = 0; r < 4; ++r)
+                four[r] = sum_squares_of_chunk<Acc>(row_of<T>(block, i + r), 0, cols);
+            sum_lanes(four, sums);
+            for (std::size_t r = 0; r < 4; ++r) sum_sq[i + r - begin] = sums[r];
+        }
+    }
+    for (; i < end; ++i) {
+        const Row<T> run = row_of<T>(block, i);
+        double sum = 0;
+        std::size_t j = 0;
+        for (; j + 4 * chunk <= cols; j += 4 * chunk) {
+            for (std::size_t k = 0; k < 4; ++k)
+                four[k] = sum_squares_of_chunk<Acc>(run, j + k * chunk, j + (k + 1) * chunk);
+            sum_lanes(four, sums);
+            for (std::size_t k = 0; k < 4; ++k) sum += sums[k];
+        }
+        for (; j < cols; j += chunk) {
+            const std::size_t to = cols - j < chunk ? cols : j + chunk;
+            sum += double(sum_lanes(sum_squares_of_chunk<Acc>(run, j, to)));
+        }
+        sum_sq[i - begin] = sum;
+    }
+}
+
 // Adds up again in fp64 those sums of squares of rows [begin, end) that float, in which they were
 // added up, cannot be trusted with. Returns whether float was right for all: zeros are right in any
 // type.
@@ -102,10 +160,14 @@ ADAFACTOR_INLINE bool are_right(const Block& block, std::size_t begin, std::size
 
 template <class Acc, class T>
 bool sum_squares_of_rows(const Block& block, std::size_t begin, std::size_t end, double* sum_sq) {
-    std::size_t i = begin;
-    for (; i + 4 <= end; i += 4)
-        sum_squares_of_some_rows<Acc, 4, T>(block, i, sum_sq + (i - begin));
-    for (; i < end; ++i) sum_squares_of_some_rows<Acc, 1, T>(block, i, sum_sq + (i - begin));
+    if (block.walk == Walk::one_by_one) {
+        sum_squares_one_by_one<Acc, T>(block, begin, end, sum_sq);
+    } else {
+        std::size_t i = begin;
+        for (; i + 4 <= end; i += 4)
+            sum_squares_of_some_rows<Acc, 4, T>(block, i, sum_sq + (i - begin));
+        for (; i < end; ++i) sum_squares_of_some_rows<Acc, 1, T>(block, i, sum_sq + (i - begin));
+    }
     return are_right<Acc, T>(block, begin, end, sum_sq);
 }
 
