@@ -1,9 +1,8 @@
 // A factored tensor of many small matrices, as of a convolution: measure, resolve, apply. A special
-// case because a matrix of a few elements is less work than a task: eight are taken at once, a lane
-// each, and their running means are finished twice instead of kept.
+// case because a matrix of a few elements is less work than a task: many are taken in one call, and
+// their running means are finished twice instead of kept.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <new>
 
 #include "engine/clip_and_scale.hpp"
@@ -12,8 +11,6 @@
 
 namespace adafactor {
 namespace {
-
-constexpr std::size_t kLanes = kLanesOfSmall;
 
 class SmallStep final : public TensorStep {
 public:
@@ -27,7 +24,9 @@ public:
           rows_(param_.outer()),
           cols_(param_.inner()),
           n_matrices_(param_.size()),
-          matrices_per_task_(kTaskElements / (rows_ * cols_) / kLanes * kLanes),
+          matrices_per_call_(std::max(kChunk / (rows_ * cols_) / kLanesOfSmall, std::size_t(1)) *
+                             kLanesOfSmall),
+          matrices_per_task_(kTaskElements / (rows_ * cols_) / kLanesOfSmall * kLanesOfSmall),
           n_tasks_((n_matrices_ + matrices_per_task_ - 1) / matrices_per_task_),
           n_sums_(hyper_.per_matrix ? n_matrices_ : n_tasks_) {}
 
@@ -44,28 +43,21 @@ public:
     std::size_t n_measure_tasks() const override { return n_tasks_; }
 
     void measure(std::size_t task, char*) override {
-        double grad_sq = 0, u_sq = 0, param_sq = 0;
-        for_groups(task, [&](std::size_t first, std::size_t n) {
+        SmallSums sums{};
+        for_calls(task, [&](std::size_t first, std::size_t n) {
             Copies copies;
-            State state(*this, first, n);
-            SmallSums sums;
-            const Block grad = grad_.gather_lanes(first, n, copies.grad);
-            const Block param =
-                measures_param_ ? param_.gather_lanes(first, n, copies.param) : Block{};
-            kernels_.measure_small(param, grad, state.view, moment(), sums);
-            for (std::size_t lane = 0; lane < n; ++lane) {
-                grad_sq += sums.grad_sq[lane];
-                u_sq += sums.u_sq[lane];
-                param_sq += sums.param_sq[lane];
-                if (!hyper_.per_matrix) continue;
-                u_sq_[first + lane] = sums.u_sq[lane];
-                if (measures_param_) param_sq_[first + lane] = sums.param_sq[lane];
+            if (hyper_.per_matrix) {
+                sums.each_u_sq = u_sq_ + first;
+                sums.each_param_sq = param_sq_ + first;
             }
+            const Block grad = grad_.run(first, n, copies.grad);
+            const Block param = measures_param_ ? param_.run(first, n, copies.param) : Block{};
+            kernels_.measure_small(param, grad, state(first, n), moment(), sums);
         });
-        grad_sq_[task] = grad_sq;
+        grad_sq_[task] = sums.grad_sq;
         if (hyper_.per_matrix) return;
-        u_sq_[task] = u_sq;
-        if (measures_param_) param_sq_[task] = param_sq;
+        u_sq_[task] = sums.u_sq;
+        if (measures_param_) param_sq_[task] = sums.param_sq;
     }
 
     Fault resolve(const Team&, bool propagate) override {
@@ -99,63 +91,46 @@ public:
     std::size_t n_apply_tasks() const override { return n_tasks_; }
 
     void apply(std::size_t task, char*) override {
-        // Matrices with step sizes of their own are taken one by one.
-        for_groups(task, [&](std::size_t begin, std::size_t n_all) {
-            const std::size_t n = hyper_.per_matrix ? 1 : n_all;
-            for (std::size_t first = begin; first < begin + n_all; first += n)
-                apply_group(first, n, descent_[hyper_.per_matrix ? first : 0]);
+        for_calls(task, [&](std::size_t first, std::size_t n) {
+            Copies copies;
+            const StepBlocks blocks{param_.run(first, n, copies.param), m_.run(first, n, copies.m),
+                                    grad_.run(first, n, copies.grad),
+                                    copy_.run(first, n, copies.copy)};
+            const Descent* const descent = descent_ + (hyper_.per_matrix ? first : 0);
+            const Rounding by = rounding(first_number(first));
+            kernels_.apply_small(blocks, state(first, n), moment(), descent, hyper_.per_matrix, by);
+            if (blocks.param.data == copies.param) param_.scatter_run(blocks.param, first, n);
+            if (blocks.m.data == copies.m) m_.scatter_run(blocks.m, first, n);
+            if (blocks.copy.data == copies.copy) copy_.scatter_run(blocks.copy, first, n);
         });
     }
 
 private:
-    // Places for the elements of some matrices, lane by lane.
+    // Places for the elements of the matrices of a call.
     struct Copies {
-        static constexpr std::size_t kSize = kSmallElements * kLanes * sizeof(double);
+        static constexpr std::size_t kSize = kSmallRun * sizeof(double);
         alignas(64) char param[kSize], m[kSize], grad[kSize], copy[kSize];
     };
 
-    // The running means of some matrices, lane by lane; lanes left over are the first again.
-    struct State {
-        double lines[2 * kSmallElements * kLanes];
-        SmallState view;
+    SmallState state(std::size_t first, std::size_t n) const {
+        return {tensor_.exp_row + first * rows_, tensor_.exp_col + first * cols_, n, rows_, cols_};
+    }
 
-        State(const SmallStep& step, std::size_t first, std::size_t n)
-            : view{lines, lines + step.rows_ * kLanes, step.rows_, step.cols_} {
-            read(step.tensor_.exp_row + first * step.rows_, step.rows_, n, view.exp_row);
-            read(step.tensor_.exp_col + first * step.cols_, step.cols_, n, view.exp_col);
-        }
-
-        void write(const SmallStep& step, std::size_t first, std::size_t n) const {
-            write(view.exp_row, step.tensor_.exp_row + first * step.rows_, step.rows_, n);
-            write(view.exp_col, step.tensor_.exp_col + first * step.cols_, step.cols_, n);
-        }
-
-        static void read(const double* means, std::size_t size, std::size_t n, double* to) {
-            if (size == 1 && n == kLanes) {
-                std::memcpy(to, means, kLanes * sizeof(double));
-                return;
-            }
-            for (std::size_t k = 0; k < size; ++k)
-                for (std::size_t lane = 0; lane < kLanes; ++lane)
-                    to[k * kLanes + lane] = means[(lane < n ? lane : 0) * size + k];
-        }
-
-        static void write(const double* from, double* means, std::size_t size, std::size_t n) {
-            if (size == 1) {
-                std::memcpy(means, from, n * sizeof(double));
-                return;
-            }
-            for (std::size_t k = 0; k < size; ++k)
-                for (std::size_t lane = 0; lane < n; ++lane)
-                    means[lane * size + k] = from[k * kLanes + lane];
-        }
-    };
+    // Of the elements that begin with a call's first matrix, as in Rounding.
+    std::uint64_t first_number(std::size_t first) const {
+        const std::size_t calls =
+            (matrices_per_task_ + matrices_per_call_ - 1) / matrices_per_call_;
+        const std::size_t call =
+            first / matrices_per_task_ * calls + first % matrices_per_task_ / matrices_per_call_;
+        return call * numbered(matrices_per_call_ * rows_ * cols_);
+    }
 
     template <class Body>  // body(first matrix, number)
-    void for_groups(std::size_t task, const Body& body) const {
+    void for_calls(std::size_t task, const Body& body) const {
         const std::size_t begin = task * matrices_per_task_;
         const std::size_t end = std::min(begin + matrices_per_task_, n_matrices_);
-        for (std::size_t m = begin; m < end; m += kLanes) body(m, std::min(kLanes, end - m));
+        for (std::size_t m = begin; m < end; m += matrices_per_call_)
+            body(m, std::min(matrices_per_call_, end - m));
     }
 
     void find_step_size(std::size_t m, double mean_u_sq, double mean_param_sq) {
@@ -164,24 +139,9 @@ private:
         note(size, m == 0, report_);
     }
 
-    void apply_group(std::size_t first, std::size_t n, const Descent& descent) const {
-        Copies copies;
-        State state(*this, first, n);
-        const StepBlocks blocks{
-            param_.gather_lanes(first, n, copies.param), m_.gather_lanes(first, n, copies.m),
-            grad_.gather_lanes(first, n, copies.grad), copy_.lanes_at(copies.copy)};
-        // The lanes that a group does not use have numbers too.
-        const Rounding by = rounding(first * numbered(rows_ * cols_ * kLanes));
-        kernels_.apply_small(blocks, state.view, moment(), descent, by);
-        param_.scatter_lanes(blocks.param, first, n);
-        m_.scatter_lanes(blocks.m, first, n);
-        copy_.scatter_lanes(blocks.copy, first, n);
-        state.write(*this, first, n);
-    }
-
     bool measures_param_;  // RMS(param) is still to be found
     MatrixBatch param_, grad_, m_, copy_;
-    std::size_t rows_, cols_, n_matrices_, matrices_per_task_, n_tasks_;
+    std::size_t rows_, cols_, n_matrices_, matrices_per_call_, matrices_per_task_, n_tasks_;
     std::size_t n_sums_;          // of u^2, and of param^2: one for each matrix, or each task
     Descent* descent_ = nullptr;  // (n_matrices,) or of all
     double* param_sq_ = nullptr;  // (n_sums,)
@@ -199,7 +159,7 @@ TensorStep* make_small_step(const Tensor& tensor, TensorReport& report, Scratch&
 bool is_small(const Tensor& tensor) {
     const auto rows = std::size_t(tensor.param.shape[tensor.row_axis]);
     const auto cols = std::size_t(tensor.param.shape[tensor.col_axis]);
-    return rows * cols <= kSmallElements && size_of(tensor.param) >= kLanes * rows * cols;
+    return rows * cols <= kSmallElements && size_of(tensor.param) >= kLanesOfSmall * rows * cols;
 }
 
 }  // namespace adafactor

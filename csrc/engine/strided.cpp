@@ -99,7 +99,10 @@ MatrixBatch::MatrixBatch(const Array& array, int row_axis, int col_axis, bool sw
               swapped};
     for (int d = array.ndim - 1; d >= 0; --d) {
         if (d == row_axis || d == col_axis || array.shape[d] == 1) continue;
-        if (size_ == 1) stride_ = array.strides[d];
+        if (size_ == 1) {
+            stride_ = array.strides[d];
+            series_ = std::size_t(array.shape[d]);
+        }
         is_uniform_ = is_uniform_ && array.strides[d] == stride_ * std::ptrdiff_t(size_);
         size_ *= std::size_t(array.shape[d]);
     }
@@ -114,76 +117,60 @@ MatrixBatch MatrixBatch::along_memory(const Array& array, int row_axis, int col_
     return {array, row_axis, col_axis, swapped};
 }
 
-// Calls copy(place in the array, number of the item in the lanes) for every element.
+// Whether all matrices lie one behind the other, in C order.
+bool MatrixBatch::is_run() const {
+    const auto item = std::ptrdiff_t(item_size(first_.format));
+    const auto row = std::ptrdiff_t(first_.inner) * item;
+    return first_.has_unit_runs() && (first_.outer == 1 || first_.outer_stride == row) &&
+           (size_ == 1 || (is_uniform_ && stride_ == std::ptrdiff_t(first_.outer) * row));
+}
+
+// Calls copy(place of a row of the first matrix, its number in a run of them all, stride from each
+// matrix to the next, how many) for series of matrices that are equally far apart, and their rows.
 template <class Copy>
-void MatrixBatch::for_lanes(std::size_t first, std::size_t n, const Copy& copy) const {
-    char* matrix[kLanesOfSmall];
-    for (std::size_t lane = 0; lane < kLanesOfSmall; ++lane)
-        matrix[lane] = first_.data + offset_of(lane < n ? first + lane : first);
-    for (std::size_t i = 0; i < first_.outer; ++i)
-        for (std::size_t j = 0; j < first_.inner; ++j) {
-            const std::ptrdiff_t offset =
-                std::ptrdiff_t(i) * first_.outer_stride + std::ptrdiff_t(j) * first_.inner_stride;
-            const std::size_t k = (i * first_.inner + j) * kLanesOfSmall;
-            for (std::size_t lane = 0; lane < kLanesOfSmall; ++lane)
-                copy(matrix[lane] + offset, k + lane);
-        }
-}
-
-template <std::size_t item>
-void MatrixBatch::gather_items(std::size_t first, std::size_t n, char* to,
-                               std::ptrdiff_t offset) const {
-    if (is_run<item>(n)) {
-        std::memcpy(to, first_.data + offset_of(first) + offset, kLanesOfSmall * item);
-        return;
+void MatrixBatch::for_rows(std::size_t first, std::size_t n, const Copy& copy) const {
+    const std::size_t length = is_uniform_ ? size_ : series_;
+    for (std::size_t done = 0; done < n;) {
+        const std::size_t some = std::min(length - (first + done) % length, n - done);
+        char* const place = first_.data + offset_of(first + done);
+        for (std::size_t i = 0; i < first_.outer; ++i)
+            copy(place + std::ptrdiff_t(i) * first_.outer_stride, done * first_.outer + i, stride_,
+                 some);
+        done += some;
     }
-    for_lanes(first, n,
-              [=](const char* p, std::size_t k) { std::memcpy(to + k * item, p + offset, item); });
 }
 
-template <std::size_t item>
-void MatrixBatch::scatter_items(const char* from, std::size_t first, std::size_t n,
-                                std::ptrdiff_t offset) const {
-    if (is_run<item>(n)) {
-        std::memcpy(first_.data + offset_of(first) + offset, from, kLanesOfSmall * item);
-        return;
-    }
-    for_lanes(first, n,
-              [=](char* p, std::size_t k) { std::memcpy(p + offset, from + k * item, item); });
-}
-
-Block MatrixBatch::lanes_at(char* to) const {
+Block MatrixBatch::run(std::size_t first, std::size_t n, char* to) const {
     if (!exists()) return {};
-    return run_for_copy(format(), first_.outer * first_.inner * kLanesOfSmall, to);
+    const std::size_t size = first_.outer * first_.inner;
+    if (is_run())
+        return {first_.data + offset_of(first), 0, 1, n * size, first_.format, first_.low};
+    const Block block = run_for_copy(first_.format, n * size, to);
+    const auto item = std::ptrdiff_t(item_size(first_.format));
+    const auto row_size = std::ptrdiff_t(first_.inner) * item;
+    for_planes(
+        first_.format, first_.low, block.cols, [&](std::ptrdiff_t from, std::ptrdiff_t into) {
+            for_rows(first, n,
+                     [&](const char* row, std::size_t k, std::ptrdiff_t stride, std::size_t some) {
+                         copy_tile(row + from, stride, first_.inner_stride,
+                                   to + into + std::ptrdiff_t(k) * row_size,
+                                   std::ptrdiff_t(size) * item, item, some, first_.inner,
+                                   std::size_t(item), walks_matrices_inside());
+                     });
+        });
+    return block;
 }
 
-Block MatrixBatch::gather_lanes(std::size_t first, std::size_t n, char* to) const {
-    const Block run = lanes_at(to);
-    if (!exists()) return run;
-    for_planes(format(), first_.low, run.cols, [&](std::ptrdiff_t from, std::ptrdiff_t into) {
-        switch (item_size(format())) {
-            case 8:
-                return gather_items<8>(first, n, to + into, from);
-            case 4:
-                return gather_items<4>(first, n, to + into, from);
-            default:
-                return gather_items<2>(first, n, to + into, from);
-        }
-    });
-    return run;
-}
-
-void MatrixBatch::scatter_lanes(const Block& from, std::size_t first, std::size_t n) const {
-    if (!exists()) return;
-    for_planes(format(), first_.low, from.cols, [&](std::ptrdiff_t to, std::ptrdiff_t out_of) {
-        switch (item_size(format())) {
-            case 8:
-                return scatter_items<8>(from.data + out_of, first, n, to);
-            case 4:
-                return scatter_items<4>(from.data + out_of, first, n, to);
-            default:
-                return scatter_items<2>(from.data + out_of, first, n, to);
-        }
+void MatrixBatch::scatter_run(const Block& from, std::size_t first, std::size_t n) const {
+    const std::size_t size = first_.outer * first_.inner;
+    const auto item = std::ptrdiff_t(item_size(first_.format));
+    const auto row_size = std::ptrdiff_t(first_.inner) * item;
+    for_planes(first_.format, first_.low, from.cols, [&](std::ptrdiff_t to, std::ptrdiff_t out_of) {
+        for_rows(first, n, [&](char* row, std::size_t k, std::ptrdiff_t stride, std::size_t some) {
+            copy_tile(from.data + out_of + std::ptrdiff_t(k) * row_size,
+                      std::ptrdiff_t(size) * item, item, row + to, stride, first_.inner_stride,
+                      some, first_.inner, std::size_t(item), walks_matrices_inside());
+        });
     });
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <initializer_list>
 
 #include "adafactor.hpp"
@@ -66,11 +67,10 @@ public:
     std::size_t inner() const { return first_.inner; }
     bool has_unit_runs() const { return !exists() || first_.has_unit_runs(); }
 
-    // Copies the elements of n <= kLanesOfSmall matrices, each of at most kSmallElements, to one
-    // run of (rows, cols, kLanesOfSmall), and back. Lanes left over are the first matrix again.
-    Block lanes_at(char* to) const;
-    Block gather_lanes(std::size_t first, std::size_t n, char* to) const;
-    void scatter_lanes(const Block& from, std::size_t first, std::size_t n) const;
+    // Matrices first to first + n as one run of (n, rows, cols): where they lie, if that is what
+    // they are there, or else their copy at `to`, which scatter_run copies back.
+    Block run(std::size_t first, std::size_t n, char* to) const;
+    void scatter_run(const Block& from, std::size_t first, std::size_t n) const;
 
     // How many consecutive matrices lie between the neighbouring elements of one: a cache line
     // has parts of them all.
@@ -84,20 +84,10 @@ public:
     }
 
 private:
-    template <std::size_t item>
-    void gather_items(std::size_t first, std::size_t n, char* to, std::ptrdiff_t offset) const;
-    template <std::size_t item>
-    void scatter_items(const char* from, std::size_t first, std::size_t n,
-                       std::ptrdiff_t offset) const;
+    bool is_run() const;
+    bool walks_matrices_inside() const { return std::abs(stride_) < std::abs(first_.inner_stride); }
     template <class Copy>
-    void for_lanes(std::size_t first, std::size_t n, const Copy& copy) const;
-
-    // Whether so many matrices are one item each, one beside the other.
-    template <std::size_t item>
-    bool is_run(std::size_t n) const {
-        return n == kLanesOfSmall && first_.outer * first_.inner == 1 && is_uniform_ &&
-               stride_ == std::ptrdiff_t(item);
-    }
+    void for_rows(std::size_t first, std::size_t n, const Copy& copy) const;
     std::ptrdiff_t offset_of(std::size_t m) const {
         return is_uniform_ ? std::ptrdiff_t(m) * stride_ : offset_of_any(m);
     }
@@ -107,6 +97,7 @@ private:
     int row_axis_, col_axis_;
     std::size_t size_ = 1;
     std::ptrdiff_t stride_ = 0;  // from each matrix to the next, if it is_uniform_
+    std::size_t series_ = 1;     // so many are that far apart, even if it is not
     bool is_uniform_ = true;
     MatrixView first_;
 };

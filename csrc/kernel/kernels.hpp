@@ -102,16 +102,20 @@ struct UnfactoredSums {
 
 inline constexpr std::size_t kLanesOfSmall = 8;     // small matrices that are taken at once
 inline constexpr std::size_t kSmallElements = 256;  // of each, at most
+// Elements of all matrices of one call, at most.
+inline constexpr std::size_t kSmallRun = kSmallElements * kLanesOfSmall;
 
-// The running means of small matrices, (rows, kLanesOfSmall) and (cols, kLanesOfSmall).
+// The running means of small matrices, (n, rows) and (n, cols).
 struct SmallState {
     double *exp_row, *exp_col;
-    std::size_t rows, cols;
+    std::size_t n, rows, cols;
 };
 
-// Of each of the small matrices.
+// Sums over small matrices, which are added to matrix by matrix, and, unless they are null, places
+// for those of each, (n,).
 struct SmallSums {
-    double grad_sq[kLanesOfSmall], u_sq[kLanesOfSmall], param_sq[kLanesOfSmall];
+    double grad_sq, u_sq, param_sq;
+    double *each_u_sq, *each_param_sq;
 };
 
 // The running means of one axis of a matrix after this step. A line whose squares sum to zero has
@@ -167,11 +171,12 @@ struct KernelTable {
     void (*apply_unfactored)(const StepBlocks& blocks, double* v, const Moment& moment,
                              const Descent& descent, const Rounding& rounding, bool wide);
 
-    // Blocks are one run of (rows, cols, kLanesOfSmall) elements. param may be of no format.
+    // Blocks are one run of (n, rows, cols) elements, at most kSmallRun. param may be of no format.
     void (*measure_small)(const Block& param, const Block& grad, const SmallState& state,
                           const Moment& moment, SmallSums& sums);
+    // descent: that of all matrices, or, if each has its own, (n,).
     void (*apply_small)(const StepBlocks& blocks, const SmallState& state, const Moment& moment,
-                        const Descent& descent, const Rounding& rounding);
+                        const Descent* descent, bool each_descent, const Rounding& rounding);
 
     void (*add_groups)(const CrossSums& sums, std::size_t begin, std::size_t end,
                        const Axis& crossed);

@@ -43,6 +43,8 @@ namespace {
 #include "apply_usual-inl.hpp"
 #include "unfactored-inl.hpp"
 //
+#include "transpose-inl.hpp"
+//
 #include "small-inl.hpp"
 
 }  // namespace
