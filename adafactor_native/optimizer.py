@@ -22,12 +22,12 @@ from adafactor_native.conventions import (
     TorchArguments,
 )
 from adafactor_native.following import follow_params, take_params
+from adafactor_native.given_params import read_groups
 from adafactor_native.gradients import in_order
 from adafactor_native.group_patterns import by_pattern
 from adafactor_native.model_changes import ModelChanges
 from adafactor_native.model_copies import ModelCopies
 from adafactor_native.model_states import ModelStates
-from adafactor_native.param_groups import read_groups
 from adafactor_native.report import StepReport
 from adafactor_native.rules import are_constant, rates_at
 from adafactor_native.switches import table
@@ -61,19 +61,21 @@ class Optimizer(ModelChanges, ModelStates, ModelCopies):
 
     Parameters
     ----------
-    params : mapping of str to ndarray, sequence of ndarray, or list of groups
+    params : mapping of str to ndarray, sequence of ndarray, tree of these, or list of groups
         The parameters, each of float16, bfloat16 (ml_dtypes'), float32 or float64, any strides; never
         converted, always overwritten in place. They must not share memory. A sequence's names are
-        positions in the model: "0", "1". The optimizer keeps the arrays, not the mapping: after
+        positions in the model: "0", "1"; pairs of a name and an array are named by themselves, as
+        torch's ``named_parameters()``. Mappings and sequences may have others in them, and names tell
+        the way: "dense/kernel", "layers/0/w". The optimizer keeps the arrays, not the mapping: after
         ``model["w"] = model["w"] * 1.0`` it steps an array that nobody else reads; write
         ``model["w"] *= 1.0`` or ``model["w"][...] = values`` instead, or say so by `replace`.
 
-        A group is a mapping with "params" (of any of these kinds, or one array) and whatever
+        A group is a mapping with "params" (any of these but groups, or one array) and whatever
         hyper-parameters are its own, and "copies". Instead of "params" it may have "match": a
         pattern of names as in `fnmatch`, or a list of them. Such a group takes the tensors of other
         groups whose names match, each tensor goes to the first group that it matches, and all others
         stay where they are: ``[{"params": model}, {"match": "*.bias", "weight_decay": 0.0}]``.
-    copies : mapping of str to ndarray, or sequence of ndarray or None
+    copies : mapping of str to ndarray, sequence of ndarray or None, or tree of these
         Arrays of float16 or bfloat16, for any of the parameters of float32, that every step writes
         the new parameter to, rounded. Like `params`, by name or by position.
     convention : str, default "paper"
@@ -186,6 +188,16 @@ class Optimizer(ModelChanges, ModelStates, ModelCopies):
     (array([0.9, 0.9, 0.9], dtype=float32), array([1.5, 1.5, 1.5], dtype=float32))
     >>> report["b"]["rms_grad"], report["b"]["step_size"], round(report.grad_norm, 6)
     (2.0, 0.5, 4.242641)
+
+    Layers in a list are a tree, and so are their gradients.
+
+    >>> layers = [{"w": np.ones((2, 3)), "b": np.ones(3)}, {"w": np.ones((3, 1))}]
+    >>> opt = Optimizer(layers)
+    >>> opt.names
+    ('0/w', '0/b', '1/w')
+    >>> report = opt.step([{"w": np.ones((2, 3)), "b": None}, {"w": np.ones((3, 1))}])
+    >>> opt.counts
+    array([1, 0, 1])
     """
 
     @overload
@@ -271,13 +283,13 @@ class Optimizer(ModelChanges, ModelStates, ModelCopies):
 
         Parameters
         ----------
-        grads : mapping, list or tuple, or list of one for each group
+        grads : mapping, list or tuple, tree of these, or list of one for each group
             The gradients, each an ndarray of float16, bfloat16, float32 or float64 of its
             parameter's shape, only read; dtype and strides need not be the parameter's, and for a
             parameter of no axes a NumPy scalar will do, and an object that becomes such an array by
             ``__array__`` or DLPack, without a copy where it can: a tensor of torch on the CPU. None
-            leaves a tensor out. Either as `params` was, or of all tensors in one mapping by name or
-            one list or tuple. Without it the step takes what `accumulate` has added up.
+            leaves a tensor out, or a whole part of a tree. Either as `params` was, or of all tensors
+            in one mapping by name, in pairs of name and gradient, or in one list or tuple. Without it the step takes what `accumulate` has added up.
         grad_scale : float
             What the gradients were multiplied by, with the loss; finite, above 0. They are divided
             by it before anything else.
@@ -346,7 +358,7 @@ class Optimizer(ModelChanges, ModelStates, ModelCopies):
 
         Parameters
         ----------
-        grads : mapping, list or tuple, or list of one for each group; or None
+        grads : mapping, list or tuple, tree of these, or list of one for each group; or None
             As `step` takes them. A tensor that is None adds nothing, and one that always was is left
             out of the step. None instead of all drops what has been added up.
 

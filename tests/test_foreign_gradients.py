@@ -134,10 +134,12 @@ def test_code_that_runs_meanwhile_cannot_take_memory_away():
 
 def test_params_stay_arrays_and_the_error_says_how_to_get_one():
     foreign = ByArray(np.ones(3))
-    text = (
-        r"is a ByArray, must be a numpy.ndarray of its memory, as torch's p\.detach\(\)\.numpy\(\)"
-    )
-    with pytest.raises(TypeError, match=rf"params\['w'\] {text}"):
+    with pytest.raises(
+        TypeError, match=r"params\['w'\] is a ByArray, must be a numpy.ndarray: numpy\.array\(p\)"
+    ):
         Optimizer({"w": foreign})
-    with pytest.raises(TypeError, match=f"param {text}"):
+    with pytest.raises(
+        TypeError,
+        match=r"param is a ByArray, must be a numpy.ndarray of its memory, as torch's p\.detach\(\)\.numpy\(\)",
+    ):
         AdaFactor((3,)).update(foreign, np.ones(3))
