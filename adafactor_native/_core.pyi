@@ -12,6 +12,7 @@ _Result = TypeVar("_Result")
 version: str
 compiler: tuple[str, str]
 openmp: int
+most_norms: int  # that Tensors.norms() returns
 
 def built_isas() -> list[str]: ...
 def available_isas() -> list[str]: ...
@@ -39,6 +40,7 @@ class Plan:
         nonfinite: NonFinite,
         all_or_none: bool,
         max_grad_norm: float,
+        skip_above: float,
         num_threads: int,
         carry_param_rms: bool,
         seed: int,
@@ -57,7 +59,7 @@ class Tensors:
     ) -> None: ...
     # Tensors of adafactor_native.param_groups, whose attributes are read by name
     def add(self, groups: Iterable[Iterable[object]]) -> None: ...
-    def update(self, plan: Plan, param: npt.NDArray[Any], grad: Gradient) -> None: ...
+    def update(self, plan: Plan, param: npt.NDArray[Any], grad: Gradient) -> int: ...
     def step(
         self,
         plan: Plan,
@@ -70,7 +72,7 @@ class Tensors:
                 npt.NDArray[np.bool_],
                 npt.NDArray[np.bool_],
                 npt.NDArray[np.int64],
-                npt.NDArray[np.bool_],
+                npt.NDArray[np.uint8],
             ],
             _Result,
         ],
@@ -82,4 +84,6 @@ class Tensors:
     def skipped(self) -> int: ...
     def counts(self) -> npt.NDArray[np.int64]: ...
     def set_counts(self, t: int, skipped: int, counts: Sequence[int]) -> None: ...
+    def norms(self) -> list[float]: ...
+    def set_norms(self, norms: Sequence[float]) -> None: ...
     def forget_params(self) -> None: ...

@@ -76,6 +76,7 @@ def _number_or_none(
 positive_or_none = _number_or_none("a number > 0", lambda x: x > 0)
 non_positive_or_none = _number_or_none("a finite number <= 0", lambda x: -math.inf < x <= 0)
 non_negative_or_none = _number_or_none("a finite number >= 0", lambda x: 0 <= x < math.inf)
+above_one_or_none = _number_or_none("a finite number > 1", lambda x: 1 < x < math.inf)
 finite_or_none = _number_or_none("a finite number", math.isfinite)
 below_one_or_none = _number_or_none("a number in [0, 1)", lambda x: 0 <= x < 1)
 

@@ -30,12 +30,22 @@ class ModelCopies(Model):
         made_anew = ("_tensors", "_cell", "_names", "_groups", "_convention")
         own = {k: v for k, v in vars(self).items() if k not in made_anew}
         groups = [(group.tensors, group.switches) for group in self._groups]
-        counts = self._tensors.alone(lambda: (self.t, self.skipped, self.counts))
-        return {**own, "convention": self.convention, "groups": groups, "counts": counts}
+        tensors = self._tensors
+        counts, norms = tensors.alone(
+            lambda: ((self.t, self.skipped, self.counts), tensors.norms())
+        )
+        return {
+            **own,
+            "convention": self.convention,
+            "groups": groups,
+            "counts": counts,
+            "norms": norms,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         own = dict(state)
         convention, groups, counts = (own.pop(k) for k in ("convention", "groups", "counts"))
+        norms = own.pop("norms", [])  # version 0.1 had none
         self._start()
         self._convention = convention_of(convention)
         vars(self).update(own)
@@ -50,6 +60,7 @@ class ModelCopies(Model):
             for tensors, switches in groups
         )
         self._tensors.set_counts(*counts)
+        self._tensors.set_norms(norms)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return a copy, callables and all: they need not be picklable for that."""
