@@ -240,7 +240,8 @@ class AdaFactor(KnownAttributes):
         grad : ndarray of float16, bfloat16, float32 or float64, shape `shape`
             The gradient, only read. Its dtype and strides need not be `param`'s. For a shape of
             no axes a NumPy scalar will do. So will an object that becomes such an array by
-            ``__array__`` or DLPack, without a copy where it can: a tensor of torch on the CPU.
+            ``__array__`` or DLPack, without a copy where it can: a tensor of torch on the CPU, of
+            bfloat16 too (as float32, a copy, where ml_dtypes is not installed).
 
         Returns
         -------

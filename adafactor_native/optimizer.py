@@ -298,7 +298,8 @@ class Optimizer(ModelChanges, ModelStates, ModelCopies):
             The gradients, each an ndarray of float16, bfloat16, float32 or float64 of its
             parameter's shape, only read; dtype and strides need not be the parameter's, and for a
             parameter of no axes a NumPy scalar will do, and an object that becomes such an array by
-            ``__array__`` or DLPack, without a copy where it can: a tensor of torch on the CPU. None
+            ``__array__`` or DLPack, without a copy where it can: a tensor of torch on the CPU, of
+            bfloat16 too (as float32, a copy, where ml_dtypes is not installed). None
             leaves a tensor out, or a whole part of a tree. Either as `params` was, or of all tensors
             in one mapping by name, in pairs of name and gradient, or in one list or tuple. Without it the step takes what `accumulate` has added up.
         grad_scale : float
@@ -415,7 +416,8 @@ class Optimizer(ModelChanges, ModelStates, ModelCopies):
         if grads is None:
             self._accumulated = Accumulated()
         else:
-            self._accumulated.add(self.tensors, in_order(grads, self._groups, self._names))
+            ordered = in_order(grads, self._groups, self._names)
+            self._accumulated.add(self.tensors, self._tensors.arrays(ordered))
 
     def params_changed(self) -> None:
         """Say that somebody else has written to params: the next step reads all of them.

@@ -168,6 +168,14 @@ public:
         return report;
     }
 
+    // The gradients as a step would read them: arrays, where they were something that becomes one.
+    py::tuple arrays(const py::sequence& grads) const {
+        const py::tuple given(grads);
+        if (given.size() != held_.size())
+            throw py::value_error("as many grads as tensors are needed");
+        return arrays_from(given);
+    }
+
     std::int64_t t() const { return t_; }
     std::int64_t skipped() const { return skipped_; }
 
@@ -364,6 +372,9 @@ void bind_tensors(py::module_& m) {
              py::arg("param"), py::arg("grad"))
         .def("step", &Tensors::step, "One step of all tensors whose grad is not None, in place.",
              py::arg("plan"), py::arg("grads"), py::arg("grad_scale"), py::arg("make_report"))
+        .def("arrays", &Tensors::arrays,
+             "Gradients as a step would read them: arrays, where they become some.",
+             py::arg("grads"))
         .def("alone", &Tensors::alone,
              "Call a function while no step begins; one that loads all state may be called where a "
              "fork has cut a step off.",
