@@ -472,8 +472,12 @@ class AdaFactor(KnownAttributes):
     def __setstate__(self, state: dict[str, Any]) -> None:
         own = dict(state)
         t, skipped = own.pop("t"), own.pop("skipped")
-        vars(self).update({"_guard": RunGuard(), **own})
+        vars(self).update({"_guard": RunGuard(), **own, **hyper.checked(type(self), own)})
         self._plan = None
+        self._shape = _checked_shape(self._shape)
+        if self.nonfinite != "propagate":
+            for name, array in self._arrays().items():
+                require_sound(name, name, array)
         self._hold_state()
         self._tensors.set_counts(t, skipped, [t])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
@@ -40,6 +40,16 @@ class HyperParameter(Generic[T]):
     def __set__(self, instance: Any, value: Any) -> None:
         instance.__dict__[self._name] = self.check(self._name, value)
         instance._hyper_parameter_changed()
+
+
+def checked(owner: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those values that are attributes of this kind, checked: they come from elsewhere."""
+    attributes = {name: getattr(owner, name, None) for name in values}
+    return {
+        name: attribute.check(name, values[name])
+        for name, attribute in attributes.items()
+        if isinstance(attribute, HyperParameter)
+    }
 
 
 def _number(must_be: str, accepts: Callable[[float], bool]) -> Callable[[str, Any], float]:

@@ -73,8 +73,13 @@ HeldTensor::HeldTensor(const py::object& tensor, std::size_t group)
     shape.assign(array.shape, array.shape + array.ndim);
     param = HeldArray(object, array);
     decays = tensor.attr("decays").cast<bool>();
-    if (const py::object axes = tensor.attr("axes"); !axes.is_none())
+    if (const py::object axes = tensor.attr("axes"); !axes.is_none()) {
         std::tie(row_axis, col_axis) = axes.cast<std::pair<int, int>>();
+        if (std::min(row_axis, col_axis) < 0 || std::max(row_axis, col_axis) >= array.ndim ||
+            row_axis == col_axis)
+            throw py::value_error("the factored axes of " + name_of("param").text() +
+                                  " must be two of its axes");
+    }
     hold_copy(tensor.attr("copy"), array.format);
     hold_state(tensor.attr("exp_row"), tensor.attr("exp_col"), tensor.attr("v"));
     hold_moment(tensor.attr("m"), array.format);
