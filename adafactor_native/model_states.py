@@ -210,7 +210,9 @@ class ModelStates(Model):
         -----
         Nothing in the file is executed, and no more is allocated than the file's size. A compressed
         ".npz" is refused: ``opt.load_state_dict(dict(numpy.load(path)))`` reads it. Memory above the
-        model: that of the file.
+        model: that of the file, until all of it is checked and written. Reading straight into the
+        state, after a first pass of checks, would need none; but then a disk that fails, a file that
+        another process cuts, or a signal in the middle would leave a mixture of two states.
         """
         choices = (
             hyper.boolean("strict", strict),
