@@ -13,7 +13,7 @@ from adafactor_native._runtime import _core
 from adafactor_native.adafactor import AdaFactor
 from adafactor_native.config import show_config
 from adafactor_native.elastic import LoadReport
-from adafactor_native.guards import SkippedStepWarning
+from adafactor_native.guards import AdafactorWarning, SkippedStepWarning, StuckTensorWarning
 from adafactor_native.optimizer import Optimizer
 from adafactor_native.param_groups import ParamGroup
 from adafactor_native.report import StateMemory, StepReport
@@ -24,12 +24,14 @@ __version__: str = _core.version
 
 __all__ = [
     "AdaFactor",
+    "AdafactorWarning",
     "LoadReport",
     "Optimizer",
     "ParamGroup",
     "SkippedStepWarning",
     "StateMemory",
     "StepReport",
+    "StuckTensorWarning",
     "__version__",
     "convert",
     "get_num_threads",

@@ -24,7 +24,9 @@ from adafactor_native.flat_state import (
     steps,
 )
 from adafactor_native.gradients import Gradient
+from adafactor_native.guards import RunGuard
 from adafactor_native.hyperparameters import HyperParameter
+from adafactor_native.report import NEWLY_STUCK, SKIPPED
 from adafactor_native.rules import rule_of
 from adafactor_native.suggestions import KnownAttributes
 from adafactor_native.taking_over import all_at_once, fill, require_sound, require_writeable
@@ -69,13 +71,15 @@ class AdaFactor(KnownAttributes):
         Largest RMS(u), above 0. None turns clipping off.
     scale_parameter : bool, default True
         Whether the step is proportional to RMS(param). A parameter of zeros then never moves, though
-        `t` counts its steps; `Optimizer` with an `eps_scale` above 0 moves it.
+        `t` counts its steps, and a `StuckTensorWarning` says so; `Optimizer` with an `eps_scale` above
+        0 moves it.
     num_threads : int or None, default None
         Most threads of a step; None: that of `set_num_threads`. Results do not depend on it.
     nonfinite : {"raise", "skip", "propagate"}, default "raise"
         What becomes of a step that would not be finite. "raise" refuses it with a
-        FloatingPointError, "skip" leaves it out and counts it in `skipped`, "propagate" takes it as
-        IEEE arithmetic has it. The first two change nothing at all.
+        FloatingPointError, "skip" leaves it out, counts it in `skipped` and warns by a
+        `SkippedStepWarning` at the first and whenever their number has doubled, "propagate" takes it
+        as IEEE arithmetic has it. The first two change nothing at all.
     carry_param_rms : bool, default False
         Whether RMS(param) is taken over from the step before, which had `param` in hand when it
         wrote it, rather than read once more: the same bits, a fifth less memory traffic. **Wrong
@@ -168,6 +172,7 @@ class AdaFactor(KnownAttributes):
         seed: int = 0,
     ) -> None:
         self._plan: _core.Plan | None = None
+        self._guard = RunGuard()
         self._shape = _checked_shape(shape)
         self.lr = lr
         self.beta2 = beta2
@@ -235,7 +240,8 @@ class AdaFactor(KnownAttributes):
         grad : ndarray of float16, bfloat16, float32 or float64, shape `shape`
             The gradient, only read. Its dtype and strides need not be `param`'s. For a shape of
             no axes a NumPy scalar will do. So will an object that becomes such an array by
-            ``__array__`` or DLPack, without a copy where it can: a tensor of torch on the CPU.
+            ``__array__`` or DLPack, without a copy where it can: a tensor of torch on the CPU, of
+            bfloat16 too (as float32, a copy, where ml_dtypes is not installed).
 
         Returns
         -------
@@ -259,8 +265,21 @@ class AdaFactor(KnownAttributes):
 
         Whatever is raised, `param`, the state and `t` are as before.
         """
-        self._update(self._plan or self._new_plan(), param, grad)
+        if flags := self._update(self._plan or self._new_plan(), param, grad):
+            self._say(flags, grad)
         return param
+
+    def _say(self, flags: int, grad: Any) -> None:
+        """Say what the user of a step should know of it, and nothing about usual ones."""
+        if flags & NEWLY_STUCK:
+            remedy = "give it scale_parameter=False, or take an Optimizer with an eps_scale above 0"
+            self._guard.stuck(["param"], remedy)
+        if flags & SKIPPED:
+            is_of_grad = isinstance(grad, np.ndarray) and not np.isfinite(grad).all()
+            why = (
+                "for grad, which is not finite" if is_of_grad else "because it would not be finite"
+            )
+            self._guard.skipped(f"{why}: nonfinite is 'skip'", self.skipped, self.t)
 
     def param_changed(self) -> None:
         """Say that somebody else has written to `param`: the next step reads all of it.
@@ -391,7 +410,7 @@ class AdaFactor(KnownAttributes):
         all_at_once(
             [
                 partial(self._tensors.set_counts, t, skipped, [t]),
-                partial(vars(self).update, values, _plan=None),
+                partial(vars(self).update, values, _plan=None, _guard=RunGuard()),
                 *(fill(array, staged[name]) for name, array in own.items()),
             ]
         )
@@ -422,6 +441,7 @@ class AdaFactor(KnownAttributes):
             nonfinite=_core.NonFinite[self.nonfinite],
             all_or_none=True,
             max_grad_norm=inf,
+            skip_above=inf,
             num_threads=self.num_threads or 0,
             carry_param_rms=self.carry_param_rms,
             seed=self.seed,
@@ -452,8 +472,12 @@ class AdaFactor(KnownAttributes):
     def __setstate__(self, state: dict[str, Any]) -> None:
         own = dict(state)
         t, skipped = own.pop("t"), own.pop("skipped")
-        vars(self).update(own)
+        vars(self).update({"_guard": RunGuard(), **own, **hyper.checked(type(self), own)})
         self._plan = None
+        self._shape = _checked_shape(self._shape)
+        if self.nonfinite != "propagate":
+            for name, array in self._arrays().items():
+                require_sound(name, name, array)
         self._hold_state()
         self._tensors.set_counts(t, skipped, [t])
 

@@ -331,6 +331,7 @@ def _swap(
     tensors = _core.Tensors()
     tensors.add(groups)
     tensors.set_counts(opt.t, opt.skipped, list(counts.values()))
+    tensors.set_norms(opt._tensors.norms())
     writes: list[partial[Any]] = [
         partial(
             vars(opt).update,

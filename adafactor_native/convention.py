@@ -58,6 +58,7 @@ class Options(TypedDict, total=False):
     atomic: Literal["all", "tensor"]
     max_grad_norm: Optional[float]
     max_skipped: Optional[int]
+    skip_above: Optional[float]
     num_threads: Optional[int]
     carry_param_rms: bool
     seed: int

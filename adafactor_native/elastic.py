@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Rename = Union[Mapping[str, str], Callable[[str], str]]
 Description = dict[str, Any]
 
-_OF_THE_OPTIMIZER = ("max_grad_norm", "seed")
+_OF_THE_OPTIMIZER = ("max_grad_norm", "skip_above", "seed")
 _KEEPABLE = (
     *(name for name in SWITCHES if name not in SETTLED),
     *("weight_decay_mask", "groups", *_OF_THE_OPTIMIZER),

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adafactor_native.param_groups import ParamGroup
+from adafactor_native.trees import as_held, flatten, is_branch, is_pairs, spread
 
 
 class HasArray(Protocol):
@@ -25,6 +26,8 @@ class HasDLPack(Protocol):
     def __dlpack_device__(self) -> Any: ...
 
 
+_ARRAYS = frozenset((np.ndarray, type(None)))
+
 Gradient = Union[npt.NDArray[Any], "np.floating[Any]", HasArray, HasDLPack]
 
 
@@ -33,7 +36,7 @@ def in_order(grads: Any, groups: Sequence[ParamGroup], names: Sequence[str]) -> 
 
     Parameters
     ----------
-    grads : mapping, list or tuple
+    grads : mapping, list or tuple, or iterator
         As `Optimizer.step` takes them.
 
     Raises
@@ -43,19 +46,26 @@ def in_order(grads: Any, groups: Sequence[ParamGroup], names: Sequence[str]) -> 
     """
     if isinstance(grads, Mapping):
         return _by_name(names, grads, "grads")
+    grads = as_held(grads)
     if not isinstance(grads, (list, tuple)):
         raise TypeError(
             f"grads is a {type(grads).__name__}, must be a mapping from names to arrays, a "
             "list or a tuple"
         )
-    if len(grads) == len(groups) and any(
-        isinstance(part, (Mapping, list, tuple)) for part in grads
-    ):
-        return [
-            grad
-            for g, (group, part) in enumerate(zip(groups, grads))
-            for grad in _of_group(group, part, f"grads[{g}]")
-        ]
+    if len(grads) == len(names) and _ARRAYS.issuperset(map(type, grads)):
+        return grads
+    if is_pairs(grads):
+        return _of_leaves(names, grads, "grads")
+    if any(map(is_branch, grads)):
+        known = set(names)
+        if any("/" in name and name in known for name in spread(flatten(grads, "grads"), names)):
+            return _of_leaves(names, grads, "grads")  # a tree, as `params` was
+        if len(grads) == len(groups):
+            return [
+                grad
+                for g, (group, part) in enumerate(zip(groups, grads))
+                for grad in _of_group(group, part, f"grads[{g}]")
+            ]
     return _of_length(len(names), grads, "grads")
 
 
@@ -75,15 +85,29 @@ def _by_name(
     try:
         ordered = [grads[name] for name in names]
     except KeyError:
-        missing = next(name for name in names if name not in grads)
-        unknown = next((f", but {name!r}" for name in grads if name not in names), "")
-        raise ValueError(
-            f"{shown} has no {missing!r}{unknown}, must have every name; None leaves a tensor out"
-        ) from None
+        return _of_leaves(names, grads, shown)
     if len(grads) != len(names):
         unknown = next(name for name in grads if name not in names)
         raise ValueError(f"{shown} has {unknown!r}, must have names of params only")
     return ordered
+
+
+def _of_leaves(names: Sequence[str], tree: Any, shown: str) -> list[npt.NDArray[Any] | None]:
+    """Return the leaves of a tree of gradients in the order of `names`."""
+    leaves = spread(flatten(tree, shown), names)
+    if isinstance(tree, Mapping):  # a list where an array belongs is for the extension to name
+        lists = {name: tree[name] for name in names if name not in leaves and name in tree}
+        leaves = {n: leaf for n, leaf in leaves.items() if n.split("/")[0] not in lists} | lists
+    missing = next((name for name in names if name not in leaves), None)
+    unknown = next((name for name in leaves if name not in names), None)
+    if missing is not None:
+        but = "" if unknown is None else f", but {unknown!r}"
+        raise ValueError(
+            f"{shown} has no {missing!r}{but}, must have every name; None leaves a tensor out"
+        )
+    if unknown is not None:
+        raise ValueError(f"{shown} has {unknown!r}, must have names of params only")
+    return [leaves[name] for name in names]
 
 
 def _of_length(n: int, grads: Sequence[Any], shown: str) -> Sequence[Any]:

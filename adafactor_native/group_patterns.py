@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from adafactor_native.param_groups import Array, copies_by_name, named_arrays
+from adafactor_native.given_params import copies_by_name, named_arrays
+from adafactor_native.halves import Array
 
 Given = tuple[str, Mapping[str, Any]]  # how messages show a group's keys, and the group
 
@@ -38,12 +39,13 @@ def by_pattern(given: Sequence[Given]) -> list[Given]:
             continue
         if "params" not in group:
             raise ValueError(f"{where.format('params')} is missing, must be given")
-        own = named_arrays(where.format("params"), group["params"], len(arrays))
+        first = len(arrays)
+        own = named_arrays(where.format("params"), group["params"], first)
         twice = next((name for name in own if name in arrays), None)
         if twice is not None:
             raise ValueError(f"params[{twice!r}] is given twice, names must be unique")
         arrays.update(own)
-        copies.update(copies_by_name(where.format("copies"), group.get("copies"), own))
+        copies.update(copies_by_name(where.format("copies"), group.get("copies"), own, first))
         given_by.update(dict.fromkeys(own, g))
     taken_by = dict(given_by)
     for g, (where, group) in enumerate(given):

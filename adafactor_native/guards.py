@@ -1,9 +1,9 @@
-"""What an unattended run is told of steps that were left out, and when it ends."""
+"""What an unattended run is told of steps that were left out and of tensors that cannot move."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,12 @@ import numpy as np
 from adafactor_native.report import StepReport
 
 
-class SkippedStepWarning(RuntimeWarning):
-    """A step was left out, as ``nonfinite="skip"`` asks for.
+class AdafactorWarning(RuntimeWarning):
+    """What a run should know of a step that was not refused."""
+
+
+class SkippedStepWarning(AdafactorWarning):
+    """A step was left out, as ``nonfinite="skip"`` or ``skip_above`` asks for.
 
     An optimizer warns at its first such step, and whenever their number has doubled. An error of
     this category (``warnings.simplefilter("error", SkippedStepWarning)``) comes after the step was
@@ -20,8 +24,15 @@ class SkippedStepWarning(RuntimeWarning):
     """
 
 
-class SkipGuard:
-    """Counts the steps left out in a row, and says so.
+class StuckTensorWarning(AdafactorWarning):
+    """A tensor of zeros cannot move, for its step size is RMS(param).
+
+    An optimizer names each such tensor once. An error of this category comes after the step.
+    """
+
+
+class RunGuard:
+    """Counts the steps left out in a row and knows the tensors that are stuck, and says so.
 
     Attributes
     ----------
@@ -31,10 +42,9 @@ class SkipGuard:
 
     def __init__(self) -> None:
         self.in_a_row = 0
+        self._named: set[str] = set()  # tensors that a warning has named
 
-    def skipped(
-        self, report: StepReport, grads: Sequence[Any], total: int, max_skipped: int | None
-    ) -> None:
+    def skipped(self, why: str, total: int, t: int, max_skipped: int | None = None) -> None:
         """Count a step that was left out, the `total`-th; warn, or raise if they were too many.
 
         Raises
@@ -45,23 +55,39 @@ class SkipGuard:
         self.in_a_row += 1
         if max_skipped is not None and self.in_a_row > max_skipped:
             raise FloatingPointError(
-                f"{self.in_a_row} steps in a row were left out, max_skipped is {max_skipped}{_at_fault(report, grads)}; "
-                f"t is {report.t}"
+                f"{self.in_a_row} steps in a row were left out, max_skipped is {max_skipped}, this one "
+                f"{why}; t is {t}"
             )
         if total & (total - 1) == 0:  # 1, 2, 4, ...
-            count = "a step was" if total == 1 else f"{total} steps were"
-            warnings.warn(
-                f"{count} left out, as nonfinite is 'skip'{_at_fault(report, grads)}; t is {report.t}",
-                SkippedStepWarning,
-                stacklevel=4,
+            count = (
+                "a step was left out" if total == 1 else f"{total} steps were left out, this one"
             )
+            warnings.warn(f"{count} {why}; t is {t}", SkippedStepWarning, stacklevel=4)
+
+    def stuck(self, names: Iterable[str], remedy: str) -> None:
+        """Name tensors that stepped and cannot move, unless they have been named."""
+        new = [name for name in names if name not in self._named]
+        self._named.update(new)
+        if new:
+            more = f" and {len(new) - 5} more" if len(new) > 5 else ""
+            text = (
+                f"{', '.join(new[:5])}{more} cannot move: all zeros, and the step size is RMS(param); "
+                f"{remedy}"
+            )
+            warnings.warn(text, StuckTensorWarning, stacklevel=4)
 
 
-def _at_fault(report: StepReport, grads: Sequence[Any]) -> str:
-    """Return what a message says of the first tensor at fault, if the report's numbers show it."""
+def why_skipped(report: StepReport, grads: Sequence[Any]) -> str:
+    """Return what a message says of a step that was left out: what was at fault."""
+    if report.spike:
+        return (
+            f"because the norm of its gradients is {report.grad_norm:.6g}, above {report.norm_limit:.6g}, "
+            "which is skip_above times the usual"
+        )
     given = np.array([grad is not None for grad in grads], bool)
     for numbers in (report.rms_grad, report.rms_u):
         wrong = given & ~np.isfinite(np.asarray(numbers))
         if wrong.any():
-            return f", this one for params[{report.names[int(np.argmax(wrong))]!r}]"
-    return ""
+            name = report.names[int(np.argmax(wrong))]
+            return f"for params[{name!r}], which would not be finite: nonfinite is 'skip'"
+    return "because it would not be finite: nonfinite is 'skip'"

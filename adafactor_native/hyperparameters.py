@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
@@ -42,6 +42,16 @@ class HyperParameter(Generic[T]):
         instance._hyper_parameter_changed()
 
 
+def checked(owner: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those values that are attributes of this kind, checked: they come from elsewhere."""
+    attributes = {name: getattr(owner, name, None) for name in values}
+    return {
+        name: attribute.check(name, values[name])
+        for name, attribute in attributes.items()
+        if isinstance(attribute, HyperParameter)
+    }
+
+
 def _number(must_be: str, accepts: Callable[[float], bool]) -> Callable[[str, Any], float]:
     def check(name: str, value: Any) -> float:
         try:
@@ -76,6 +86,7 @@ def _number_or_none(
 positive_or_none = _number_or_none("a number > 0", lambda x: x > 0)
 non_positive_or_none = _number_or_none("a finite number <= 0", lambda x: -math.inf < x <= 0)
 non_negative_or_none = _number_or_none("a finite number >= 0", lambda x: 0 <= x < math.inf)
+above_one_or_none = _number_or_none("a finite number > 1", lambda x: 1 < x < math.inf)
 finite_or_none = _number_or_none("a finite number", math.isfinite)
 below_one_or_none = _number_or_none("a number in [0, 1)", lambda x: 0 <= x < 1)
 

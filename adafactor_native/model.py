@@ -12,7 +12,7 @@ from adafactor_native import hyperparameters as hyper
 from adafactor_native._runtime import _core
 from adafactor_native.accumulation import Accumulated
 from adafactor_native.convention import Convention, switch_elsewhere
-from adafactor_native.guards import SkipGuard
+from adafactor_native.guards import RunGuard
 from adafactor_native.hyperparameters import HyperParameter
 from adafactor_native.param_groups import Array, ParamGroup, PlanCell, Tensor, new_groups
 from adafactor_native.read_only import ReadOnlyDict
@@ -33,6 +33,7 @@ class Model(KnownAttributes):
     atomic = HyperParameter(hyper.one_of(*_ATOMIC))
     max_grad_norm = HyperParameter(hyper.positive_or_none)
     max_skipped = HyperParameter(hyper.at_least_one_or_none)
+    skip_above = HyperParameter(hyper.above_one_or_none)
     num_threads = HyperParameter(hyper.threads_or_none)
     seed = HyperParameter(hyper.count)
     _convention: Convention
@@ -118,9 +119,10 @@ class Model(KnownAttributes):
         self._tensors = _core.Tensors()
         self._groups: tuple[ParamGroup, ...] = ()
         self._names: tuple[str, ...] = ()
-        self._guard = SkipGuard()
+        self._guard = RunGuard()
         self._accumulated = Accumulated()
         self.max_skipped = None
+        self.skip_above = None
         self._params_are_new = False  # whether the next step looks if masters are still theirs
         self._removed: frozenset[str] = frozenset()  # names of tensors that were here
 

@@ -21,7 +21,7 @@ class ModelChanges(Model):
         Parameters
         ----------
         group : mapping
-            "params" (a mapping, a sequence or an array), "copies" if there are, and
+            "params" (a mapping, a sequence, a tree or an array), "copies" if there are, and
             hyper-parameters, which count more than those given to the optimizer.
 
         Raises

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from adafactor_native.convention import convention_of
+from adafactor_native.hyperparameters import checked
 from adafactor_native.model import Model
 from adafactor_native.param_groups import ParamGroup, writeable
-from adafactor_native.switches import current_value
+from adafactor_native.switches import SWITCHES, check_switches, current_value
+from adafactor_native.taking_over import require_sound
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -30,26 +32,50 @@ class ModelCopies(Model):
         made_anew = ("_tensors", "_cell", "_names", "_groups", "_convention")
         own = {k: v for k, v in vars(self).items() if k not in made_anew}
         groups = [(group.tensors, group.switches) for group in self._groups]
-        counts = self._tensors.alone(lambda: (self.t, self.skipped, self.counts))
-        return {**own, "convention": self.convention, "groups": groups, "counts": counts}
+        tensors = self._tensors
+        counts, norms = tensors.alone(
+            lambda: ((self.t, self.skipped, self.counts), tensors.norms())
+        )
+        return {
+            **own,
+            "convention": self.convention,
+            "groups": groups,
+            "counts": counts,
+            "norms": norms,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         own = dict(state)
         convention, groups, counts = (own.pop(k) for k in ("convention", "groups", "counts"))
+        norms = own.pop("norms", [])  # version 0.1 had none
         self._start()
         self._convention = convention_of(convention)
-        vars(self).update(own)
+        vars(self).update({**own, **checked(type(self), own)})
         self._defaults = _current(self._defaults)
-        self._add_groups(
+        read = [
             ParamGroup(
                 [writeable(tensor) for tensor in tensors],
-                _current(switches),
+                check_switches(_known_then(switches), {}),
                 self._convention,
                 self._cell,
             )
             for tensors, switches in groups
-        )
+        ]
+        self._require_sound(read)
+        self._add_groups(read)
         self._tensors.set_counts(*counts)
+        self._tensors.set_norms(norms)
+
+    def _require_sound(self, groups: Iterable[ParamGroup]) -> None:
+        """Raise a ValueError if tensors share a name, or hold numbers that no step leaves."""
+        names: set[str] = set()
+        for tensor in (tensor for group in groups for tensor in group.tensors):
+            if tensor.name in names:
+                raise ValueError(f"params[{tensor.name!r}] is there twice, names must be unique")
+            names.add(tensor.name)
+            if self.nonfinite != "propagate":
+                for kind, array in tensor.state.items():
+                    require_sound(kind, f"{kind} of params[{tensor.name!r}]", array)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return a copy, callables and all: they need not be picklable for that."""
@@ -76,6 +102,11 @@ def _require_picklable(values: Mapping[str, Any], shown: str) -> None:
                 f"a class, to be pickled with its optimizer ({error}); opt.state_dict() needs no "
                 "pickle"
             ) from None
+
+
+def _known_then(switches: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all switches: a version that did not know one stepped as its default does."""
+    return {**{name: switch.default for name, switch in SWITCHES.items()}, **_current(switches)}
 
 
 def _current(values: Mapping[str, Any]) -> dict[str, Any]:

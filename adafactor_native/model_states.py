@@ -63,8 +63,8 @@ class ModelStates(Model):
     ) -> LoadReport | None:
         """Continue where `state_dict` was called, with the same bits.
 
-        Hyper-parameters are taken over, `max_grad_norm` among them; a callable stays this
-        optimizer's own, and must have been one. `nonfinite`, `atomic`, `max_skipped`,
+        Hyper-parameters are taken over, `max_grad_norm` among them, and `skip_above` with its norms,
+        where it was a number; a callable stays this optimizer's own, and must have been one. `nonfinite`, `atomic`, `max_skipped`,
         `num_threads` and `carry_param_rms` stay as they are. So do params, unless the state has them.
 
         Parameters
@@ -81,7 +81,7 @@ class ModelStates(Model):
             mapping leaves other names as they are.
         keep : collection of str
             What stays this optimizer's: switches by name ("lr", "schedule", "clip_threshold"),
-            "weight_decay_mask", "max_grad_norm", "seed", and "groups": which groups there are, which
+            "weight_decay_mask", "max_grad_norm", "skip_above", "seed", and "groups": which groups there are, which
             tensors are in them, and all their switches.
         convert : bool, default False
             Whether a state that is stored otherwise is converted: first moments of another dtype,
@@ -210,7 +210,9 @@ class ModelStates(Model):
         -----
         Nothing in the file is executed, and no more is allocated than the file's size. A compressed
         ".npz" is refused: ``opt.load_state_dict(dict(numpy.load(path)))`` reads it. Memory above the
-        model: that of the file.
+        model: that of the file, until all of it is checked and written. Reading straight into the
+        state, after a first pass of checks, would need none; but then a disk that fails, a file that
+        another process cuts, or a signal in the middle would leave a mixture of two states.
         """
         choices = (
             hyper.boolean("strict", strict),

@@ -7,6 +7,8 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+import numpy as np
+
 from adafactor_native import hyperparameters as hyper
 from adafactor_native._runtime import _core
 from adafactor_native.accumulation import Accumulated
@@ -22,13 +24,14 @@ from adafactor_native.conventions import (
     TorchArguments,
 )
 from adafactor_native.following import follow_params, take_params
+from adafactor_native.given_params import read_groups
 from adafactor_native.gradients import in_order
 from adafactor_native.group_patterns import by_pattern
+from adafactor_native.guards import why_skipped
 from adafactor_native.model_changes import ModelChanges
 from adafactor_native.model_copies import ModelCopies
 from adafactor_native.model_states import ModelStates
-from adafactor_native.param_groups import read_groups
-from adafactor_native.report import StepReport
+from adafactor_native.report import NEWLY_STUCK, StepReport
 from adafactor_native.rules import are_constant, rates_at
 from adafactor_native.switches import table
 
@@ -61,19 +64,21 @@ class Optimizer(ModelChanges, ModelStates, ModelCopies):
 
     Parameters
     ----------
-    params : mapping of str to ndarray, sequence of ndarray, or list of groups
+    params : mapping of str to ndarray, sequence of ndarray, tree of these, or list of groups
         The parameters, each of float16, bfloat16 (ml_dtypes'), float32 or float64, any strides; never
         converted, always overwritten in place. They must not share memory. A sequence's names are
-        positions in the model: "0", "1". The optimizer keeps the arrays, not the mapping: after
+        positions in the model: "0", "1"; pairs of a name and an array are named by themselves, as
+        torch's ``named_parameters()``. Mappings and sequences may have others in them, and names tell
+        the way: "dense/kernel", "layers/0/w". The optimizer keeps the arrays, not the mapping: after
         ``model["w"] = model["w"] * 1.0`` it steps an array that nobody else reads; write
         ``model["w"] *= 1.0`` or ``model["w"][...] = values`` instead, or say so by `replace`.
 
-        A group is a mapping with "params" (of any of these kinds, or one array) and whatever
+        A group is a mapping with "params" (any of these but groups, or one array) and whatever
         hyper-parameters are its own, and "copies". Instead of "params" it may have "match": a
         pattern of names as in `fnmatch`, or a list of them. Such a group takes the tensors of other
         groups whose names match, each tensor goes to the first group that it matches, and all others
         stay where they are: ``[{"params": model}, {"match": "*.bias", "weight_decay": 0.0}]``.
-    copies : mapping of str to ndarray, or sequence of ndarray or None
+    copies : mapping of str to ndarray, sequence of ndarray or None, or tree of these
         Arrays of float16 or bfloat16, for any of the parameters of float32, that every step writes
         the new parameter to, rounded. Like `params`, by name or by position.
     convention : str, default "paper"
@@ -89,13 +94,19 @@ class Optimizer(ModelChanges, ModelStates, ModelCopies):
     atomic : {"all", "tensor"}, default "all"
         Whether a step that is refused or left out changes nothing in the whole model, or only
         nothing in the tensor at fault. The latter finishes each tensor while it is in cache; with
-        `max_grad_norm`, which needs all gradients first, it is the same as the former.
+        `max_grad_norm` or `skip_above`, which need all gradients first, it is the same as the former.
     max_grad_norm : float or None, default None
         The most that the norm of all gradients together may be, above 0; they are scaled down to it
         by ``min(1, max_grad_norm / (norm + 1e-6))``, as ``torch.nn.utils.clip_grad_norm_`` does.
     max_skipped : int or None, default None
-        With ``nonfinite="skip"`` the most steps in a row that are left out: one more raises a
-        FloatingPointError. None: any number.
+        With ``nonfinite="skip"`` or `skip_above` the most steps in a row that are left out: one more
+        raises a FloatingPointError. None: any number.
+    skip_above : float or None, default None
+        A number above 1: a step is left out, counted and said as with ``nonfinite="skip"``, if the
+        norm of all its gradients is more than so many times the median of the norms of the last 64
+        steps. Those that were left out for their norm are among them, so that a lasting change is
+        followed after 32 steps at most. The rule holds once 16 norms are known, and not where the
+        median is 0. What is not finite is the affair of `nonfinite`.
     num_threads : int or None, default None
         Most threads of a step; None: that of `set_num_threads`. Results do not depend on it.
     carry_param_rms : bool, default False
@@ -128,14 +139,14 @@ class Optimizer(ModelChanges, ModelStates, ModelCopies):
     t : int
         Steps taken.
     skipped : int
-        Steps left out with ``nonfinite="skip"``.
+        Steps left out with ``nonfinite="skip"`` or for `skip_above`.
     counts : ndarray of int64, shape (n,)
         Steps that each tensor has taken. A tensor without a gradient does not take the step.
     memory : StateMemory
         Bytes of state, by kind, tensor and element.
 
-    `nonfinite`, `atomic`, `max_grad_norm`, `max_skipped`, `num_threads` and `seed` are attributes too, and can be
-    set between steps.
+    `nonfinite`, `atomic`, `max_grad_norm`, `max_skipped`, `skip_above`, `num_threads` and `seed` are
+    attributes too, and can be set between steps.
 
     Raises
     ------
@@ -186,6 +197,16 @@ class Optimizer(ModelChanges, ModelStates, ModelCopies):
     (array([0.9, 0.9, 0.9], dtype=float32), array([1.5, 1.5, 1.5], dtype=float32))
     >>> report["b"]["rms_grad"], report["b"]["step_size"], round(report.grad_norm, 6)
     (2.0, 0.5, 4.242641)
+
+    Layers in a list are a tree, and so are their gradients.
+
+    >>> layers = [{"w": np.ones((2, 3)), "b": np.ones(3)}, {"w": np.ones((3, 1))}]
+    >>> opt = Optimizer(layers)
+    >>> opt.names
+    ('0/w', '0/b', '1/w')
+    >>> report = opt.step([{"w": np.ones((2, 3)), "b": None}, {"w": np.ones((3, 1))}])
+    >>> opt.counts
+    array([1, 0, 1])
     """
 
     @overload
@@ -242,6 +263,7 @@ class Optimizer(ModelChanges, ModelStates, ModelCopies):
         atomic: str = "all",
         max_grad_norm: float | None = None,
         max_skipped: int | None = None,
+        skip_above: float | None = None,
         num_threads: int | None = None,
         carry_param_rms: bool = False,
         seed: int = 0,
@@ -253,10 +275,11 @@ class Optimizer(ModelChanges, ModelStates, ModelCopies):
         self.atomic = atomic
         self.max_grad_norm = max_grad_norm
         self.max_skipped = max_skipped
-        if self.max_skipped is not None and self.nonfinite != "skip":
+        self.skip_above = skip_above
+        if max_skipped is not None and self.nonfinite != "skip" and self.skip_above is None:
             raise ValueError(
-                f"max_skipped is {max_skipped}, must be None with nonfinite={nonfinite!r}, which skips "
-                "no step"
+                f"max_skipped is {max_skipped}, must be None with nonfinite={nonfinite!r} and without "
+                "skip_above: no step is skipped"
             )
         self.num_threads = num_threads
         self.seed = seed
@@ -271,13 +294,14 @@ class Optimizer(ModelChanges, ModelStates, ModelCopies):
 
         Parameters
         ----------
-        grads : mapping, list or tuple, or list of one for each group
+        grads : mapping, list or tuple, tree of these, or list of one for each group
             The gradients, each an ndarray of float16, bfloat16, float32 or float64 of its
             parameter's shape, only read; dtype and strides need not be the parameter's, and for a
             parameter of no axes a NumPy scalar will do, and an object that becomes such an array by
-            ``__array__`` or DLPack, without a copy where it can: a tensor of torch on the CPU. None
-            leaves a tensor out. Either as `params` was, or of all tensors in one mapping by name or
-            one list or tuple. Without it the step takes what `accumulate` has added up.
+            ``__array__`` or DLPack, without a copy where it can: a tensor of torch on the CPU, of
+            bfloat16 too (as float32, a copy, where ml_dtypes is not installed). None
+            leaves a tensor out, or a whole part of a tree. Either as `params` was, or of all tensors
+            in one mapping by name, in pairs of name and gradient, or in one list or tuple. Without it the step takes what `accumulate` has added up.
         grad_scale : float
             What the gradients were multiplied by, with the loss; finite, above 0. They are divided
             by it before anything else.
@@ -300,8 +324,8 @@ class Optimizer(ModelChanges, ModelStates, ModelCopies):
         FloatingPointError
             With ``nonfinite="raise"``: if a gradient holds a nan or an infinity, or the step would
             not be finite for another reason. The message has tensor and index. With
-            ``nonfinite="skip"``: if `max_skipped` steps in a row were left out before; this one is
-            left out and counted too.
+            ``nonfinite="skip"`` or `skip_above`: if `max_skipped` steps in a row were left out
+            before; this one is left out and counted too.
         RuntimeError
             If another thread is in a step of this object.
 
@@ -335,18 +359,29 @@ class Optimizer(ModelChanges, ModelStates, ModelCopies):
         )
         if grads is None:
             self._accumulated = Accumulated()
-        if report.skipped:
-            self._guard.skipped(report, ordered, self._tensors.skipped, self.max_skipped)
+        if report._flags:  # what its properties read, without their calls
+            self._say(report, ordered)
         else:
             self._guard.in_a_row = 0
         return report
+
+    def _say(self, report: StepReport, grads: Sequence[Any]) -> None:
+        """Say what the user of a step should know of it, and nothing about usual ones."""
+        if report.flags & NEWLY_STUCK:
+            names = [f"params[{self._names[i]!r}]" for i in np.flatnonzero(report.stuck)]
+            self._guard.stuck(names, "give their group eps_scale=1e-3 or scale_parameter=False")
+        if report.skipped:
+            why = why_skipped(report, grads)
+            self._guard.skipped(why, self.skipped, report.t, self.max_skipped)
+        else:
+            self._guard.in_a_row = 0
 
     def accumulate(self, grads: Grads) -> None:
         """Add gradients to those that the next ``step()`` takes, for a batch in several parts.
 
         Parameters
         ----------
-        grads : mapping, list or tuple, or list of one for each group; or None
+        grads : mapping, list or tuple, tree of these, or list of one for each group; or None
             As `step` takes them. A tensor that is None adds nothing, and one that always was is left
             out of the step. None instead of all drops what has been added up.
 
@@ -381,7 +416,8 @@ class Optimizer(ModelChanges, ModelStates, ModelCopies):
         if grads is None:
             self._accumulated = Accumulated()
         else:
-            self._accumulated.add(self.tensors, in_order(grads, self._groups, self._names))
+            ordered = in_order(grads, self._groups, self._names)
+            self._accumulated.add(self.tensors, self._tensors.arrays(ordered))
 
     def params_changed(self) -> None:
         """Say that somebody else has written to params: the next step reads all of them.
@@ -410,6 +446,7 @@ class Optimizer(ModelChanges, ModelStates, ModelCopies):
             nonfinite=_core.NonFinite[self.nonfinite],
             all_or_none=self.atomic == "all",
             max_grad_norm=inf if self.max_grad_norm is None else self.max_grad_norm,
+            skip_above=inf if self.skip_above is None else self.skip_above,
             num_threads=self.num_threads or 0,
             carry_param_rms=self._carry_param_rms,
             seed=self.seed,

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from adafactor_native._runtime import _core
 from adafactor_native.convention import Convention, switch_elsewhere
 from adafactor_native.factoring import Axes, axes_of
+from adafactor_native.given_params import copies_by_name, named_arrays
 from adafactor_native.halves import is_half, low_halves
 from adafactor_native.rules import rule_of
 from adafactor_native.suggestions import closest
@@ -262,33 +263,6 @@ class ParamGroup(MutableMapping[str, Any]):
         )
 
 
-def read_groups(params: Any, copies: Any = None) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return `params` as groups with their own hyper-parameters, and how messages show these."""
-    must_be = "must be a mapping from names to arrays, a sequence of arrays or a list of groups"
-    given: list[tuple[str, Mapping[str, Any]]]
-    if isinstance(params, Mapping):
-        given = [("{}", {"params": params, "copies": copies})]
-    elif isinstance(params, Sequence) and not isinstance(params, (str, bytes)):
-        are_groups = [isinstance(group, Mapping) for group in params]
-        if all(are_groups):
-            given = [(f"params[{i}][{{!r}}]", group) for i, group in enumerate(params)]
-            if copies is not None:
-                raise TypeError("copies must be None with groups, which can have 'copies' each")
-        elif any(are_groups):
-            at = are_groups.index(not are_groups[0])
-            raise TypeError(
-                f"params[{at}] is a {type(params[at]).__name__}, must be like params[0]: all "
-                "groups or all arrays"
-            )
-        else:
-            given = [("{}", {"params": params, "copies": copies})]
-    else:
-        raise TypeError(f"params is a {type(params).__name__}, {must_be}")
-    if len(params) == 0:
-        raise ValueError(f"params is empty, {must_be}, at least one")
-    return given
-
-
 def new_groups(
     given: Sequence[tuple[str, Mapping[str, Any]]],
     convention: Convention,
@@ -308,12 +282,13 @@ def new_groups(
             raise ValueError(f"{where.format('params')} is missing, must be given")
         own = {key: value for key, value in group.items() if key not in _ARRAYS}
         switches = convention.switches(("{}", defaults), (where, own))
-        arrays = named_arrays(where.format("params"), group["params"], len(names.union(removed)))
+        first = len(names.union(removed))
+        arrays = named_arrays(where.format("params"), group["params"], first)
         for name in arrays:
             if name in names:
                 raise ValueError(f"params[{name!r}] is given twice, names must be unique")
             names.add(name)
-        copies = copies_by_name(where.format("copies"), group.get("copies"), arrays)
+        copies = copies_by_name(where.format("copies"), group.get("copies"), arrays, first)
         tensors = [
             new_tensor(name, param, switches, copies.get(name)) for name, param in arrays.items()
         ]
@@ -324,64 +299,3 @@ def new_groups(
             unknown = ", ".join(sorted(map(repr, mask - names.union(removed))))
             raise ValueError(f"weight_decay_mask has {unknown}, must have names of params only")
     return groups
-
-
-def copies_by_name(shown: str, copies: Any, params: Mapping[str, Array]) -> dict[str, Array]:
-    """Return the copies that there are by name, checked as far as the extension does not."""
-    if copies is None:
-        return {}
-    if isinstance(copies, np.ndarray):
-        copies = [copies]
-    if isinstance(copies, Mapping):
-        named = dict(copies)
-        unknown = next((name for name in named if name not in params), None)
-        if unknown is not None:
-            raise ValueError(f"{shown} has {unknown!r}, must have names of its params only")
-    elif isinstance(copies, Sequence) and not isinstance(copies, (str, bytes)):
-        if len(copies) != len(params):
-            raise ValueError(
-                f"{shown} has {len(copies)} arrays, must have {len(params)}: None where there is "
-                "no copy"
-            )
-        named = dict(zip(params, copies))
-    else:
-        raise TypeError(
-            f"{shown} is a {type(copies).__name__}, must be a mapping from names to arrays, a "
-            "sequence of arrays or an array"
-        )
-    found = {name: copy for name, copy in named.items() if copy is not None}
-    for name, copy in found.items():
-        if not isinstance(copy, np.ndarray):
-            raise TypeError(f"copies[{name!r}] is a {type(copy).__name__}, must be a numpy.ndarray")
-        if not is_half(copy.dtype):
-            raise TypeError(f"copies[{name!r}] has dtype {copy.dtype}, must be float16 or bfloat16")
-        if params[name].dtype != np.float32:
-            raise TypeError(
-                f"params[{name!r}] has dtype {params[name].dtype}, must be float32 to have a copy"
-            )
-    return found
-
-
-def named_arrays(shown: str, params: Any, n_before: int) -> dict[str, Array]:
-    """Return a group's "params" by name; those of a sequence are positions, after `n_before`."""
-    if isinstance(params, np.ndarray):
-        params = [params]
-    if isinstance(params, Mapping):
-        named = dict(params)
-    elif isinstance(params, Sequence) and not isinstance(params, (str, bytes)):
-        named = {str(n_before + i): param for i, param in enumerate(params)}
-    else:
-        raise TypeError(
-            f"{shown} is a {type(params).__name__}, must be a mapping from names to arrays, a "
-            "sequence of arrays or an array"
-        )
-    for name, param in named.items():
-        if not isinstance(name, str):
-            raise TypeError(f"params has the name {name!r}, must be a str")
-        if not isinstance(param, np.ndarray):
-            has_memory = hasattr(param, "__array__") and not isinstance(param, np.generic)
-            instead = " of its memory, as torch's p.detach().numpy()" if has_memory else ""
-            raise TypeError(
-                f"params[{name!r}] is a {type(param).__name__}, must be a numpy.ndarray{instead}"
-            )
-    return named

@@ -11,6 +11,9 @@ import numpy.typing as npt
 
 Float64Array = npt.NDArray[np.float64]
 
+# What a step did that not every step does, as the extension has it.
+SKIPPED, SPIKE, NEWLY_STUCK = 1, 2, 4
+
 COLUMNS = ("rms_grad", "rms_u", "clip_divisor", "rms_param", "step_size")
 _LINES = 12  # of a printed report
 
@@ -67,6 +70,8 @@ class StepReport:
         ``bias_correction``, which `step_size` has in it.
     grad_norm : float
         Root of the sum of the squares of all gradients, likewise.
+    norm_limit : float
+        The norm above which `skip_above` leaves a step out; infinity where it leaves out none.
     stepped : ndarray of bool, shape (n,)
         Whether the tensor took the step.
     stuck : ndarray of bool, shape (n,)
@@ -74,43 +79,61 @@ class StepReport:
         is and `eps_scale` does not raise it. A tensor of zeros stays so for ever; give its group an
         `eps_scale`, or ``scale_parameter=False``.
     skipped : bool
-        Whether ``nonfinite="skip"`` left the step out, or with ``atomic="tensor"`` a tensor.
+        Whether ``nonfinite="skip"`` left the step out, or with ``atomic="tensor"`` a tensor; or
+        whether `spike`.
+    spike : bool
+        Whether the step was left out for `grad_norm` being above `norm_limit`.
     t : int
         Steps that the model has taken, this one included.
     """
 
-    __slots__ = ("_grad_norm", "_numbers", "_skipped", "_stepped", "_stuck", "_t", "lr", "names")
+    __slots__ = ("_flags", "_norms", "_numbers", "_stepped", "_stuck", "_t", "lr", "names")
 
     def __init__(
         self,
         names: tuple[str, ...],
         numbers: Float64Array,
-        grad_norm: Float64Array,
+        norms: Float64Array,
         stepped: npt.NDArray[np.bool_],
         stuck: npt.NDArray[np.bool_],
         t: npt.NDArray[np.int64],
-        skipped: npt.NDArray[np.bool_],
+        flags: npt.NDArray[np.uint8],
         lr: tuple[float, ...],
     ) -> None:
         # The step fills the arrays later: after it nothing has to be allocated, which might fail.
         self.names = names
         self._numbers = numbers
-        self._grad_norm = grad_norm
+        self._norms = norms
         self._stepped = stepped
         self._stuck = stuck
         self._t = t
-        self._skipped = skipped
+        self._flags = flags
         self.lr = lr
 
     @property
     def grad_norm(self) -> float:
         """Root of the sum of the squares of all gradients, divided by `grad_scale`."""
-        return float(self._grad_norm)
+        return float(self._norms[0])
+
+    @property
+    def norm_limit(self) -> float:
+        """The norm above which `skip_above` leaves a step out, or infinity."""
+        return float(self._norms[1])
 
     @property
     def skipped(self) -> bool:
-        """Whether ``nonfinite="skip"`` left the step, or a tensor, out."""
-        return bool(self._skipped)  # allocates nothing: a step ends with it
+        """Whether anything was left out, for a number that is not finite or as a `spike`."""
+        return bool(self.flags & SKIPPED)
+
+    @property
+    def spike(self) -> bool:
+        """Whether the step was left out for `grad_norm` being above `norm_limit`."""
+        return bool(self.flags & SPIKE)
+
+    @property
+    def flags(self) -> int:
+        """What was unusual, by bits: SKIPPED, SPIKE, NEWLY_STUCK; 0 for most steps."""
+        return int(self._flags)
 
     @property
     def t(self) -> int:
@@ -172,10 +195,17 @@ class StepReport:
 
         It is strict JSON: None stands for what the step did not compute, and with
         ``nonfinite="propagate"`` for what is not finite. Beside the tensors' columns it has "t",
-        "grad_norm", "skipped" (a bool) and "lr", or "lr/0" and so on where groups are several.
+        "grad_norm", "skipped" and "spike" (bools), "norm_limit" and "lr", or "lr/0" and so on where groups are several.
         """
         lr = {"lr": self.lr[0]} if len(self.lr) == 1 else _numbered("lr", self.lr)
-        total = {"t": self.t, "grad_norm": self.grad_norm, "skipped": self.skipped, **lr}
+        total = {
+            "t": self.t,
+            "grad_norm": self.grad_norm,
+            "norm_limit": self.norm_limit,
+            "skipped": self.skipped,
+            "spike": self.spike,
+            **lr,
+        }
         columns = self._numbers.T.tolist()
         numbers = total | {
             f"{column}/{name}": value

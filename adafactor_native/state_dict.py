@@ -29,7 +29,7 @@ from adafactor_native.flat_state import (
     steps,
 )
 from adafactor_native.following import rounded
-from adafactor_native.guards import SkipGuard
+from adafactor_native.guards import RunGuard
 from adafactor_native.halves import portable
 from adafactor_native.param_groups import Array, Tensor
 from adafactor_native.switches import SETTLED, SWITCHES, Values, current_value
@@ -74,6 +74,7 @@ def live_arrays(opt: Model, params: bool) -> dict[str, Array]:
         "skipped": opt.skipped,
         "max_grad_norm": opt.max_grad_norm,
         "seed": opt.seed,
+        **_written_spikes(opt),
         "params": params,
         "groups": [_written(group.switches) for group in opt.param_groups],
         "tensors": [_description(tensor, g) for g, tensor in tensors],
@@ -114,6 +115,7 @@ def load_state_dict(
     max_grad_norm = hyper.positive_or_none("header['max_grad_norm']", header["max_grad_norm"])
     t, skipped = header["t"], steps("header['skipped']", header["skipped"])
     seed = hyper.count("header['seed']", header["seed"])
+    skip_above, norms = _read_spikes(header, opt)
     require_same(
         "the number of groups",
         len(header["groups"]),
@@ -162,12 +164,14 @@ def load_state_dict(
     all_at_once(
         [
             partial(opt._tensors.set_counts, t, skipped, [saved[name] for name in opt.names]),
+            partial(opt._tensors.set_norms, norms),
             partial(
                 vars(opt).update,
                 max_grad_norm=max_grad_norm,
+                skip_above=skip_above,
                 seed=seed,
                 _params_are_new=True,
-                _guard=SkipGuard(),
+                _guard=RunGuard(),
             ),
             *(write for group, v in zip(opt.param_groups, switches) for write in group.taking(v)),
             *(fill(array, staged[key]) for key, array in own.items()),
@@ -249,6 +253,27 @@ def _written(switches: Values) -> Values:
         for name, value in switches.items()
         if name not in SETTLED
     }
+
+
+def _written_spikes(opt: Model) -> dict[str, Any]:
+    """Return what a header has of the rule for spikes, where there is one."""
+    if opt.skip_above is None:
+        return {}
+    return {"skip_above": opt.skip_above, "norms": opt._tensors.norms()}
+
+
+def _read_spikes(header: Mapping[str, Any], opt: Model) -> tuple[float | None, list[float]]:
+    """Return the rule for spikes and its norms; the rule is ours where the state has none."""
+    if "skip_above" not in header:
+        return opt.skip_above, []
+    norms = header.get("norms", [])
+    if not isinstance(norms, list) or len(norms) > _core.most_norms:
+        raise ValueError(f"header['norms'] must be a list of at most {_core.most_norms} numbers")
+    shown = "header['norms'][{}]"
+    return (
+        hyper.above_one_or_none("header['skip_above']", header["skip_above"]),
+        [hyper.non_negative(shown.format(i), norm) for i, norm in enumerate(norms)],
+    )
 
 
 def _read(given: Any, own: Values, shown: str, written_by: Any) -> Values:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from adafactor_native import hyperparameters as hyper
 from adafactor_native.factoring import check_factored_axes
 from adafactor_native.halves import bfloat16
+from adafactor_native.trees import flatten, is_branch
 
 Values = dict[str, Any]  # of all switches, by name
 
@@ -89,7 +90,9 @@ _check_eps_mode = hyper.one_of("both", "grad_squared", "clamp", "root")
 
 
 def _mask_or_none(name: str, value: Any) -> Any:
-    if value is None or callable(value) or isinstance(value, Mapping):
+    if isinstance(value, Mapping):
+        return flatten(value, name) if any(map(is_branch, value.values())) else value
+    if value is None or callable(value):
         return value
     if isinstance(value, str) or not isinstance(value, Collection):
         raise TypeError(
@@ -240,7 +243,7 @@ class DecaySwitches(TypedDict, total=False):
         Switch(
             _mask_or_none,
             None,
-            "what decays: callable name -> bool, mapping, collection of names; None: all",
+            "what decays: callable name -> bool, mapping or tree, collection of names; None: all",
             settled=True,
         ),
     ]

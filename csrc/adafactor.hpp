@@ -112,6 +112,7 @@ struct Options {
     bool skips;        // a tensor with a fault is left out, if not all_or_none
     int threads;       // at most
     double max_grad_norm = std::numeric_limits<double>::infinity();
+    double skip_norm_above = std::numeric_limits<double>::infinity();
 };
 
 // The first tensor with a fault that kept the step from being taken, if there is one.
@@ -122,14 +123,16 @@ struct Outcome {
     std::ptrdiff_t index = -1;
     double grad_norm =
         std::numeric_limits<double>::quiet_NaN();  // of all tensors, after grad_scale
+    bool is_spike = false;                         // that is above skip_norm_above
 };
 
 // Takes one step of each tensor, in place, and fills one report for each. If a tensor has a fault,
 // all_or_none leaves the whole list as it was; otherwise that tensor stays as it was, and so do
 // those behind it unless `skips`. A tensor without elements stays as it is. If the norm of all
 // gradients exceeds max_grad_norm, they are scaled down to it first, as torch's clip_grad_norm_
-// does; that makes every step all_or_none. The result is the same, bit for bit, for every number of
-// threads and every instruction set. May throw std::bad_alloc, before any write.
+// does; that makes every step all_or_none. So does a finite skip_norm_above: a step whose norm is
+// finite and above it leaves the whole list as it was. The result is the same, bit for bit, for
+// every number of threads and every instruction set. May throw std::bad_alloc, before any write.
 Outcome step(const Tensor* tensors, std::size_t n_tensors, const Options& options,
              TensorReport* reports);
 

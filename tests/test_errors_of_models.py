@@ -1,5 +1,7 @@
 """What a model refuses: the error, its text, and that nothing at all was changed."""
 
+import json
+import pickle
 import re
 
 import numpy as np
@@ -31,12 +33,27 @@ PARAMS_REFUSED = [
     (np.ones((2, 3)), TypeError, "params is a ndarray, must be a mapping from names to arrays"),
     (None, TypeError, "params is a NoneType, must be a mapping from names to arrays, a sequence"),
     ("ab", TypeError, "params is a str, must be a mapping from names"),
-    ((x for x in [np.ones(3)]), TypeError, "params is a generator, must be a mapping"),
+    ({1, 2}, TypeError, "params is a set, must be a mapping"),
     ({}, ValueError, "params is empty, must be"),
     ([], ValueError, "params is empty, must be"),
     ([1.0], TypeError, "params['0'] is a float, must be a numpy.ndarray"),
-    ({"w": [1.0]}, TypeError, "params['w'] is a list, must be a numpy.ndarray"),
+    ({"w": [1.0]}, TypeError, "params['w/0'] is a float, must be a numpy.ndarray"),
     ({1: np.ones(3)}, TypeError, "params has the name 1, must be a str"),
+    (
+        {"\ud800": np.ones(3)},
+        ValueError,
+        "params has the name '\\ud800', must be a str without lone",
+    ),
+    (
+        {"a": {"\udfff": np.ones(3)}},
+        ValueError,
+        "params has the name 'a/\\udfff', must be a str wi",
+    ),
+    (
+        [{"params": {"\ud8ab": np.ones(3)}}],
+        ValueError,
+        "params has the name '\\ud8ab', must be a str",
+    ),
     ([np.ones(3), {"params": []}], TypeError, "params[1] is a dict, must be like params[0]"),
     ([{"lr": 0.1}], ValueError, "params[0]['params'] is missing, must be given"),
     ([{"params": 3.0}], TypeError, "params[0]['params'] is a float, must be a mapping"),
@@ -58,6 +75,48 @@ PARAMS_REFUSED = [
 def test_params_refused(params, error, text):
     with pytest.raises(error, match="^" + re.escape(text)):
         Optimizer(params, convention="numpy")
+
+
+def test_names_without_utf8_are_refused_wherever_they_come_from():
+    opt = Optimizer({"w": np.ones(3)}, convention="numpy")
+    opt.step({"w": np.ones(3)})
+    before = digest_of_model(opt)
+    bad = "\ud800"
+    array = np.ones(3)
+    state = opt.state_dict()
+    header = json.loads(state["header"].tobytes())
+    header["tensors"][0]["name"] = bad
+    renamed = {
+        **state,
+        "header": np.frombuffer(json.dumps(header).encode(), np.uint8),
+        f"v/{bad}": state["v/w"],
+    }
+    del renamed["v/w"]
+    for call in (
+        lambda: opt.add_param_group({"params": {bad: array}}),
+        lambda: opt.add_param_group({"params": {"y": array}, "weight_decay_mask": [bad]}),
+        lambda: opt.step({bad: array}),
+        lambda: opt.step({"w": array, bad: array}),
+        lambda: opt.accumulate({bad: array}),
+        lambda: opt.replace(bad, array),
+        lambda: opt.reset(bad),
+        lambda: opt.load_state_dict(renamed),
+        lambda: opt.load_state_dict(renamed, strict=False),
+        lambda: opt.load_state_dict(state, rename={"w": bad}),
+        lambda: opt.load_state_dict(state, rename={bad: "w"}),
+        lambda: Optimizer({"w": array}, copies={bad: array}),
+        lambda: Optimizer([{"params": {"w": array}}, {"match": bad}]),
+    ):
+        with pytest.raises(ValueError, match=r"\\ud800") as raised:
+            call()
+        assert type(raised.value) is ValueError
+        assert digest_of_model(opt) == before
+    (tensor,) = opt.tensors
+    hostile = pickle.dumps(opt).replace(b"\x8c\x01w", b"\x8c\x03\xed\xa0\x80")
+    with pytest.raises(ValueError, match=r"params has the name '.*ud800', must be a str"):
+        pickle.loads(hostile)
+    opt.load_state_dict(renamed, rename={bad: "w"})
+    assert digest_of_model(opt) == before and tensor is opt.tensors[0]
 
 
 def test_params_may_not_share_memory():
@@ -96,7 +155,8 @@ def test_gradients_of_the_wrong_structure():
     for grads, error, text in [
         (w, TypeError, "grads is a ndarray, must be a mapping from names to arrays, a list or a"),
         (None, TypeError, "grads is a NoneType, must be"),
-        ((x for x in (w, b, k, s)), TypeError, "grads is a generator, must be"),
+        ({"w", "b"}, TypeError, "grads is a set, must be"),
+        ((x for x in (w, b, k)), ValueError, "grads has 3 gradients, must have 4"),
         ([w, b, k], ValueError, "grads has 3 gradients, must have 4"),
         ([], ValueError, "grads has 0 gradients, must have 4"),
         ([[w], [b], [s]], ValueError, "grads[1] has 1 gradients, must have 2"),

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from adafactor_native import AdaFactor, Optimizer
+from dlpack_bfloat16 import Bfloat16OfTorch
 
 SHAPES = {"w": (4, 6), "b": (6,), "s": ()}
 DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
@@ -132,12 +133,123 @@ def test_code_that_runs_meanwhile_cannot_take_memory_away():
     assert opt.t == 0
 
 
-def test_params_stay_arrays_and_the_error_says_how_to_get_one():
-    foreign = ByArray(np.ones(3))
-    text = (
-        r"is a ByArray, must be a numpy.ndarray of its memory, as torch's p\.detach\(\)\.numpy\(\)"
-    )
-    with pytest.raises(TypeError, match=rf"params\['w'\] {text}"):
-        Optimizer({"w": foreign})
-    with pytest.raises(TypeError, match=f"param {text}"):
-        AdaFactor((3,)).update(foreign, np.ones(3))
+class WithDetach(ByArray):
+    def detach(self):
+        return self
+
+
+@pytest.mark.parametrize(
+    "foreign, remedy",
+    [
+        (ByArray, r": numpy\.array\(p\), .* jax's arrays are read-only"),
+        (WithDetach, r" of its memory, as torch's p\.detach\(\)\.numpy\(\)"),
+    ],
+)
+def test_params_stay_arrays_and_the_error_says_how_to_get_one(foreign, remedy):
+    text = rf"is a {foreign.__name__}, must be a numpy.ndarray{remedy}$"
+    with pytest.raises(TypeError, match=rf"^params\['w'\] {text}"):
+        Optimizer({"w": foreign(np.ones(3))})
+    with pytest.raises(TypeError, match=f"^param {text}"):
+        AdaFactor((3,)).update(foreign(np.ones(3)), np.ones(3))
+
+
+def layouts(array):
+    yield array
+    yield array.copy(order="F")
+    if array.ndim == 2:
+        yield np.repeat(array, 2, axis=1)[:, ::2]
+        yield np.ascontiguousarray(array[::-1])[::-1]
+
+
+@pytest.mark.parametrize("has_array", [True, False])
+@pytest.mark.parametrize("name", SHAPES)
+def test_bfloat16_by_dlpack_is_read_exactly(name, has_array):
+    for seed in range(3):
+        grad = arrays(seed, ml_dtypes.bfloat16)[name]
+        for given in layouts(grad):
+            foreign = Bfloat16OfTorch(given.view(np.uint16), has_array=has_array)
+            one, two = Optimizer([np.ones(grad.shape)]), Optimizer([np.ones(grad.shape)])
+            one.step([foreign])
+            two.step([given])
+            assert bits(one) == bits(two)
+            assert foreign.given == foreign.freed == 1
+    foreign = Bfloat16OfTorch(grad.view(np.uint16), in_c_order=True, has_array=has_array)
+    param, other = np.ones(grad.shape), np.ones(grad.shape)
+    AdaFactor(grad.shape).update(param, foreign)
+    AdaFactor(grad.shape).update(other, grad)
+    assert param.tobytes() == other.tobytes() and foreign.freed == 1
+
+
+def test_bfloat16_by_dlpack_is_named_where_it_is_wrong():
+    opt = Optimizer(arrays(0))
+    before = bits(opt)
+    bad = arrays(1, ml_dtypes.bfloat16)["w"]
+    bad[2, 3] = np.inf
+    bad = bad.view(np.uint16)
+    for wrong, error, text in (
+        (Bfloat16OfTorch(bad), FloatingPointError, r"grads\['w'\]\[2, 3\] is inf, must be finite"),
+        (
+            Bfloat16OfTorch(bad[:2]),
+            ValueError,
+            r"grads\['w'\] has shape \(2, 6\), must be \(4, 6\)",
+        ),
+        (Bfloat16OfTorch(bad, device=2), TypeError, r"grads\['w'\] is a .* that NumPy cannot read"),
+        (Bfloat16OfTorch(bad, lanes=2), TypeError, r"grads\['w'\] is a .* that NumPy cannot read"),
+    ):
+        with pytest.raises(error, match=text):
+            opt.step({**arrays(1), "w": wrong})
+        assert bits(opt) == before
+
+
+def test_bfloat16_by_dlpack_needs_no_ml_dtypes(python):
+    """It is read exactly, as float32, where nobody has installed ml_dtypes."""
+    script = """
+        import sys
+        sys.modules["ml_dtypes"] = None  # as if it were not there
+        import numpy as np
+        from adafactor_native import Optimizer
+        from dlpack_bfloat16 import Bfloat16OfTorch
+
+        rng = np.random.default_rng(0)
+        values = rng.standard_normal((4, 6)).astype(np.float32)
+        bits = (values.view(np.uint32) >> 16).astype(np.uint16)
+        for given in (bits, np.asfortranarray(bits), bits[::-1], bits[:, ::2], bits[0, 0]):
+            given = np.asarray(given)
+            exact = (given.astype(np.uint32) << 16).astype(np.uint32).view(np.float32)
+            one, two = (Optimizer([np.ones(given.shape)]) for _ in range(2))
+            foreign = Bfloat16OfTorch(given)
+            one.step([foreign])
+            two.step([exact])
+            assert one.params["0"].tobytes() == two.params["0"].tobytes()
+            assert foreign.freed == 1
+        one.accumulate([Bfloat16OfTorch(given)])
+        print("well")
+    """
+    assert python(script).strip() == "well"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_they_accumulate_as_their_arrays_do(dtype):
+    one, two = Optimizer(arrays(0)), Optimizer(arrays(0))
+    for seed in (1, 2):
+        grads = arrays(seed, dtype)
+        foreign = {name: ByArray(grad) for name, grad in grads.items()}
+        if dtype is ml_dtypes.bfloat16:
+            foreign["w"] = Bfloat16OfTorch(grads["w"].view(np.uint16))
+        elif grads["w"].dtype.kind == "f":
+            foreign["w"] = ByDLPack(grads["w"])
+        one.accumulate(foreign)
+        two.accumulate(grads)
+    one.step()
+    two.step()
+    assert bits(one) == bits(two)
+    with pytest.raises(TypeError, match=r"grads\['s'\] is a Unreadable that NumPy cannot read"):
+        one.accumulate({**arrays(1), "s": Unreadable(RuntimeError("on cuda"))})
+    assert bits(one) == bits(two) and one.memory.by_kind.get("sum") is None
+
+
+def test_where_memory_runs_out_it_says_so():
+    opt = Optimizer([np.ones(3)])
+    with pytest.raises(MemoryError):
+        opt.step([Unreadable(MemoryError())])
+    assert opt.t == 0

@@ -17,6 +17,7 @@ def plan(**changes):
         "nonfinite": _core.NonFinite["raise"],
         "all_or_none": True,
         "max_grad_norm": np.inf,
+        "skip_above": np.inf,
         "num_threads": 0,
         "carry_param_rms": False,
         "seed": 0,

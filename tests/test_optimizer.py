@@ -354,7 +354,7 @@ def test_add_param_group():
     for group, error, text in [
         ({"params": params["k"]}, ValueError, "params['3'] overlaps params['2']"),
         ({"params": {"w": np.ones(3)}}, ValueError, "params['w'] is given twice, names must be"),
-        ({"params": {"x": [1.0]}}, TypeError, "params['x'] is a list, must be a numpy.ndarray"),
+        ({"params": {"x": 1.0}}, TypeError, "params['x'] is a float, must be a numpy.ndarray"),
         ({"params": {"x": np.ones(3)}, "lr": -1}, ValueError, "group['lr'] is -1.0, must be a"),
         ({"params": {"x": np.ones(3, int)}}, TypeError, "params['x'] has dtype int64, must be"),
         ({"lr": 0.5}, ValueError, "group['params'] is missing, must be given"),

@@ -5,6 +5,8 @@
 #include <cstdlib>
 #include <utility>
 
+#include "bindings/dlpack.hpp"
+
 namespace adafactor {
 namespace {
 
@@ -18,6 +20,13 @@ std::string text(py::handle object) { return py::str(object).cast<std::string>()
 [[noreturn]] void fail_type(const std::string& message) { throw py::type_error(message); }
 [[noreturn]] void fail_value(const std::string& message) { throw py::value_error(message); }
 
+const char* how_to_get_one(py::handle object) {
+    return py::hasattr(object, "detach")
+               ? " of its memory, as torch's p.detach().numpy()"
+               : ": numpy.array(p), which the model then has to use, for steps write into it and "
+                 "jax's arrays are read-only";
+}
+
 // Whether NumPy makes an array of it by its own protocol or by DLPack.
 bool becomes_array(py::handle object) {
     return !PyType_Check(object.ptr()) &&
@@ -25,11 +34,23 @@ bool becomes_array(py::handle object) {
            (py::hasattr(object, "__array__") || py::hasattr(object, "__dlpack__"));
 }
 
+// What bfloat16_of_dlpack makes of it; null where that fails, too.
+py::object bfloat16_or_null(py::handle object) {
+    try {
+        return bfloat16_of_dlpack(object);
+    } catch (py::error_already_set& error) {
+        if (!error.matches(PyExc_Exception) || error.matches(PyExc_MemoryError)) throw;
+        return {};
+    } catch (const py::cast_error&) {
+        return {};  // of a device that is none
+    }
+}
+
 py::array numpy_array(py::handle object, const Name& name) {
     if (!py::isinstance<py::array>(object))
         fail_type(name.text() + " is a " + text(py::type::of(object).attr("__name__")) +
                   ", must be a numpy.ndarray" +
-                  (becomes_array(object) ? " of its memory, as torch's p.detach().numpy()" : ""));
+                  (becomes_array(object) ? how_to_get_one(object) : ""));
     const auto* plain = py::detail::npy_api::get().PyArray_Type_;
     if (Py_TYPE(object.ptr()) != plain &&
         py::isinstance(object, py::module_::import("numpy.ma").attr("MaskedArray")))
@@ -135,7 +156,8 @@ py::object array_from(py::handle object, const Name& name) {
     try {
         return numpy.attr(py::hasattr(object, "__array__") ? "asanyarray" : "from_dlpack")(object);
     } catch (py::error_already_set& error) {
-        if (!error.matches(PyExc_Exception)) throw;
+        if (!error.matches(PyExc_Exception) || error.matches(PyExc_MemoryError)) throw;
+        if (py::object halves = bfloat16_or_null(object)) return halves;
         const std::string message =
             name.text() + " is a " + text(py::type::of(object).attr("__name__")) +
             " that NumPy cannot read (" + text(error.value()) +

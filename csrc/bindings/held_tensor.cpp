@@ -7,6 +7,22 @@
 #include <utility>
 
 namespace adafactor {
+namespace {
+
+std::string name_of_param(const py::object& name) {
+    const auto must_be = [&](const char* what) {
+        return "params has the name " + py::repr(name).cast<std::string>() + ", must be " + what;
+    };
+    if (!py::isinstance<py::str>(name)) throw py::type_error(must_be("a str"));
+    py::ssize_t size = 0;
+    const char* const text = PyUnicode_AsUTF8AndSize(name.ptr(), &size);
+    if (text != nullptr) return {text, std::size_t(size)};
+    if (!PyErr_ExceptionMatches(PyExc_UnicodeEncodeError)) throw py::error_already_set();
+    PyErr_Clear();
+    throw py::value_error(must_be("a str without lone surrogates"));
+}
+
+}  // namespace
 
 HeldArray::HeldArray(py::object object, const Array& array)
     : object_(std::move(object)),
@@ -48,7 +64,7 @@ Array HeldArray::now(const Name& name) const {
 }
 
 HeldTensor::HeldTensor(const py::object& tensor, std::size_t group)
-    : name(tensor.attr("name").cast<std::string>()),
+    : name(name_of_param(tensor.attr("name"))),
       is_named(true),
       group(group),
       random_key(RandomStream::key_of(name)) {
@@ -57,8 +73,13 @@ HeldTensor::HeldTensor(const py::object& tensor, std::size_t group)
     shape.assign(array.shape, array.shape + array.ndim);
     param = HeldArray(object, array);
     decays = tensor.attr("decays").cast<bool>();
-    if (const py::object axes = tensor.attr("axes"); !axes.is_none())
+    if (const py::object axes = tensor.attr("axes"); !axes.is_none()) {
         std::tie(row_axis, col_axis) = axes.cast<std::pair<int, int>>();
+        if (std::min(row_axis, col_axis) < 0 || std::max(row_axis, col_axis) >= array.ndim ||
+            row_axis == col_axis)
+            throw py::value_error("the factored axes of " + name_of("param").text() +
+                                  " must be two of its axes");
+    }
     hold_copy(tensor.attr("copy"), array.format);
     hold_state(tensor.attr("exp_row"), tensor.attr("exp_col"), tensor.attr("v"));
     hold_moment(tensor.attr("m"), array.format);

@@ -44,6 +44,7 @@ struct HeldTensor {
     int row_axis = -1, col_axis = -1;
     std::size_t group = 0;
     bool decays = false;
+    bool was_stuck = false;  // at any step so far
     std::int64_t t = 0;
     std::uint64_t random_key = 0;  // of its name, "0" without one, for RandomStream
     CarriedSquares carried;

@@ -53,12 +53,12 @@ Rule make_rule(const py::kwargs& given) {
 }
 
 Plan make_plan(std::vector<Rule> rules, std::vector<double> lr, std::vector<double> decay,
-               NonFinite nonfinite, bool all_or_none, double max_grad_norm, int num_threads,
-               bool carry_param_rms, std::uint64_t seed) {
+               NonFinite nonfinite, bool all_or_none, double max_grad_norm, double skip_above,
+               int num_threads, bool carry_param_rms, std::uint64_t seed) {
     if (lr.size() != rules.size() || decay.size() != rules.size())
         throw py::value_error("as many lr and decay as rules are needed");
-    return {std::move(rules), std::move(lr), std::move(decay), nonfinite, all_or_none,
-            max_grad_norm,    num_threads,   carry_param_rms,  seed};
+    return {std::move(rules), std::move(lr), std::move(decay), nonfinite,       all_or_none,
+            max_grad_norm,    skip_above,    num_threads,      carry_param_rms, seed};
 }
 
 }  // namespace
@@ -86,7 +86,8 @@ void bind_plan(py::module_& m) {
                      "set_max_threads. Immutable.")
         .def(py::init(&make_plan), py::kw_only(), py::arg("rules"), py::arg("lr"), py::arg("decay"),
              py::arg("nonfinite"), py::arg("all_or_none"), py::arg("max_grad_norm"),
-             py::arg("num_threads"), py::arg("carry_param_rms"), py::arg("seed"));
+             py::arg("skip_above"), py::arg("num_threads"), py::arg("carry_param_rms"),
+             py::arg("seed"));
 }
 
 }  // namespace adafactor

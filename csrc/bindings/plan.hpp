@@ -1,6 +1,7 @@
 // All that a step takes but parameters and gradients, as Python puts it together.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -21,9 +22,12 @@ struct Plan {
     NonFinite nonfinite;
     bool all_or_none;
     double max_grad_norm;  // infinity: none
+    double skip_above;     // of the usual norm; infinity: none
     int num_threads;       // 0: as many as set_max_threads allows
     bool carry_param_rms;
     std::uint64_t seed;
+
+    bool leaves_out_spikes() const { return std::isfinite(skip_above); }
 
     Options options() const {
         return {nonfinite == NonFinite::propagate, all_or_none, nonfinite == NonFinite::skip,

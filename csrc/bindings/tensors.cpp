@@ -11,6 +11,7 @@
 #include "bindings/bindings.hpp"
 #include "bindings/buffers.hpp"
 #include "bindings/held_tensor.hpp"
+#include "bindings/norm_window.hpp"
 #include "bindings/plan.hpp"
 #include "bindings/step_lock.hpp"
 #include "bindings/take_step.hpp"
@@ -30,24 +31,27 @@ bool is_stuck(const HyperParameters& hyper, const TensorReport& report) {
 // The tensors of one optimizer with their state, and their counts of steps.
 constexpr py::ssize_t kNumbers = 5;
 
+// What a step did that not every step does. adafactor_native/report.py has the same numbers.
+enum Flag : std::uint8_t { kSkipped = 1, kSpike = 2, kNewlyStuck = 4 };
+
 // What a step reports, of n tensors.
 struct Results {
     explicit Results(std::size_t n) : Results(py::ssize_t(n)) {}
 
-    py::array_t<double> numbers;    // (n, 5)
-    py::array_t<double> grad_norm;  // ()
+    py::array_t<double> numbers;  // (n, 5)
+    py::array_t<double> norms;    // (2,): that of all gradients, and that above which it is a spike
     py::array_t<bool> stepped, stuck;
-    py::array_t<std::int64_t> t;  // ()
-    py::array_t<bool> skipped;    // (), whether anything was
+    py::array_t<std::int64_t> t;      // ()
+    py::array_t<std::uint8_t> flags;  // (), of Flag
 
 private:
     explicit Results(py::ssize_t n)
         : numbers({n, kNumbers}),
-          grad_norm(std::vector<py::ssize_t>{}),
+          norms(2),
           stepped(n),
           stuck(n),
           t(std::vector<py::ssize_t>{}),
-          skipped(std::vector<py::ssize_t>{}) {
+          flags(std::vector<py::ssize_t>{}) {
         std::fill_n(numbers.mutable_data(), n * kNumbers, kNan);
         std::fill_n(stepped.mutable_data(), n, false);
         std::fill_n(stuck.mutable_data(), n, false);
@@ -84,8 +88,8 @@ public:
         n_groups_ = n_groups;
     }
 
-    // One step of the only tensor, whose param is given.
-    void update(const Plan& plan, py::handle param_object, py::handle grad_or_scalar) {
+    // One step of the only tensor, whose param is given. Returns its flags.
+    int update(const Plan& plan, py::handle param_object, py::handle grad_or_scalar) {
         const StepLock lock(occupancy_);
         HeldTensor& held = *held_.at(0);
         const py::object grad_object = array_from(grad_or_scalar, Name("grad"));
@@ -108,13 +112,14 @@ public:
         if (report.stepped) {
             ++held.t;
             ++t_;
-        } else if (plan.nonfinite == NonFinite::skip) {
-            ++skipped_;
-        } else {
+            return note_stuck(held, is_stuck(tensor.hyper, report)) ? kNewlyStuck : 0;
+        }
+        if (plan.nonfinite != NonFinite::skip)
             throw_floating_point_error(
                 fault_text(outcome, tensor, param_object, "param", grad_object, "grad") +
                 "; nothing was changed");
-        }
+        ++skipped_;
+        return kSkipped;
     }
 
     // One step of all tensors whose grad is not None. Returns what make_report makes of the arrays
@@ -141,22 +146,34 @@ public:
             tensors_.push_back(planned(plan, held, param, grad, grad_scale));
             positions_.push_back(k);
         }
-        const Options options = plan.options();
+        Options options = plan.options();
+        if (plan.leaves_out_spikes())
+            options.skip_norm_above = norms_.limit(plan.skip_above);
+        else
+            norms_.clear();
         reports_.assign(tensors_.size(), {});
         Results results(held_.size());
-        const py::object report = make_report(results.numbers, results.grad_norm, results.stepped,
-                                              results.stuck, results.t, results.skipped);
+        const py::object report = make_report(results.numbers, results.norms, results.stepped,
+                                              results.stuck, results.t, results.flags);
         Outcome outcome;
         {
-            const Counting counting(*this);
+            const Counting counting(*this, plan, outcome);
             outcome = take_step(tensors_.data(), tensors_.size(), options, reports_.data());
         }
         if (outcome.fault != Fault::none) {
             if (plan.nonfinite == NonFinite::raise) raise(outcome, grads, options);
             ++skipped_;
         }
-        fill(results, outcome);
+        fill(results, outcome, options);
         return report;
+    }
+
+    // The gradients as a step would read them: arrays, where they were something that becomes one.
+    py::tuple arrays(const py::sequence& grads) const {
+        const py::tuple given(grads);
+        if (given.size() != held_.size())
+            throw py::value_error("as many grads as tensors are needed");
+        return arrays_from(given);
     }
 
     std::int64_t t() const { return t_; }
@@ -181,8 +198,17 @@ public:
                                       ", must be in 0 to " + std::to_string(t));
         t_ = t;
         skipped_ = skipped;
+        norms_.clear();
         for (std::size_t k = 0; k < counts.size(); ++k) held_[k]->t = counts[k];
         forget_carried();
+    }
+
+    std::vector<double> norms() const { return norms_.norms(); }
+
+    void set_norms(const std::vector<double>& norms) {
+        const StepLock lock(occupancy_, StepLock::Entry::load);
+        norms_.clear();
+        for (const double norm : norms) norms_.add(norm);
     }
 
     void forget_params() {
@@ -201,8 +227,13 @@ private:
     // Counts what was stepped, whatever else happens: no signal comes between a step and its count.
     class Counting {
     public:
-        explicit Counting(Tensors& all) : all_(all) {}
+        Counting(Tensors& all, const Plan& plan, const Outcome& outcome)
+            : all_(all), plan_(plan), outcome_(outcome) {}
         ~Counting() {
+            if (outcome_.is_spike) ++all_.skipped_;
+            if (plan_.leaves_out_spikes() && outcome_.fault == Fault::none &&
+                !all_.tensors_.empty())
+                all_.norms_.add(outcome_.grad_norm);
             bool any = all_.tensors_.empty();
             for (std::size_t k = 0; k < all_.tensors_.size(); ++k) {
                 if (!all_.reports_[k].stepped) continue;
@@ -214,7 +245,16 @@ private:
 
     private:
         Tensors& all_;
+        const Plan& plan_;
+        const Outcome& outcome_;
     };
+
+    // Whether the tensor is stuck for the first time.
+    static bool note_stuck(HeldTensor& held, bool stuck) {
+        const bool newly = stuck && !held.was_stuck;
+        held.was_stuck |= stuck;
+        return newly;
+    }
 
     // Counts wrap at no step.
     void require_count_left() const {
@@ -276,7 +316,8 @@ private:
                                    changed);
     }
 
-    void fill(Results& results, const Outcome& outcome) const {
+    void fill(Results& results, const Outcome& outcome, const Options& options) {
+        bool any_newly_stuck = false;
         for (std::size_t i = 0; i < positions_.size(); ++i) {
             const TensorReport& report = reports_[i];
             const std::size_t k = positions_[i];
@@ -284,15 +325,25 @@ private:
                                           report.rms_param, report.step_size};
             std::copy_n(row, kNumbers, results.numbers.mutable_data() + py::ssize_t(k) * kNumbers);
             results.stepped.mutable_data()[k] = report.stepped;
-            results.stuck.mutable_data()[k] = is_stuck(tensors_[i].hyper, report);
+            const bool stuck = is_stuck(tensors_[i].hyper, report);
+            results.stuck.mutable_data()[k] = stuck;
+            any_newly_stuck |= note_stuck(*held_[k], stuck);
         }
-        *results.grad_norm.mutable_data() = outcome.grad_norm;
+        results.norms.mutable_data()[0] = outcome.grad_norm;
+        results.norms.mutable_data()[1] =
+            options.skip_norm_above == std::numeric_limits<double>::max()
+                ? std::numeric_limits<double>::infinity()
+                : options.skip_norm_above;
         *results.t.mutable_data() = t_;
-        *results.skipped.mutable_data() = outcome.fault != Fault::none;
+        const bool skipped = outcome.fault != Fault::none || outcome.is_spike;
+        *results.flags.mutable_data() =
+            std::uint8_t((skipped ? kSkipped : 0) | (outcome.is_spike ? kSpike : 0) |
+                         (any_newly_stuck ? kNewlyStuck : 0));
     }
 
     Occupancy occupancy_;
     std::int64_t t_ = 0, skipped_ = 0;
+    NormWindow norms_;  // of steps that may be left out as spikes
     std::size_t n_groups_ = 0;
     std::vector<std::unique_ptr<HeldTensor>> held_;
     WrittenMemory memory_;
@@ -307,6 +358,7 @@ private:
 }  // namespace
 
 void bind_tensors(py::module_& m) {
+    m.attr("most_norms") = NormWindow::kMost;
     py::class_<Tensors>(m, "Tensors",
                         "The tensors of one optimizer with their state, and their counts of steps.")
         .def(py::init<>())
@@ -315,18 +367,26 @@ void bind_tensors(py::module_& m) {
              "None.",
              py::arg("shape"), py::arg("exp_row"), py::arg("exp_col"), py::arg("v"))
         .def("add", &Tensors::add, "Add groups of tensors, or on an error none.", py::arg("groups"))
-        .def("update", &Tensors::update, "One step of the only tensor, in place.", py::arg("plan"),
+        .def("update", &Tensors::update,
+             "One step of the only tensor, in place; what was unusual, as flags.", py::arg("plan"),
              py::arg("param"), py::arg("grad"))
         .def("step", &Tensors::step, "One step of all tensors whose grad is not None, in place.",
              py::arg("plan"), py::arg("grads"), py::arg("grad_scale"), py::arg("make_report"))
+        .def("arrays", &Tensors::arrays,
+             "Gradients as a step would read them: arrays, where they become some.",
+             py::arg("grads"))
         .def("alone", &Tensors::alone,
              "Call a function while no step begins; one that loads all state may be called where a "
              "fork has cut a step off.",
              py::arg("function"), py::arg("loads") = false)
         .def("counts", &Tensors::counts)
         .def("set_counts", &Tensors::set_counts,
-             "Set all counts of steps; the next step reads params whole.", py::arg("t"),
-             py::arg("skipped"), py::arg("counts"))
+             "Set all counts of steps and forget the norms of their gradients; the next step reads "
+             "params whole.",
+             py::arg("t"), py::arg("skipped"), py::arg("counts"))
+        .def("norms", &Tensors::norms,
+             "Norms of the last steps' gradients, the oldest first, where skip_above needs them.")
+        .def("set_norms", &Tensors::set_norms, py::arg("norms"))
         .def("forget_params", &Tensors::forget_params)
         .def_property_readonly("t", &Tensors::t)
         .def_property_readonly("skipped", &Tensors::skipped);

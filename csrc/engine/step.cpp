@@ -49,12 +49,14 @@ public:
     Outcome take() {
         make_steps();
         const bool clips = std::isfinite(options_.max_grad_norm);
-        const bool is_whole = options_.all_or_none || clips;
+        const bool is_whole =
+            options_.all_or_none || clips || std::isfinite(options_.skip_norm_above);
         if (is_whole)
             take_as_a_whole(clips);
         else
             take_wave_by_wave();
-        finish_reports(outcome_.fault == Fault::none || (options_.skips && !is_whole));
+        finish_reports(!outcome_.is_spike &&
+                       (outcome_.fault == Fault::none || (options_.skips && !is_whole)));
         return outcome_;
     }
 
@@ -102,6 +104,11 @@ private:
     // Applies nothing before all is measured and well.
     void take_as_a_whole(bool clips) {
         if (!measure_all()) return;
+        if (std::isfinite(options_.skip_norm_above)) {
+            const double norm = grad_norm();
+            outcome_.is_spike = std::isfinite(norm) && norm > options_.skip_norm_above;
+            if (outcome_.is_spike) return;
+        }
         if (clips) {
             const double ratio = options_.max_grad_norm / (grad_norm() + 1e-6);
             if (!(ratio >= 1)) {
