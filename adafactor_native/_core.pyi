@@ -56,9 +56,9 @@ class Tensors:
     def __init__(
         self,
         shape: Sequence[int],
-        exp_row: npt.NDArray[np.float64] | None,
-        exp_col: npt.NDArray[np.float64] | None,
-        v: npt.NDArray[np.float64] | None,
+        exp_row: npt.NDArray[Any] | None,
+        exp_col: npt.NDArray[Any] | None,
+        v: npt.NDArray[Any] | None,
     ) -> None: ...
     # Tensors of adafactor_native.param_groups, whose attributes are read by name
     def add(self, groups: Iterable[Iterable[object]]) -> None: ...

@@ -29,9 +29,10 @@ from adafactor_native.hyperparameters import HyperParameter
 from adafactor_native.report import NEWLY_STUCK, SKIPPED
 from adafactor_native.rules import rule_of
 from adafactor_native.suggestions import KnownAttributes
+from adafactor_native.switches import state_dtype as checked_state_dtype
 from adafactor_native.taking_over import all_at_once, fill, require_sound, require_writeable
 
-Float64Array = npt.NDArray[np.float64]
+Means = npt.NDArray[Any]  # of float64 or float32
 
 FORMAT = "adafactor_native.AdaFactor"
 FORMAT_VERSION = 1
@@ -97,21 +98,26 @@ class AdaFactor(KnownAttributes):
         t and the element's position in memory: objects of one seed give all arrays of one shape the
         same bits, so that a loop over the layers of a model needs a seed for each; `Optimizer` has
         bits of its own for each tensor.
+    state_dtype : {"float64", "float32"}, default "float64"
+        What `exp_row`, `exp_col` and `v` are kept in. float32 halves them, and with `v` a step moves
+        32 bytes for each float32 element instead of 44. A step computes as with float64, from what
+        is kept; the new means are rounded once, to nearest, when they are kept (see Notes).
 
     Attributes
     ----------
     shape : tuple of int
     factored : bool
-    exp_row, exp_col : ndarray of float64, shapes (rows,) and (cols,), or None if unfactored
+    exp_row, exp_col : ndarray of `state_dtype`, shapes (rows,) and (cols,), or None if unfactored
         The running means themselves, not copies: `update` writes to them.
-    v : ndarray of float64, shape `shape`, or None if factored
+    v : ndarray of `state_dtype`, shape `shape`, or None if factored
         Likewise.
+    state_dtype : dtype
     t : int
         Steps taken.
     skipped : int
         Steps left out with ``nonfinite="skip"``.
 
-    All hyper-parameters are attributes too, and can be set between steps.
+    All hyper-parameters are attributes too, and can be set between steps; `state_dtype` cannot.
 
     Raises
     ------
@@ -123,6 +129,15 @@ class AdaFactor(KnownAttributes):
     The second moment and its factors are Shazeer & Stern's [1]_ (Algorithms 4 and 5), with a
     constant `beta2`, `eps` a second time under the fraction, and no floor under RMS(param). sqrt(V)
     is a product of roots: it remains right where V is less than any float64.
+
+    With ``state_dtype="float32"`` each step adds a rounding of at most 2**-24 to a mean's relative
+    error, and keeps of the error before no more than the share ``beta2 * old / new`` of the new mean
+    that the old one is: after t steps it is at most t * 2**-24, and 2**-24 / (1 - beta2) where
+    means stay about the same (6e-5 at 0.999); u has half of it. What changes a mean by less than half
+    a unit in its last place is lost: a mean stays where it is while ``q`` is within
+    2**-25 / (1 - beta2) of it, relatively, and beta2 = 1 - 2**-25 and above would keep it there for
+    ever. Any dtype of `param` may have it, float64 too. A mean above 3.4e38, of gradients above 1.8e19,
+    is refused as one that is not finite; below 1.2e-38 means lose digits, and below 7e-46 become 0.
 
     One object serves one thread at a time. It can be pickled and copied; a copy continues with the
     same bits.
@@ -170,6 +185,7 @@ class AdaFactor(KnownAttributes):
         carry_param_rms: bool = False,
         rounding: str = "nearest",
         seed: int = 0,
+        state_dtype: npt.DTypeLike = "float64",
     ) -> None:
         self._plan: _core.Plan | None = None
         self._guard = RunGuard()
@@ -185,13 +201,14 @@ class AdaFactor(KnownAttributes):
         self.rounding = rounding
         self.seed = seed
 
-        self._exp_row: Float64Array | None = None
-        self._exp_col: Float64Array | None = None
-        self._v: Float64Array | None = None
+        dtype = checked_state_dtype("state_dtype", state_dtype)
+        self._exp_row: Means | None = None
+        self._exp_col: Means | None = None
+        self._v: Means | None = None
         if len(self._shape) == 2:
-            self._exp_row, self._exp_col = (np.zeros(n) for n in self._shape)
+            self._exp_row, self._exp_col = (np.zeros(n, dtype) for n in self._shape)
         else:
-            self._v = np.zeros(self._shape)
+            self._v = np.zeros(self._shape, dtype)
         self._hold_state()
 
     @property
@@ -205,19 +222,25 @@ class AdaFactor(KnownAttributes):
         return self._v is None
 
     @property
-    def exp_row(self) -> Float64Array | None:
+    def exp_row(self) -> Means | None:
         """Running means over each row, shape (rows,), written by `update`; None if unfactored."""
         return self._exp_row
 
     @property
-    def exp_col(self) -> Float64Array | None:
+    def exp_col(self) -> Means | None:
         """Running means over each column, shape (cols,), written by `update`; None if unfactored."""
         return self._exp_col
 
     @property
-    def v(self) -> Float64Array | None:
+    def v(self) -> Means | None:
         """The second moment itself, of shape `shape`, written by `update`; None if factored."""
         return self._v
+
+    @property
+    def state_dtype(self) -> np.dtype[Any]:
+        """What the running means are kept in: float64 or float32."""
+        means = next(iter(self._arrays().values()))
+        return means.dtype
 
     @property
     def t(self) -> int:
@@ -258,8 +281,9 @@ class AdaFactor(KnownAttributes):
             `param`, `grad` and the state share memory.
         FloatingPointError
             With ``nonfinite="raise"``: if `grad` holds a nan or an infinity, or a float64 whose
-            square overflows, or `param` does while its RMS is needed, or V is zero where eps is.
-            The message has the index of the first such element.
+            square overflows, or `param` does while its RMS is needed, or V is zero where eps is, or
+            a mean of squares is beyond `state_dtype`. The message has the index of the first such
+            element of `grad` or `param`.
         RuntimeError
             If another thread is in `update` of this object.
 
@@ -298,8 +322,8 @@ class AdaFactor(KnownAttributes):
         Returns
         -------
         dict of str to ndarray
-            "exp_row" and "exp_col", or "v", float64; and "header", uint8: JSON with version, shape,
-            counts and hyper-parameters.
+            "exp_row" and "exp_col", or "v", of `state_dtype`; and "header", uint8: JSON with version,
+            shape, `state_dtype`, counts and hyper-parameters.
 
         Examples
         --------
@@ -336,13 +360,15 @@ class AdaFactor(KnownAttributes):
         """
         self._tensors.alone(lambda: state_files.save(path, self._live_state()))
 
-    def load(self, path: state_files.Path) -> None:
+    def load(self, path: state_files.Path, *, convert: bool = False) -> None:
         """Continue where `save` was called, with the same bits; all is as in `Optimizer.load`.
 
         Parameters
         ----------
         path : str or path-like
             A file that `save`, ``numpy.savez`` or ``safetensors.numpy.save_file`` wrote.
+        convert : bool, default False
+            As `load_state_dict` takes it.
 
         Raises
         ------
@@ -354,7 +380,7 @@ class AdaFactor(KnownAttributes):
         RuntimeError
             If another thread is in `update` of this object.
         """
-        self.load_state_dict(state_files.load(path))
+        self.load_state_dict(state_files.load(path), convert=convert)
 
     def _copied_state(self) -> dict[str, npt.NDArray[Any]]:
         return {name: array.copy() for name, array in self._live_state().items()}
@@ -364,11 +390,14 @@ class AdaFactor(KnownAttributes):
             "t": self.t,
             "skipped": self.skipped,
             "shape": self.shape,
+            "state_dtype": self.state_dtype.name,
             "hyper_parameters": {name: getattr(self, name) for name in _SAVED},
         }
         return {"header": header_array(FORMAT, FORMAT_VERSION, header), **self._arrays()}
 
-    def load_state_dict(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+    def load_state_dict(
+        self, state: Mapping[str, npt.NDArray[Any]], *, convert: bool = False
+    ) -> None:
         """Continue where `state_dict` was called, with the same bits.
 
         Hyper-parameters are taken over, but `nonfinite`, `num_threads` and `carry_param_rms` stay as
@@ -378,12 +407,15 @@ class AdaFactor(KnownAttributes):
         ----------
         state : mapping of str to ndarray
             What `state_dict` returned, from anywhere; its values are copied.
+        convert : bool, default False
+            Whether a state of another `state_dtype` is converted to the one here: exactly to
+            float64, rounded to nearest to float32.
 
         Raises
         ------
         TypeError, ValueError
             If an array is missing, unknown, of the wrong dtype or shape, or the state is of another
-            shape, format or format version. The message names it, and nothing is changed.
+            shape, `state_dtype`, format or format version. The message names it, and nothing is changed.
         RuntimeError
             If another thread is in `update` of this object.
         """
@@ -401,6 +433,15 @@ class AdaFactor(KnownAttributes):
             for name in _SAVED
         }
         own = self._arrays()
+        if hyper.boolean("convert", convert):
+            arrays = {
+                name: _converted(array, self.state_dtype) if name in own else array
+                for name, array in arrays.items()
+            }
+        else:
+            saved_dtype = header.get("state_dtype", "float64")  # before there was a choice
+            remedy = "; convert=True changes how it is stored"
+            require_same("state_dtype", saved_dtype, self.state_dtype.name, remedy)
         staged = staged_arrays(arrays, own)
         for name, array in staged.items():
             if self.nonfinite != "propagate":
@@ -415,7 +456,7 @@ class AdaFactor(KnownAttributes):
             ]
         )
 
-    def _arrays(self) -> dict[str, Float64Array]:
+    def _arrays(self) -> dict[str, Means]:
         """Return the state's arrays that there are, by name."""
         arrays = {"exp_row": self._exp_row, "exp_col": self._exp_col, "v": self._v}
         return {name: array for name, array in arrays.items() if array is not None}
@@ -457,6 +498,8 @@ class AdaFactor(KnownAttributes):
             for name, attribute in vars(AdaFactor).items()
             if isinstance(attribute, HyperParameter)
         )
+        if self.state_dtype != np.float64:
+            values += f", state_dtype={self.state_dtype.name!r}"
         kind = "factored" if self.factored else "unfactored"
         return f"<AdaFactor(shape={self.shape}{values}), {kind}, t={self.t}>"
 
@@ -484,6 +527,14 @@ class AdaFactor(KnownAttributes):
     def __copy__(self) -> AdaFactor:
         """Return a copy with state of its own: two objects must not write to the same arrays."""
         return copy.deepcopy(self)
+
+
+def _converted(array: Any, dtype: np.dtype[Any]) -> Any:
+    """Return running means in another dtype; what is none is as it was, and refused later."""
+    if not isinstance(array, np.ndarray) or array.dtype not in (np.float32, np.float64):
+        return array
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        return array.astype(dtype)
 
 
 def _checked_shape(shape: Any) -> tuple[int, ...]:

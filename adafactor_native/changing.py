@@ -218,10 +218,10 @@ def _statistics(tensor: Tensor, axes: Axes | None, lines: Lines) -> dict[str, An
     """Return exp_row, exp_col and v with other lines, and for `axes`, where others are factored.
 
     V of the elements that stay, stays. So where lines of a factored axis go, the means over that axis
-    are scaled to be those over the lines that stay.
+    are scaled to be those over the lines that stay. Means are taken in float64, whatever the state is.
     """
     own: dict[str, Array] = {
-        kind: np.asarray(x)
+        kind: np.asarray(x, np.float64)
         for kind, x in tensor.state.items()
         if kind in ("exp_row", "exp_col", "v")
     }
@@ -242,7 +242,9 @@ def _statistics(tensor: Tensor, axes: Axes | None, lines: Lines) -> dict[str, An
             after = np.take(along, lines.kept, -1).mean(-1, keepdims=True)
             across = across * np.divide(after, before, out=np.ones_like(after), where=before > 0)
         changed = {kinds[0]: _with_means(along, along.ndim - 1, lines), kinds[1]: across}
-    return {kind: changed.get(kind) for kind in ("exp_row", "exp_col", "v")}
+    with np.errstate(over="ignore"):  # what is infinite then, is refused
+        kept = {kind: x.astype(tensor.state_dtype, copy=False) for kind, x in changed.items()}
+    return {kind: kept.get(kind) for kind in ("exp_row", "exp_col", "v")}
 
 
 def _product(means: Mapping[str, Array], axes: Axes) -> Array:

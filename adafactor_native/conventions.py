@@ -114,8 +114,8 @@ class HuggingFaceArguments(Arguments, WeightDecay, total=False):
     As there, `lr` with `relative_step`, and `warmup_init` without it, are errors; so is no `lr`
     without `relative_step`, which there fails in the first step.
 
-    Unlike theirs: state is float64 (theirs is float32, and cast to param's dtype when loaded); the
-    first moment is kept in param's dtype.
+    Unlike theirs: state is float64 unless `state_dtype` says float32 (theirs is float32, and cast to
+    param's dtype when loaded); the first moment is kept in param's dtype.
     """
 
     lr: Annotated[Optional[Rate], Argument(None, ("lr",), _or(1e-2))]
@@ -142,7 +142,7 @@ class TorchArguments(Arguments, LearningRate, WeightDecay, total=False):
 
     Unlike theirs: the machine epsilon is that of each tensor's own dtype (theirs is that of the
     first tensor of the group); tensors without elements are stepped over (theirs fails); state is
-    float64.
+    float64, or float32 by `state_dtype` (theirs is of the tensor's dtype).
     """
 
     beta2_decay: Annotated[float, Argument(-0.8, ("decay_rate",), hyper.non_positive)]

@@ -191,6 +191,7 @@ def convert_storage(
             converted["low"] = there.get("low", np.zeros(tensor.low.shape, np.uint16))
     arrays.update({f"{kind}/{name}": array for kind, array in converted.items()})
     description["state"] = [kind for kind in tensor.state if kind in converted]
+    description["state_dtype"] = tensor.state_dtype.name
 
 
 def _can_convert(tensor: Tensor, param: Array, there: Mapping[str, Any]) -> bool:

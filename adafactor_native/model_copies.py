@@ -69,7 +69,12 @@ class ModelCopies(Model):
     def _require_sound(self, groups: Iterable[ParamGroup]) -> None:
         """Raise a ValueError if tensors share a name, or hold numbers that no step leaves."""
         names: set[str] = set()
-        for tensor in (tensor for group in groups for tensor in group.tensors):
+        for group, tensor in ((group, tensor) for group in groups for tensor in group.tensors):
+            if tensor.state_dtype != group["state_dtype"]:
+                raise ValueError(
+                    f"the state of params[{tensor.name!r}] has dtype {tensor.state_dtype}, must be "
+                    f"{group['state_dtype']} as state_dtype of its group says"
+                )
             if tensor.name in names:
                 raise ValueError(f"params[{tensor.name!r}] is there twice, names must be unique")
             names.add(tensor.name)

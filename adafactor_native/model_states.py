@@ -86,7 +86,8 @@ class ModelStates(Model):
         convert : bool, default False
             Whether a state that is stored otherwise is converted: first moments of another dtype,
             or new (they begin at zero) or gone; masters switched on (they are the param), off, or
-            from one kind to the other (exact if the state has the params); statistics of float32.
+            from one kind to the other (exact if the state has the params); running means of
+            another `state_dtype`, exactly to float64 and rounded to nearest to float32.
 
         Returns
         -------

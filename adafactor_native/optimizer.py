@@ -158,6 +158,9 @@ class Optimizer(ModelChanges, ModelStates, ModelCopies):
     A half-precision param or gradient is read as float32, exactly, and all arithmetic is float32 or
     wider; what is written is rounded once, to nearest, ties to even, or stochastically.
 
+    ``state_dtype="float32"`` halves exp_row, exp_col and v, for params of any dtype. What that costs in
+    accuracy is in the notes of `AdaFactor`.
+
     A callable given as a learning rate, schedule or weight decay gets t, which is 1 at the first
     step: the model's count of steps. That holds for the switches of the table and in `param_groups`,
     whatever the convention. Only under a library's own argument it gets that library's count: t - 1

@@ -44,9 +44,9 @@ class Tensor:
         The user's own.
     axes : Axes or None
         The factored ones.
-    exp_row, exp_col : ndarrays of float64, or None if unfactored
+    exp_row, exp_col : ndarrays of `state_dtype`, or None if unfactored
         Running means over each row and each column: param's other axes, then (rows,) or (cols,).
-    v : ndarray of float64, param's shape, or None if factored
+    v : ndarray of `state_dtype`, param's shape, or None if factored
     m : ndarray, param's shape and order of axes, or None without beta1
         Of `momentum_dtype`, or of param's, but float32 for a narrower one.
     master : ndarray of float32, param's shape and order of axes, or None
@@ -72,6 +72,13 @@ class Tensor:
     copy: Array | None = None
 
     @property
+    def state_dtype(self) -> np.dtype[Any]:
+        """What the running means are kept in: float64 or float32."""
+        means = self.exp_row if self.v is None else self.v
+        assert means is not None
+        return means.dtype
+
+    @property
     def state(self) -> dict[str, Array]:
         """The arrays that there are, by kind."""
         arrays = ((kind, getattr(self, kind)) for kind in KINDS)
@@ -83,11 +90,12 @@ def new_tensor(
 ) -> Tensor:
     """Return a tensor with a state of zeros, and only the arrays that its switches use."""
     axes = axes_of(name, param.shape, switches["factored_axes"], switches["min_dim_size_to_factor"])
+    dtype = switches["state_dtype"]
     exp_row = exp_col = v = m = master = low = None
     if axes is None:
-        v = np.zeros(param.shape)
+        v = np.zeros(param.shape, dtype)
     else:
-        exp_row, exp_col = (np.zeros(shape) for shape in axes.state_shapes(param.shape))
+        exp_row, exp_col = (np.zeros(shape, dtype) for shape in axes.state_shapes(param.shape))
     if switches["beta1"] is not None:
         m = np.zeros_like(param, _momentum_dtype(name, param, switches), subok=False)
     masters = switches["masters"] if is_half(param.dtype) else None

@@ -107,6 +107,7 @@ def load_state_dict(
     opt._accumulated.require_none("which should not follow another state")
     kept_here = checked_keep(keep)
     arrays, header = read_state(state, FORMAT, _VERSIONS, _TYPES)
+    _complete(header["tensors"])
     _require_convention(header["convention"], opt.convention)
     header["t"] = steps("header['t']", header["t"])
     report = None
@@ -214,7 +215,9 @@ def _adapt(
             description["group"] = mine["group"]
         if keep & {"groups", "weight_decay_mask"}:
             description["decays"] = mine["decays"]
-        like = all(description.get(key) == mine[key] for key in mine if key != "state")
+        like = all(
+            description.get(key) == mine[key] for key in mine if key not in ("state", "state_dtype")
+        )
         if convert and like:
             convert_storage(tensors[mine["name"]], description, arrays, header["params"])
     return None if strict else matching(opt, arrays, header, own)
@@ -233,6 +236,7 @@ def _description(tensor: Tensor, group: int) -> dict[str, Any]:
         "group": group,
         "factored_axes": None if tensor.axes is None else list(tensor.axes),
         "state": list(tensor.state),
+        "state_dtype": tensor.state_dtype.name,
         "decays": tensor.decays,
     }
 
@@ -313,9 +317,17 @@ def _check_tensors(saved: Sequence[Any], opt: Model) -> list[str]:
     for description in saved:
         name = description["name"]
         for what, value in own[name].items():
-            remedy = "; convert=True changes how it is stored" if what == "state" else ""
+            is_storage = what in ("state", "state_dtype")
+            remedy = "; convert=True changes how it is stored" if is_storage else ""
             require_same(f"{what} of params[{name!r}]", description.get(what), value, remedy)
     return names
+
+
+def _complete(saved: Sequence[Any]) -> None:
+    """Add to descriptions what was always so before there was a choice."""
+    for description in saved:
+        if isinstance(description, dict):
+            description.setdefault("state_dtype", "float64")
 
 
 def _own_descriptions(opt: Model) -> dict[str, dict[str, Any]]:

@@ -60,6 +60,15 @@ def _dtype_or_none(name: str, value: Any) -> Optional[np.dtype[Any]]:
     raise TypeError(f"{name} is {value!r}, must be bfloat16, float32, float64 or None")
 
 
+def state_dtype(name: str, value: Any) -> np.dtype[Any]:
+    """Return the dtype that running means are kept in, or raise a TypeError."""
+    with contextlib.suppress(TypeError):
+        dtype: np.dtype[Any] = np.dtype(value)
+        if value is not None and dtype in (np.float32, np.float64):
+            return dtype
+    raise TypeError(f"{name} is {value!r}, must be 'float64' or 'float32'")
+
+
 def _masters(name: str, value: Any) -> Optional[str]:
     if isinstance(value, (bool, np.bool_)):
         instead = repr(current_value("masters", bool(value)))
@@ -222,6 +231,17 @@ class MomentSwitches(TypedDict, total=False):
     ]
 
 
+    state_dtype: Annotated[
+        npt.DTypeLike,
+        Switch(
+            state_dtype,
+            np.dtype(np.float64),
+            'of exp_row, exp_col and v: or "float32", half the bytes, rounded once in a step',
+            settled=True,
+        ),
+    ]
+
+
 class WeightDecay(TypedDict, total=False):
     weight_decay: Annotated[
         Rate, Switch(hyper.rate, 0.0, "number >= 0, or a callable of t; decay is it times ...")
@@ -324,7 +344,7 @@ def table(indent: str) -> str:
 
 
 def _shown(default: Any) -> str:
-    return f'"{default}"' if isinstance(default, str) else repr(default)
+    return f'"{default}"' if isinstance(default, (str, np.dtype)) else repr(default)
 
 
 def check_switches(switches: Mapping[str, Any], shown: Mapping[str, str]) -> Values:

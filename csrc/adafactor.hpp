@@ -70,14 +70,17 @@ class CarriedSquares;
 // One tensor with its state. Halves are read as float32, and the new param is a float32 until it is
 // rounded. A factored tensor is a batch of matrices over all axes but row_axis and col_axis; it has
 // exp_row (matrices, rows) and exp_col (matrices, cols), and its v is null. Any other tensor has v,
-// C-contiguous and of the tensor's shape, and its exp_row and exp_col are null.
+// C-contiguous and of the tensor's shape, and its exp_row and exp_col are null. These are float64
+// or float32: either way the new ones are found in float64, u is formed of them, and what is kept
+// is rounded once, to nearest.
 struct Tensor {
     Array param;
     Array grad;
     int row_axis, col_axis;
-    double* exp_row;
-    double* exp_col;
-    double* v;
+    void* exp_row;
+    void* exp_col;
+    void* v;
+    Format state_format;
     Array m;     // the first moment, of param's shape; its data is null if there is none
     Array copy;  // halves, of param's shape, that get a float32 param rounded; null likewise
     CarriedSquares* carried;  // null: RMS(param) is measured, if it is needed
@@ -92,6 +95,7 @@ enum class Fault {
     grad,           // an element, or the sum of the squares (float64 only), is not finite
     param,          // the same, where it would spread through RMS(param)
     second_moment,  // the state is not finite, or it is zero where nothing is added to it
+    state_format,   // a number of the new state is beyond the float32 that it is kept in
 };
 
 // What one tensor's step did, and the numbers that it went by; nan what was not needed.

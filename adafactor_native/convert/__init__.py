@@ -3,9 +3,9 @@
 None of them is imported. Their arrays may be of any kind that `numpy.asarray` takes; ours leave as
 NumPy arrays, or as what ``array=`` makes of them (``torch.as_tensor``, ``jax.numpy.asarray``).
 
-Only what is remembered goes over, steps included: our statistics are float64, so what is loaded is
-widened, and what leaves is rounded to param's dtype, but not
-below float32. Hyper-parameters do not: give both sides the same.
+Only what is remembered goes over, steps included. What is loaded is widened where our statistics are
+float64, and taken as it is where they are float32 by ``state_dtype``; what leaves is rounded to param's
+dtype, but not below float32. Hyper-parameters do not: give both sides the same.
 """
 
 from adafactor_native.convert.optax_trees import load_optax, to_optax

@@ -55,7 +55,10 @@ def add_incoming(
         raise ValueError(f"{shown} has shape {theirs.shape}, must be {own.shape}")
     # "V": bfloat16, which is no type of NumPy's own
     if theirs.dtype.kind not in "fV" or not np.can_cast(theirs.dtype, own.dtype):
-        raise TypeError(f"{shown} has dtype {theirs.dtype}, must be one that {own.dtype} can hold")
+        instead = ": make the optimizer with state_dtype='float64'" if kind != "m" else ""
+        raise TypeError(
+            f"{shown} has dtype {theirs.dtype}, must be one that {own.dtype} can hold{instead}"
+        )
     staged = np.array(theirs, own.dtype, subok=False)
     if finite:
         require_sound(kind, shown, staged)

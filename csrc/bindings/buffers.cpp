@@ -197,8 +197,9 @@ Array low_halves_of(py::handle object, const Name& name, const Array& high) {
 Array state_of(py::handle object, const Name& name) {
     const Array array = array_of(object, name, Access::write);
     const int flags = py::reinterpret_borrow<py::array>(object).flags();
-    if (array.format != Format::float64 || !(flags & py::array::c_style))
-        fail_type(name.text() + " must be a C-contiguous array of float64");
+    const bool fits = array.format == Format::float64 || array.format == Format::float32;
+    if (!fits || !(flags & py::array::c_style))
+        fail_type(name.text() + " must be a C-contiguous array of float64 or float32");
     return array;
 }
 

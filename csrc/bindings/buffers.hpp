@@ -41,7 +41,7 @@ Array array_of(py::handle object, const Name& name, Access access);
 // be written.
 Array low_halves_of(py::handle object, const Name& name, const Array& high);
 
-// array_of for an array of the state: float64, C-contiguous, to be written.
+// array_of for running means of the state: float64 or float32, C-contiguous, to be written.
 Array state_of(py::handle object, const Name& name);
 
 void require_shape(const Array& array, const Name& name, int ndim, const std::ptrdiff_t* shape);

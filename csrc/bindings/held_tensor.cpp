@@ -126,6 +126,9 @@ void HeldTensor::hold_state(const py::object& rows, const py::object& cols,
     };
     exp_row = held(rows, "exp_row", with_axis(row_axis));
     exp_col = held(cols, "exp_col", with_axis(col_axis));
+    if (exp_row.format() != exp_col.format())
+        throw py::type_error(name_of("exp_row").text() + " and " + name_of("exp_col").text() +
+                             " must be of one dtype");
 }
 
 void HeldTensor::hold_copy(py::object object, Format param) {
@@ -176,19 +179,21 @@ std::vector<WrittenMemory::Piece> HeldTensor::pieces() const {
 }
 
 Tensor HeldTensor::with(const Array& param_now, const Array& grad) const {
-    const auto doubles = [&](const HeldArray& state, const char* word) {
-        return reinterpret_cast<double*>(state.now(name_of(word)).data);
-    };
     Tensor tensor{};
+    const auto state = [&](const HeldArray& held, const char* word) -> void* {
+        const Array array = held.now(name_of(word));
+        tensor.state_format = array.format;
+        return array.data;
+    };
     tensor.param = param_now;
     tensor.grad = grad;
     tensor.row_axis = row_axis;
     tensor.col_axis = col_axis;
     if (v.exists()) {
-        tensor.v = doubles(v, "v");
+        tensor.v = state(v, "v");
     } else {
-        tensor.exp_row = doubles(exp_row, "exp_row");
-        tensor.exp_col = doubles(exp_col, "exp_col");
+        tensor.exp_row = state(exp_row, "exp_row");
+        tensor.exp_col = state(exp_col, "exp_col");
     }
     if (m.exists()) tensor.m = m.now(name_of("m"));
     if (copy.exists()) tensor.copy = copy.now(name_of("copy"));

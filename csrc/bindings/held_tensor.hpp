@@ -19,6 +19,7 @@ public:
 
     bool exists() const { return bool(object_); }
     const py::object& object() const { return object_; }
+    Format format() const { return array_.format; }
 
     // Throws ValueError if it is not what it was, or no longer writeable.
     Array now(const Name& name) const;

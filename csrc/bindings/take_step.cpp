@@ -47,6 +47,10 @@ std::string fault_text(const Outcome& outcome, const Tensor& tensor, py::handle 
     if (outcome.fault == Fault::param)
         return bad_element(param_name, param, tensor.param, outcome.index);
     const std::string of = param_name.of_tensor();
+    if (outcome.fault == Fault::state_format)
+        return (tensor.v != nullptr ? "v" : "exp_row or exp_col") + of +
+               " would have a mean of squares above 3.4e38, must be at most that in float32: "
+               "state_dtype='float64' holds it";
     if (tensor.v != nullptr)
         return "v" + of +
                " is not finite, or holds a zero while eps is zero: the update would not be finite";

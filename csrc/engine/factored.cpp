@@ -10,6 +10,13 @@ namespace adafactor {
 void FactoredStep::allocate(Scratch& for_step) {
     const Geometry& at = geometry_;
     const std::size_t n = at.n_matrices;
+    const auto doubles_of = [&](const void* means, std::size_t size) {
+        if (tensor_.state_format == Format::float64) return static_cast<const double*>(means);
+        double* const doubles = for_step.take<double>(size);
+        std::copy_n(static_cast<const float*>(means), size, doubles);
+        return static_cast<const double*>(doubles);
+    };
+    old_ = {doubles_of(tensor_.exp_row, n * at.rows), doubles_of(tensor_.exp_col, n * at.cols)};
     means_ = {for_step.take<double>(n * at.rows), for_step.take<double>(n * at.cols)};
     resolved_.row_factor = for_step.take<double>(n * at.rows);
     resolved_.col_factor = for_step.take<double>(n * at.cols);

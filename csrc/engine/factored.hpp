@@ -17,6 +17,11 @@ struct RunningMeans {
     double *row, *col;
 };
 
+// The running means before the step, as doubles: the state's own, or copies of its floats.
+struct OldMeans {
+    const double *row, *col;
+};
+
 // What resolve works with, until it is done.
 struct Resolving {
     SecondMoment* moments;  // (n_matrices,)
@@ -98,6 +103,7 @@ private:
     Geometry geometry_;
     WalkedSweep measured_, summed_, applied_;
     PartialSums sums_;
+    OldMeans old_;
     RunningMeans means_;
     Resolving resolving_;
     Resolved resolved_;

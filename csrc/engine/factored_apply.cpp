@@ -1,6 +1,6 @@
 // The second sweep of a factored tensor: puts the new running means into the state and moves param,
 // m and copy by grad and the factors.
-#include <cstring>
+#include <algorithm>
 
 #include "engine/factored.hpp"
 
@@ -8,8 +8,15 @@ namespace adafactor {
 
 void FactoredStep::begin_apply() {
     const std::size_t n = geometry_.n_matrices;
-    std::memcpy(tensor_.exp_row, means_.row, n * geometry_.rows * sizeof(double));
-    std::memcpy(tensor_.exp_col, means_.col, n * geometry_.cols * sizeof(double));
+    const auto keep = [&](const double* means, std::size_t size, void* state) {
+        if (tensor_.state_format == Format::float64)
+            std::copy_n(means, size, static_cast<double*>(state));
+        else
+            std::transform(means, means + size, static_cast<float*>(state),
+                           [](double mean) { return float(mean); });
+    };
+    keep(means_.row, n * geometry_.rows, tensor_.exp_row);
+    keep(means_.col, n * geometry_.cols, tensor_.exp_col);
     param_squares_.begin_apply();
 }
 

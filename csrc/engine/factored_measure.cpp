@@ -53,7 +53,7 @@ void FactoredStep::measure_block(std::size_t matrix, std::size_t group, std::siz
     out.wide =
         !is_all_float() ||
         hyper_.eps_squares + hyper_.eps_means + hyper_.root_floor * hyper_.root_floor < 1e-36;
-    out.own_old = (at.owns_rows ? tensor_.exp_row : tensor_.exp_col) + line;
+    out.own_old = (at.owns_rows ? old_.row : old_.col) + line;
     out.own_new = (at.owns_rows ? means_.row : means_.col) + line;
     out.own_sum_sq = (at.owns_rows ? sums_.row_sq : sums_.col_sq) + line;
     out.cross_sum_sq = group_of(sums_.group_sq, matrix, group);

@@ -54,13 +54,12 @@ public:
             moment.cols = {at_.cols, step_.means_.col + col, step_.sums_.col_sq + col,
                            hyper_.eps_means};
             const Partition& partition = at_.partition;
-            const CrossSums sums{
-                step_.group_of(step_.sums_.group_sq, m, 0),
-                step_.group_of(step_.sums_.group_weighted, m, 0),
-                partition.n_groups,
-                step_.moment(),
-                double(partition.n_own),
-                at_.owns_rows ? step_.tensor_.exp_col + col : step_.tensor_.exp_row + row};
+            const CrossSums sums{step_.group_of(step_.sums_.group_sq, m, 0),
+                                 step_.group_of(step_.sums_.group_weighted, m, 0),
+                                 partition.n_groups,
+                                 step_.moment(),
+                                 double(partition.n_own),
+                                 at_.owns_rows ? step_.old_.col + col : step_.old_.row + row};
             for_parts_of_axis(by, partition.n_cross, partition.n_groups,
                               [&](std::size_t begin, std::size_t end) {
                                   kernels_.add_groups(sums, begin, end, crossed(moment));
@@ -81,12 +80,25 @@ public:
         const bool is_well = param_is_finite && all_moments([&](const SecondMoment& moment) {
                                  return is_usable(moment, hyper_);
                              });
-        if (is_well) return Fault::none;
+        if (is_well) return state_holds_means() ? Fault::none : Fault::state_format;
         const bool grad_is_finite = all_moments([](const SecondMoment& moment) {
             return std::isfinite(moment.row_summary.sum_sq) &&
                    std::isfinite(moment.col_summary.sum_sq);
         });
         return fault_of(grad_is_finite, param_is_finite, false);
+    }
+
+    // Whether the state's format holds the new means.
+    bool state_holds_means() const {
+        if (step_.tensor_.state_format == Format::float64) return true;
+        const auto holds = [](const Axis& axis, const AxisSummary& summary) {
+            return summary.sum <= kLargestFloat ||
+                   std::all_of(axis.running_mean, axis.running_mean + axis.size,
+                               [](double mean) { return mean <= kLargestFloat; });
+        };
+        return all_moments([&](const SecondMoment& moment) {
+            return holds(moment.rows, moment.row_summary) && holds(moment.cols, moment.col_summary);
+        });
     }
 
     // Finds the form, the step sizes and the factors; false if u is not finite. `literal`:
@@ -255,8 +267,8 @@ Fault FactoredStep::resolve(const Team& team, bool propagate) {
     resolver.finish_param();
     resolver.finish_moments();
     const Fault fault = resolver.fault();
-    const bool literal = fault != Fault::none;
-    if (literal && !propagate) return fault;
+    if (fault != Fault::none && !propagate) return fault;
+    const bool literal = fault != Fault::none && fault != Fault::state_format;
     if (resolver.choose_update(literal)) return fault;
     if (propagate) resolver.choose_update(true);
     return Fault::second_moment;

@@ -38,12 +38,14 @@ public:
     void allocate_sums(Scratch& for_measure) override {
         u_sq_ = for_measure.take<double>(n_sums_);
         grad_sq_ = for_measure.take<double>(n_tasks_);
+        overflows_ = for_measure.take<bool>(n_tasks_);
     }
 
     std::size_t n_measure_tasks() const override { return n_tasks_; }
 
     void measure(std::size_t task, char*) override {
         SmallSums sums{};
+        overflows_[task] = false;
         for_calls(task, [&](std::size_t first, std::size_t n) {
             Copies copies;
             if (hyper_.per_matrix) {
@@ -52,7 +54,9 @@ public:
             }
             const Block grad = grad_.run(first, n, copies.grad);
             const Block param = measures_param_ ? param_.run(first, n, copies.param) : Block{};
-            kernels_.measure_small(param, grad, state(first, n), moment(), sums);
+            Means means(*this, first, n);
+            kernels_.measure_small(param, grad, means.state, moment(), sums);
+            if (may_exceed_float(sums) && exceeds_float(grad, means.state)) overflows_[task] = true;
         });
         grad_sq_[task] = sums.grad_sq;
         if (hyper_.per_matrix) return;
@@ -70,8 +74,11 @@ public:
         report_.grad_sq = sum(grad_sq_, n_tasks_);
         const double u_sq = sum(u_sq_, n_sums_) * grad_sq_scale();
         const double param_sq = hyper_.scale_parameter ? sum(param_sq_, n_sums_) : 0;
-        const Fault fault =
+        Fault fault =
             fault_of(std::isfinite(report_.grad_sq), std::isfinite(param_sq), std::isfinite(u_sq));
+        if (fault == Fault::none && std::any_of(overflows_, overflows_ + n_tasks_,
+                                                [](bool overflows) { return overflows; }))
+            fault = Fault::state_format;
         if (fault != Fault::none && !propagate) return fault;
 
         const double n = double(rows_ * cols_);
@@ -98,7 +105,9 @@ public:
                                     copy_.run(first, n, copies.copy)};
             const Descent* const descent = descent_ + (hyper_.per_matrix ? first : 0);
             const Rounding by = rounding(first_number(first));
-            kernels_.apply_small(blocks, state(first, n), moment(), descent, hyper_.per_matrix, by);
+            Means means(*this, first, n);
+            kernels_.apply_small(blocks, means.state, moment(), descent, hyper_.per_matrix, by);
+            means.put_back();
             if (blocks.param.data == copies.param) param_.scatter_run(blocks.param, first, n);
             if (blocks.m.data == copies.m) m_.scatter_run(blocks.m, first, n);
             if (blocks.copy.data == copies.copy) copy_.scatter_run(blocks.copy, first, n);
@@ -112,8 +121,58 @@ private:
         alignas(64) char param[kSize], m[kSize], grad[kSize], copy[kSize];
     };
 
-    SmallState state(std::size_t first, std::size_t n) const {
-        return {tensor_.exp_row + first * rows_, tensor_.exp_col + first * cols_, n, rows_, cols_};
+    // The running means of a call's matrices: the tensor's own doubles, or copies of its floats.
+    struct Means {
+        SmallState state;
+
+        Means(const SmallStep& step, std::size_t first, std::size_t n)
+            : state{nullptr, nullptr, n, step.rows_, step.cols_} {
+            const std::size_t row = first * step.rows_, col = first * step.cols_;
+            if (step.tensor_.state_format == Format::float64) {
+                state.exp_row = static_cast<double*>(step.tensor_.exp_row) + row;
+                state.exp_col = static_cast<double*>(step.tensor_.exp_col) + col;
+                return;
+            }
+            row_ = static_cast<float*>(step.tensor_.exp_row) + row;
+            col_ = static_cast<float*>(step.tensor_.exp_col) + col;
+            state.exp_row = doubles_;
+            std::copy_n(row_, n * state.rows, state.exp_row);
+            state.exp_col = doubles_ + n * state.rows;
+            std::copy_n(col_, n * state.cols, state.exp_col);
+        }
+        Means(const Means&) = delete;
+        Means& operator=(const Means&) = delete;
+
+        void put_back() const {
+            if (row_ == nullptr) return;
+            for (std::size_t k = 0; k < state.n * state.rows; ++k)
+                row_[k] = float(state.exp_row[k]);
+            for (std::size_t k = 0; k < state.n * state.cols; ++k)
+                col_[k] = float(state.exp_col[k]);
+        }
+
+    private:
+        float *row_ = nullptr, *col_ = nullptr;
+        double doubles_[2 * kSmallRun];
+    };
+
+    // Whether a new running mean may be more than a state of float32 holds: each lies between the
+    // old one, which is a float, and what is less than this.
+    bool may_exceed_float(const SmallSums& sums) const {
+        return tensor_.state_format == Format::float32 &&
+               !(sums.grad_sq * grad_sq_scale() + hyper_.eps_squares < kLargestFloat / 2);
+    }
+
+    // Whether one is: `state`, which is a copy, gets what apply would make of it with a param of
+    // zeros.
+    bool exceeds_float(const Block& grad, const SmallState& state) const {
+        double zeros[kSmallRun] = {};
+        const Block param{reinterpret_cast<char*>(zeros), 0, 1, grad.cols, Format::float64};
+        const Descent none{};
+        kernels_.apply_small({param, {}, grad, {}}, state, moment(), &none, false, {});
+        const auto exceeds = [](double mean) { return !(mean <= kLargestFloat); };
+        return std::any_of(state.exp_row, state.exp_row + state.n * state.rows, exceeds) ||
+               std::any_of(state.exp_col, state.exp_col + state.n * state.cols, exceeds);
     }
 
     // Of the elements that begin with a call's first matrix, as in Rounding.
@@ -147,6 +206,8 @@ private:
     double* param_sq_ = nullptr;  // (n_sums,)
     double* u_sq_ = nullptr;      // (n_sums,), until resolve is done
     double* grad_sq_ = nullptr;   // (n_tasks,), likewise
+    bool* overflows_ =
+        nullptr;  // (n_tasks,), whether a new running mean exceeds the state's format
 };
 
 }  // namespace

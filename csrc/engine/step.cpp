@@ -244,7 +244,7 @@ private:
     void note_fault(const TensorReport& report) {
         outcome_.fault = report.fault;
         outcome_.tensor = std::size_t(&report - reports_);
-        if (report.fault == Fault::second_moment) return;
+        if (report.fault != Fault::grad && report.fault != Fault::param) return;
         const Tensor& tensor = tensors_[outcome_.tensor];
         outcome_.index =
             first_bad_of(report.fault == Fault::grad ? tensor.grad : tensor.param, kernels_);

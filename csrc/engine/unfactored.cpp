@@ -16,12 +16,13 @@ enum { kParam, kGrad, kV, kM, kCopy, kArrays };
 
 ElementOrder order_of(const Tensor& tensor) {
     const Array& param = tensor.param;
-    std::ptrdiff_t strides[ElementOrder::kMaxAxes], stride = sizeof(double);
+    std::ptrdiff_t strides[ElementOrder::kMaxAxes];
+    auto stride = std::ptrdiff_t(item_size(tensor.state_format));
     for (int d = param.ndim - 1; d >= 0; --d) {
         strides[d] = stride;
         stride *= param.shape[d];
     }
-    const Array v{reinterpret_cast<char*>(tensor.v), Format::float64, param.ndim, param.shape,
+    const Array v{static_cast<char*>(tensor.v), tensor.state_format, param.ndim, param.shape,
                   strides};
     return {&param, &tensor.grad, &v, &tensor.m, &tensor.copy};
 }
@@ -63,9 +64,10 @@ public:
         UnfactoredSums total{};
         for (std::size_t tile = 0; tile < n_tiles_; ++tile) add(sums_[tile], total);
         report_.grad_sq = total.grad_sq;
-        const Fault fault = fault_of(std::isfinite(total.grad_sq),
-                                     !hyper_.scale_parameter || std::isfinite(mean_param_sq_),
-                                     std::isfinite(total.u_sq));
+        Fault fault = fault_of(std::isfinite(total.grad_sq),
+                               !hyper_.scale_parameter || std::isfinite(mean_param_sq_),
+                               std::isfinite(total.u_sq));
+        if (fault == Fault::none && total.v_overflows) fault = Fault::state_format;
         if (fault != Fault::none && !propagate) return fault;
 
         const double mean_u_sq = total.u_sq / n * grad_sq_scale();
@@ -89,8 +91,7 @@ public:
             const auto run = [&](int array) { return order_.run(array, k, n, copies.of[array]); };
             const StepBlocks blocks{run(kParam), run(kM), run(kGrad), run(kCopy)};
             const Block v = run(kV);
-            kernels_.apply_unfactored(blocks, reinterpret_cast<double*>(v.data), moment(), descent_,
-                                      rounding(k), sums_[tile].wide);
+            kernels_.apply_unfactored(blocks, v, moment(), descent_, rounding(k), sums_[tile].wide);
             if (written != nullptr) param_sq += kernels_.sum_squares(blocks.param);
             const auto put_back = [&](const Block& from, int array) {
                 if (from.data == copies.of[array]) order_.scatter(from, array, k, n);
@@ -115,6 +116,7 @@ private:
         sums.grad_sq += more.grad_sq;
         sums.u_sq += more.u_sq;
         sums.wide = sums.wide || more.wide;
+        sums.v_overflows = sums.v_overflows || more.v_overflows;
     }
 
     template <class Body>  // body(first element, number)
@@ -128,9 +130,8 @@ private:
         UnfactoredSums sums{};
         for_runs(tile, [&](std::size_t k, std::size_t n) {
             Copies copies;
-            const Block v = order_.run(kV, k, n, copies.of[kV]);
             add(kernels_.measure_unfactored(order_.run(kGrad, k, n, copies.of[kGrad]),
-                                            reinterpret_cast<const double*>(v.data), moment(),
+                                            order_.run(kV, k, n, copies.of[kV]), moment(),
                                             !is_all_float()),
                 sums);
         });

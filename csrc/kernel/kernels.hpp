@@ -17,6 +17,8 @@ inline constexpr std::size_t kPanelRows = 64;  // rows whose fp32 sums are widen
 inline constexpr std::size_t kChunk = 1024;    // elements whose fp32 sums are widened together
 inline constexpr std::size_t kPadding = 64;    // bytes that accumulators are padded to
 
+inline constexpr double kLargestFloat = 0x1.fffffefffffffp127;  // that does not round to infinity
+
 // `rows` runs of `cols` neighbouring elements, `stride` bytes apart. Without an array the format is
 // none.
 struct Block {
@@ -97,7 +99,8 @@ struct Descent {
 
 struct UnfactoredSums {
     double grad_sq, u_sq;
-    bool wide;  // apply must use fp64
+    bool wide;         // apply must use fp64
+    bool v_overflows;  // a new v is beyond the range of v's format
 };
 
 inline constexpr std::size_t kLanesOfSmall = 8;     // small matrices that are taken at once
@@ -165,10 +168,11 @@ struct KernelTable {
     double (*apply)(const StepBlocks& blocks, const Factors& factors, const Descent& descent,
                     const Rounding& rounding, bool sums_param);
 
-    // Of one run of at most kChunk elements. `wide`: float64 is among param and grad.
-    UnfactoredSums (*measure_unfactored)(const Block& grad, const double* v, const Moment& moment,
+    // Of one run of at most kChunk elements, v of float64 or float32. `wide`: float64 is among
+    // param and grad.
+    UnfactoredSums (*measure_unfactored)(const Block& grad, const Block& v, const Moment& moment,
                                          bool wide);
-    void (*apply_unfactored)(const StepBlocks& blocks, double* v, const Moment& moment,
+    void (*apply_unfactored)(const StepBlocks& blocks, const Block& v, const Moment& moment,
                              const Descent& descent, const Rounding& rounding, bool wide);
 
     // Blocks are one run of (n, rows, cols) elements, at most kSmallRun. param may be of no format.

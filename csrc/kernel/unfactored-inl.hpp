@@ -1,5 +1,6 @@
 // Both sweeps of a tensor that keeps its full second moment, over runs of consecutive elements.
-// The new v is computed twice instead of stored early: measure writes nothing. v is in double.
+// The new v is computed twice instead of stored early: measure writes nothing. It is computed in
+// double, also where v is kept in float32, and V is made of that: only what is stored is rounded.
 // Where neither param nor grad is float64 and v is in float's range, what follows v is in float: u
 // has no more digits, and a root and a quotient in double take four times as long.
 
@@ -40,8 +41,8 @@ struct RunSums {
     double smallest_live;  // V where there is a gradient
 };
 
-template <class Acc, bool eps_lost>
-RunSums sum_run(const Acc* grad, const double* v, std::size_t n, const Moment& moment) {
+template <class Acc, bool eps_lost, class V>
+RunSums sum_run(const Acc* grad, const V* v, std::size_t n, const Moment& moment) {
     Doubles grad_sq = broadcast(0.0), v_sum = broadcast(0.0);
     const Doubles infinity = broadcast(double(__builtin_inf()));
     const Doubles eps_means = broadcast(moment.eps_means);
@@ -74,11 +75,8 @@ RunSums sum_run(const Acc* grad, const double* v, std::size_t n, const Moment& m
             sum_lanes(v_sum), smallest_lane(smallest_live)};
 }
 
-template <class Acc>
-RunSums sum_run_exactly(const Block& run, const double* v, const Moment& moment) {
-    Acc buffer[kChunk];
-    const std::size_t n = run.cols;
-    const Acc* const grad = numbers_of<const Acc>(read_block(run, buffer));
+template <class Acc, class V>
+RunSums sum_run_exactly(const Acc* grad, const V* v, std::size_t n, const Moment& moment) {
     if (moment.eps_root <= kLargestLostEps) {
         const RunSums sums = sum_run<Acc, true>(grad, v, n, moment);
         const double lost_beside = moment.eps_root * (sizeof(Acc) == 4 ? 0x1p27 : 0x1p54);
@@ -89,24 +87,59 @@ RunSums sum_run_exactly(const Block& run, const double* v, const Moment& moment)
     return sum_run<Acc, false>(grad, v, n, moment);
 }
 
-UnfactoredSums measure_unfactored(const Block& grad, const double* v, const Moment& moment,
-                                  bool wide) {
+// Whether a new v rounds to more than a float holds.
+bool exceeds_float(const double* grad, const float* v, std::size_t n, const Moment& moment) {
+    Doubles exceeding = broadcast(0.0);
+    for (std::size_t k = 0; k < n; k += kGroup) {
+        const std::size_t rest = n - k < kGroup ? n - k : kGroup;
+        const Doubles now =
+            new_v(load_first<double>(grad + k, rest), load_first<double>(v + k, rest), moment);
+        exceeding = exceeding + outside(padded_with(now, rest, 0), 0, kLargestFloat);
+    }
+    return sum_lanes(exceeding) > 0;
+}
+
+template <class V>
+UnfactoredSums measure_unfactored_of(const Block& run, const V* v, const Moment& moment,
+                                     bool wide) {
+    const std::size_t n = run.cols;
     if (!wide) {
-        const RunSums sums = sum_run_exactly<float>(grad, v, moment);
+        float buffer[kChunk];
+        const auto* const grad = numbers_of<const float>(read_block(run, buffer));
+        const RunSums sums = sum_run_exactly(grad, v, n, moment);
         const bool fits_float =
             moment.eps_root <= kLargestNarrowEps && moment.root_floor <= kLargestNarrowEps &&
             sums.smallest_live >= kSmallestNarrowV && sums.V <= kLargestNarrowV &&
             sums.u_sq >= kSmallestNarrowUSq && sums.u_sq <= kLargestNarrowV;
-        if (fits_float) return {sums.grad_sq, sums.u_sq, false};
+        if (fits_float) return {sums.grad_sq, sums.u_sq, false, false};
     }
-    const RunSums sums = sum_run_exactly<double>(grad, v, moment);
-    return {sums.grad_sq, sums.u_sq, true};
+    double buffer[kChunk];
+    const auto* const grad = numbers_of<const double>(read_block(run, buffer));
+    const RunSums sums = sum_run_exactly(grad, v, n, moment);
+    bool overflows = false;
+    if constexpr (std::is_same_v<V, float>)
+        overflows = !(sums.V <= kLargestNarrowV) && exceeds_float(grad, v, n, moment);
+    return {sums.grad_sq, sums.u_sq, true, overflows};
 }
 
-template <DescentKind kind, class Acc>
-[[gnu::noinline]] void apply_unfactored_in(Acc* param, Acc* m, const Acc* grad, double* v,
-                                           std::size_t n, const Moment& moment,
-                                           const Descent& descent) {
+// Calls body(v's numbers): v is of one of two formats.
+template <class Body>
+ADAFACTOR_INLINE auto with_v(const Block& v, const Body& body) {
+    return with_type<double, float>(v.format, [&](auto type) __attribute__((always_inline)) {
+        return body(numbers_of<decltype(type)>(v));
+    });
+}
+
+UnfactoredSums measure_unfactored(const Block& grad, const Block& v, const Moment& moment,
+                                  bool wide) {
+    return with_v(v, [&](const auto* numbers) __attribute__((always_inline)) {
+        return measure_unfactored_of(grad, numbers, moment, wide);
+    });
+}
+
+template <DescentKind kind, class Acc, class V>
+[[gnu::noinline]] void apply_unfactored_in(Acc* param, Acc* m, const Acc* grad, V* v, std::size_t n,
+                                           const Moment& moment, const Descent& descent) {
     constexpr bool has_momentum = kind == DescentKind::with_momentum;
     const Group<Acc> weight = broadcast<Acc, kGroup>(Acc(descent.weight));
     const NewParam<kind, Acc, kGroup> new_param(descent);
@@ -115,7 +148,8 @@ template <DescentKind kind, class Acc>
     const auto apply_group = [&](std::size_t k, const auto& load_group,
                                  const auto& store_group) __attribute__((always_inline)) {
         const Group<Acc> g = load_group(grad + k);
-        const Doubles now = new_v(converted<double>(g), load_group(v + k), moment);
+        const Doubles now =
+            new_v(converted<double>(g), converted<double>(load_group(v + k)), moment);
         const Group<Acc> x = weight * u_of<Acc>(g, now + eps_means, moment);
         Group<Acc> first_moment;
         if constexpr (has_momentum) first_moment = load_group(m + k);
@@ -140,7 +174,7 @@ template <DescentKind kind, class Acc>
 }
 
 template <class Acc>
-void apply_unfactored_as(const StepBlocks& blocks, double* v, const Moment& moment,
+void apply_unfactored_as(const StepBlocks& blocks, const Block& v, const Moment& moment,
                          const Descent& descent, const Rounding& rounding) {
     Acc param_buffer[kChunk], m_buffer[kChunk], grad_buffer[kChunk];
     const std::size_t n = blocks.param.cols;
@@ -148,8 +182,11 @@ void apply_unfactored_as(const StepBlocks& blocks, double* v, const Moment& mome
     const Block m = read_block(blocks.m, m_buffer);
     const Block grad = read_block(blocks.grad, grad_buffer);
     with_kind(descent, m, [&](auto kind) __attribute__((always_inline)) {
-        apply_unfactored_in<kind.value>(numbers_of<Acc>(param), numbers_of<Acc>(m),
-                                        numbers_of<const Acc>(grad), v, n, moment, descent);
+        with_v(v, [&](auto* numbers) __attribute__((always_inline)) {
+            apply_unfactored_in<kind.value>(numbers_of<Acc>(param), numbers_of<Acc>(m),
+                                            numbers_of<const Acc>(grad), numbers, n, moment,
+                                            descent);
+        });
     });
     write_block<Acc>(param, blocks.param, rounding);
     write_block<Acc>(m, blocks.m, for_moment(rounding));
@@ -161,7 +198,7 @@ ADAFACTOR_INLINE bool is_narrow(double x) {
     return x == 0 || (x >= 1e-30 && x <= 1e30) || (x <= -1e-30 && x >= -1e30);
 }
 
-void apply_unfactored(const StepBlocks& blocks, double* v, const Moment& moment,
+void apply_unfactored(const StepBlocks& blocks, const Block& v, const Moment& moment,
                       const Descent& descent, const Rounding& rounding, bool wide) {
     if (!wide && is_narrow(descent.weight) && is_narrow(descent.rate))
         apply_unfactored_as<float>(blocks, v, moment, descent, rounding);
