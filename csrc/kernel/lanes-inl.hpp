@@ -76,6 +76,36 @@ ADAFACTOR_INLINE void store(T* to, const Lanes<Acc, n>& x) {
     ADAFACTOR_PARTS* reinterpret_cast<Unaligned*>(to + part * n / kParts) = y.part[part];
 }
 
+// y's lanes behind x's, in a vector of twice the size.
+template <class Twice, class Vector, std::size_t... k>
+ADAFACTOR_INLINE Twice joined_vector(const Vector& x, const Vector& y, std::index_sequence<k...>) {
+#if defined(__clang__) || __GNUC__ >= 12
+    return __builtin_shufflevector(x, y, k...);
+#else
+    Twice both;
+    __builtin_memcpy(&both, &x, sizeof(x));
+    __builtin_memcpy(reinterpret_cast<char*>(&both) + sizeof(x), &y, sizeof(y));
+    return both;
+#endif
+}
+
+template <class T, std::size_t n>
+ADAFACTOR_INLINE Lanes<T, 2 * n> joined(const Lanes<T, n>& x, const Lanes<T, n>& y) {
+    using Twice = typename Lanes<T, 2 * n>::Vector;
+    constexpr std::make_index_sequence<2 * n / kParts> all{};
+    Lanes<T, 2 * n> both;
+    if constexpr (kParts == 1) {
+        both.part[0] = joined_vector<Twice>(x.part[0], y.part[0], all);
+    } else {
+        ADAFACTOR_PARTS {
+            const Lanes<T, n>& from = part < kParts / 2 ? x : y;
+            const std::size_t first = part * 2 % kParts;
+            both.part[part] = joined_vector<Twice>(from.part[first], from.part[first + 1], all);
+        }
+    }
+    return both;
+}
+
 #define ADAFACTOR_LANEWISE(op)                                                             \
     template <class T, std::size_t n>                                                      \
     ADAFACTOR_INLINE Lanes<T, n> operator op(const Lanes<T, n>& a, const Lanes<T, n>& b) { \

@@ -4,11 +4,10 @@
 // Where neither param nor grad is float64 and v is in float's range, what follows v is in float: u
 // has no more digits, and a root and a quotient in double take four times as long.
 
-// Doubles or, beside them, as many floats.
-template <class Acc>
-using Group = Lanes<Acc, kLanes<double>>;
-
+// V is in groups of doubles; what follows it, in float, is for two groups at once, since a root or
+// a quotient of sixteen floats takes no longer than one of eight.
 constexpr std::size_t kGroup = kLanes<double>;
+constexpr std::integral_constant<std::size_t, kGroup> kOneGroup;
 
 // V between these has a root, and u as a rule, that float holds.
 constexpr double kSmallestNarrowV = 1e-36, kLargestNarrowV = 1e36;
@@ -20,19 +19,29 @@ ADAFACTOR_INLINE Doubles new_v(const Doubles& g, const Doubles& v, const Moment&
     return RunningMean<Doubles>(moment)(v, g * g * broadcast(moment.scale));
 }
 
+// Groups of doubles as one of Acc.
+template <class Acc, std::size_t n_groups>
+ADAFACTOR_INLINE Lanes<Acc, n_groups * kGroup> in_one(const Doubles (&x)[n_groups]) {
+    if constexpr (n_groups == 1)
+        return converted<Acc>(x[0]);
+    else
+        return joined(converted<Acc>(x[0]), converted<Acc>(x[1]));
+}
+
 // V is v + eps_means.
-template <class Acc>
-ADAFACTOR_INLINE Group<Acc> u_of(const Group<Acc>& g, const Doubles& V, const Moment& moment) {
-    const Group<Acc> root = square_root(converted<Acc>(V));
-    return g / at_least(broadcast<Acc, kGroup>(Acc(moment.root_floor)),
-                        root + broadcast<Acc, kGroup>(Acc(moment.eps_root)));
+template <class Acc, std::size_t n>
+ADAFACTOR_INLINE Lanes<Acc, n> u_of(const Lanes<Acc, n>& g, const Lanes<Acc, n>& V,
+                                    const Moment& moment) {
+    return g / at_least(broadcast<Acc, n>(Acc(moment.root_floor)),
+                        square_root(V) + broadcast<Acc, n>(Acc(moment.eps_root)));
 }
 
 // u^2, without the root where nothing that is added to it matters.
-template <class Acc, bool eps_lost>
-ADAFACTOR_INLINE Group<Acc> u_squared(const Group<Acc>& g, const Doubles& V, const Moment& moment) {
-    if constexpr (eps_lost) return g / converted<Acc>(V) * g;
-    const Group<Acc> u = u_of<Acc>(g, V, moment);
+template <bool eps_lost, class Acc, std::size_t n>
+ADAFACTOR_INLINE Lanes<Acc, n> u_squared(const Lanes<Acc, n>& g, const Lanes<Acc, n>& V,
+                                         const Moment& moment) {
+    if constexpr (eps_lost) return g / V * g;
+    const Lanes<Acc, n> u = u_of(g, V, moment);
     return u * u;
 }
 
@@ -47,32 +56,51 @@ RunSums sum_run(const Acc* grad, const V* v, std::size_t n, const Moment& moment
     const Doubles infinity = broadcast(double(__builtin_inf()));
     const Doubles eps_means = broadcast(moment.eps_means);
     Doubles smallest_live = infinity;
-    // Two chains of sums, each of at most 64 floats a lane.
-    Group<Acc> u_sq[2] = {broadcast<Acc, kGroup>(0), broadcast<Acc, kGroup>(0)};
-    const auto add = [&](const Group<Acc>& g, const Doubles& now, Group<Acc>& sum) {
-        const Doubles g_sq = converted<double>(g) * converted<double>(g);
+    const auto new_V = [&](const Doubles& g, const Doubles& old) __attribute__((always_inline)) {
+        return new_v(g, old, moment) + eps_means;
+    };
+    const auto add = [&](const Doubles& g, const Doubles& now) __attribute__((always_inline)) {
+        const Doubles g_sq = g * g;
         grad_sq = grad_sq + g_sq;
-        sum = sum + u_squared<Acc, eps_lost>(g, now, moment);
         v_sum = v_sum + now;
         smallest_live = smaller(where_zero(g_sq, infinity, now), smallest_live);
     };
+    // Of u^2 each lane of two groups has a chain of its own, of at most 64 terms.
+    constexpr std::size_t pair = 2 * kGroup, n_together = kLanes<Acc> / kGroup;
+    Lanes<Acc> u_sq_of_pairs[2 / n_together];
+    for (auto& sums : u_sq_of_pairs) sums = broadcast<Acc>(0);
     std::size_t k = 0;
-    for (; k + 2 * kGroup <= n; k += 2 * kGroup) {
-        for (std::size_t c = 0; c < 2; ++c) {
-            const Group<Acc> g = load<Acc, kGroup>(grad + k + c * kGroup);
-            const Doubles old = load<double>(v + k + c * kGroup);
-            add(g, new_v(converted<double>(g), old, moment) + eps_means, u_sq[c]);
+    for (; k + pair <= n; k += pair) {
+        std::size_t j = k;
+        for (auto& sums : u_sq_of_pairs) {
+            Doubles now[n_together];
+            const Lanes<Acc> g_together = load<Acc>(grad + j);
+            for (std::size_t c = 0; c < n_together; ++c, j += kGroup) {
+                const Doubles g = load<double>(grad + j);
+                now[c] = new_V(g, load<double>(v + j));
+                add(g, now[c]);
+            }
+            sums = sums + u_squared<eps_lost>(g_together, in_one<Acc>(now), moment);
         }
     }
+    Acc chain[pair];
+    std::size_t lane = 0;
+    for (const auto& sums : u_sq_of_pairs) {
+        store(chain + lane, sums);
+        lane += kLanes<Acc>;
+    }
+    Lanes<Acc, kGroup> u_sq = load<Acc, kGroup>(chain);
     for (; k < n; k += kGroup) {
         // Past the end V is 1, so that u is 0 there whatever is added to its root.
         const std::size_t rest = n - k < kGroup ? n - k : kGroup;
         const Doubles g = load_first<double>(grad + k, rest);
-        const Doubles now = new_v(g, load_first<double>(v + k, rest), moment) + eps_means;
-        add(converted<Acc>(g), padded_with(now, rest, 1), u_sq[0]);
+        const Doubles now[] = {padded_with(new_V(g, load_first<double>(v + k, rest)), rest, 1)};
+        add(g, now[0]);
+        u_sq = u_sq + u_squared<eps_lost>(converted<Acc>(g), in_one<Acc>(now), moment);
     }
-    return {sum_lanes(grad_sq), double(sum_lanes(u_sq[0])) + double(sum_lanes(u_sq[1])),
-            sum_lanes(v_sum), smallest_lane(smallest_live)};
+    const double u_sq_of_all =
+        double(sum_lanes(u_sq)) + double(sum_lanes(load<Acc, kGroup>(chain + kGroup)));
+    return {sum_lanes(grad_sq), u_sq_of_all, sum_lanes(v_sum), smallest_lane(smallest_live)};
 }
 
 template <class Acc, class V>
@@ -139,38 +167,48 @@ UnfactoredSums measure_unfactored(const Block& grad, const Block& v, const Momen
 
 template <DescentKind kind, class Acc, class V>
 [[gnu::noinline]] void apply_unfactored_in(Acc* param, Acc* m, const Acc* grad, V* v, std::size_t n,
-                                           const Moment& moment, const Descent& descent) {
+                                           const Moment& given, const Descent& descent) {
+    const Moment moment = given;  // which no store can change, as the compiler then knows
     constexpr bool has_momentum = kind == DescentKind::with_momentum;
-    const Group<Acc> weight = broadcast<Acc, kGroup>(Acc(descent.weight));
-    const NewParam<kind, Acc, kGroup> new_param(descent);
     const Doubles eps_means = broadcast(moment.eps_means);
-    // load_group(from), store_group(to, x): of a whole group, or of its first lanes.
-    const auto apply_group = [&](std::size_t k, const auto& load_group,
-                                 const auto& store_group) __attribute__((always_inline)) {
-        const Group<Acc> g = load_group(grad + k);
-        const Doubles now =
-            new_v(converted<double>(g), converted<double>(load_group(v + k)), moment);
-        const Group<Acc> x = weight * u_of<Acc>(g, now + eps_means, moment);
-        Group<Acc> first_moment;
-        if constexpr (has_momentum) first_moment = load_group(m + k);
-        store_group(param + k, new_param(load_group(param + k), x, first_moment));
-        if constexpr (has_momentum) store_group(m + k, first_moment);
-        store_group(v + k, now);
+    // load_lanes(number, from), store_lanes(to, x): of whole lanes, or of the first of them.
+    const auto apply_lanes = [&](auto number, std::size_t k, const auto& load_lanes,
+                                 const auto& store_lanes) __attribute__((always_inline)) {
+        constexpr std::size_t lanes = number;
+        const NewParam<kind, Acc, lanes> new_param(descent);
+        const Lanes<Acc, lanes> weight = broadcast<Acc, lanes>(Acc(descent.weight));
+        const Lanes<Acc, lanes> g = load_lanes(number, grad + k);
+        Doubles now[lanes / kGroup], V_now[lanes / kGroup];
+        for (std::size_t c = 0; c < lanes / kGroup; ++c) {
+            const std::size_t j = k + c * kGroup;
+            now[c] = new_v(converted<double>(load_lanes(kOneGroup, grad + j)),
+                           converted<double>(load_lanes(kOneGroup, v + j)), moment);
+            V_now[c] = now[c] + eps_means;
+        }
+        const Lanes<Acc, lanes> x = weight * u_of(g, in_one<Acc>(V_now), moment);
+        Lanes<Acc, lanes> first_moment;
+        if constexpr (has_momentum) first_moment = load_lanes(number, m + k);
+        store_lanes(param + k, new_param(load_lanes(number, param + k), x, first_moment));
+        if constexpr (has_momentum) store_lanes(m + k, first_moment);
+        for (std::size_t c = 0; c < lanes / kGroup; ++c) store_lanes(v + k + c * kGroup, now[c]);
     };
+    constexpr std::integral_constant<std::size_t, kLanes<Acc>> all_lanes;
     std::size_t k = 0;
-    for (; k + kGroup <= n; k += kGroup)
-        apply_group(
-            k,
-            []<class T>(const T* from)
-                __attribute__((always_inline)) { return load<T, kGroup>(from); },
+    for (; k + kLanes<Acc> <= n; k += kLanes<Acc>)
+        apply_lanes(
+            all_lanes, k,
+            []<class T>(auto number, const T* from)
+                __attribute__((always_inline)) { return load<T, number>(from); },
             [](auto* to, const auto& x) __attribute__((always_inline)) { store(to, x); });
-    if (const std::size_t rest = n - k; rest > 0)
-        apply_group(
-            k,
-            [rest]<class T>(const T* from)
-                __attribute__((always_inline)) { return load_first<T, kGroup>(from, rest); },
+    for (; k < n; k += kGroup) {
+        const std::size_t rest = n - k < kGroup ? n - k : kGroup;
+        apply_lanes(
+            kOneGroup, k,
+            [rest]<class T>(auto number, const T* from)
+                __attribute__((always_inline)) { return load_first<T, number>(from, rest); },
             [rest](auto* to, const auto& x)
                 __attribute__((always_inline)) { store_first(to, x, rest); });
+    }
 }
 
 template <class Acc>
