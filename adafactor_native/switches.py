@@ -230,7 +230,6 @@ class MomentSwitches(TypedDict, total=False):
         ),
     ]
 
-
     state_dtype: Annotated[
         npt.DTypeLike,
         Switch(

@@ -508,6 +508,55 @@ def options() -> Named:
         yield f"waves, {name}", Problem(waves, "paper", arguments, grads, steps=3)
 
 
+def state_dtypes() -> Named:
+    """exp_row, exp_col and v in float32, on every path that reads or writes them."""
+    floats = {"state_dtype": "float32"}
+    axes = {"factored_axes": "last_two"}
+    for shape, param, grad in itertools.product(
+        ((131, 77), (64, 3000), (2100, 5), (5000,)), ("float32", "float64"), ("float32", "float64")
+    ):
+        for eps in (1e-30, 1e-4):
+            problem = Problem(model(shape, param=param, grad=grad), None, {"eps": eps, **floats})
+            yield f"one array {shape} {param} {grad} {eps}", problem
+    variants: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "direct": {"eps": 1e-3, "weight_decay": 0.1, "beta2": 0.9},
+        "wide": {"eps": 0.0, "beta1": 0.9, "clip_threshold": 0.1},
+        "matrix": {"rms_scope": "matrix", "carry_param_rms": True},
+        "stochastic": {"rounding": "stochastic", "seed": 3},
+    }
+    for (param, grad), name in itertools.product(itertools.product(DTYPES, DTYPES), variants):
+        problem = Problem(
+            model(param=param, grad=grad), "seed", {**axes, **floats, **variants[name]}
+        )
+        yield f"{name}, {param} {grad}", problem
+    for convention, arguments in ARGUMENTS.items():
+        for name, switches in arguments.items():
+            yield f"{convention} {name}", Problem(model(), convention, {**switches, **floats})
+    for kind, param in (("float32", "float16"), ("split", "bfloat16")):
+        arguments = {**axes, **floats, "masters": kind, "beta1": 0.9}
+        yield f"masters {kind}", Problem(model(param=param, grad=param), "paper", arguments)
+    for grads, policy, eps in itertools.product(
+        ("tiny", "huge", "rows apart", "columns apart", "flood", "nan"),
+        ("raise", "skip", "propagate"),
+        (0.0, 1e-30),
+    ):
+        wide = {"param": "float64", "grad": "float64"} if grads == "flood" else {}
+        arguments = {**axes, **floats, "eps": eps, "nonfinite": policy, "atomic": "tensor"}
+        yield f"{grads} {policy} {eps}", Problem(model(**wide), "paper", arguments, grads)
+    for layout in LAYOUTS:
+        shapes = ((131, 77), (5, 5, 3, 3), (3, 20, 33), (33, 5, 7), (1500,))
+        problem = Problem(model(*shapes, layout=layout), "torch", floats)
+        yield f"param {layout}", problem
+    batch = ((12, 11, 1, 1), (20, 9, 3, 3), (3, 3, 17, 16), (3, 300, 260))
+    for scope in ("tensor", "matrix"):
+        arguments = {**axes, **floats, "rms_scope": scope}
+        yield f"batches, {scope}", Problem(model(*batch), "paper", arguments, steps=3)
+    for shape in LARGE:
+        problem = Problem(model(shape), "paper", {**floats, "max_grad_norm": 1e-5}, steps=3)
+        yield f"large {shape}", problem
+
+
 GROUPS = (
     one_array,
     dtypes,
@@ -523,6 +572,7 @@ GROUPS = (
     large,
     carried,
     options,
+    state_dtypes,
 )
 
 

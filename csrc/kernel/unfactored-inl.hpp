@@ -167,8 +167,9 @@ UnfactoredSums measure_unfactored(const Block& grad, const Block& v, const Momen
 
 template <DescentKind kind, class Acc, class V>
 [[gnu::noinline]] void apply_unfactored_in(Acc* param, Acc* m, const Acc* grad, V* v, std::size_t n,
-                                           const Moment& given, const Descent& descent) {
+                                           const Moment& given, const Descent& given_descent) {
     const Moment moment = given;  // which no store can change, as the compiler then knows
+    const Descent descent = given_descent;
     constexpr bool has_momentum = kind == DescentKind::with_momentum;
     const Doubles eps_means = broadcast(moment.eps_means);
     // load_lanes(number, from), store_lanes(to, x): of whole lanes, or of the first of them.
@@ -194,12 +195,13 @@ template <DescentKind kind, class Acc, class V>
     };
     constexpr std::integral_constant<std::size_t, kLanes<Acc>> all_lanes;
     std::size_t k = 0;
-    for (; k + kLanes<Acc> <= n; k += kLanes<Acc>)
+    for (; k + kLanes<Acc> <= n; k += kLanes<Acc>) {
         apply_lanes(
             all_lanes, k,
             []<class T>(auto number, const T* from)
                 __attribute__((always_inline)) { return load<T, number>(from); },
             [](auto* to, const auto& x) __attribute__((always_inline)) { store(to, x); });
+    }
     for (; k < n; k += kGroup) {
         const std::size_t rest = n - k < kGroup ? n - k : kGroup;
         apply_lanes(

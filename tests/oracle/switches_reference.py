@@ -59,11 +59,13 @@ def step(
     scale_after_decay=False,
     maximize=False,
     grad_scale=1.0,
+    state_dtype=np.float64,
 ):
     """Return (param, state) after step number t, in float64; nothing given is changed.
 
     lr and schedule are their values at this step. Divisions 0/0 give NaN. A tensor without elements
-    is left as it is.
+    is left as it is. With a state_dtype of float32 the running means returned are rounded to it;
+    param moves by what they are before that.
     """
     param = np.array(param, np.float64)
     g = np.array(grad, np.float64) / grad_scale * (-1 if maximize else 1)
@@ -95,6 +97,15 @@ def step(
         v = average(state.v, beta2, q)
         state = replace(state, v=v)
         root = np.sqrt(v + eps) if eps_mode == "root" else np.sqrt(v)
+
+    state = replace(
+        state,
+        **{
+            kind: np.asarray(mean, state_dtype).astype(np.float64)
+            for kind in ("exp_row", "exp_col", "v")
+            if (mean := getattr(state, kind)) is not None
+        },
+    )
 
     # Update, clipped
     if eps_mode == "both":

@@ -145,6 +145,15 @@ def test_momentum_of_the_step_or_of_u():
         np.testing.assert_allclose(param, [-last], rtol=1e-15)
 
 
+def test_means_are_rounded_after_they_are_used():
+    # v is (1 + 2**-26) / 2, of which float32 has 1/2; u is 2**-13 over the root of the former
+    old, grad = State(v=np.ones(1)), [2.0**-13]
+    for dtype, v in {np.float32: 0.5, np.float64: 0.5 + 2.0**-27}.items():
+        param, state = step([0.0], grad, old, beta2=0.5, state_dtype=dtype)
+        assert state.v == [v]
+        np.testing.assert_allclose(param, [-(2.0**-13) / np.sqrt(0.5 + 2.0**-27)], rtol=1e-15)
+
+
 def test_rms_over_each_matrix_or_all():
     # matrices of RMS 1 and 3; of both: sqrt(5)
     param = np.array([[[1.0]], [[3.0]]])
