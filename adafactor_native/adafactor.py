@@ -135,8 +135,8 @@ class AdaFactor(KnownAttributes):
     that the old one is: after t steps it is at most t * 2**-24, and 2**-24 / (1 - beta2) where
     means stay about the same (6e-5 at 0.999); u has half of it. What changes a mean by less than half
     a unit in its last place is lost: a mean stays where it is while ``q`` is within
-    2**-25 / (1 - beta2) of it, relatively, and beta2 = 1 - 2**-25 and above would keep it there for
-    ever. Any dtype of `param` may have it, float64 too. A mean above 3.4e38, of gradients above 1.8e19,
+    2**-25 / (1 - beta2) of it, relatively (3e-5 at 0.999), and with beta2 at 1 - 2**-25 or above no
+    mean ever falls. Any dtype of `param` may have it, float64 too. A mean above 3.4e38, of gradients above 1.8e19,
     is refused as one that is not finite; below 1.2e-38 means lose digits, and below 7e-46 become 0.
 
     One object serves one thread at a time. It can be pickled and copied; a copy continues with the

@@ -124,7 +124,8 @@ def test_help_has_every_switch_and_its_default():
     assert "SWITCHES" not in text
     rows = {line.split()[0]: line for line in text.split("\n") if re.match("    [a-z]", line)}
     for name, switch in SWITCHES.items():
-        default = f'"{switch.default}"' if isinstance(switch.default, str) else repr(switch.default)
+        is_text = isinstance(switch.default, (str, np.dtype))
+        default = f'"{switch.default}"' if is_text else repr(switch.default)
         assert rows[name].split()[1] == default, name
 
 

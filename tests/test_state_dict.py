@@ -123,6 +123,7 @@ def test_keys_and_arrays():
         "group": 0,
         "factored_axes": [1, 2],
         "state": ["exp_row", "exp_col", "m"],
+        "state_dtype": "float64",
         "decays": True,
     }
     assert (header["t"], header["skipped"], header["groups"][1]["clip_threshold"]) == (3, 1, 0.5)
