@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from adafactor_native.convention import convention_of
 from adafactor_native.hyperparameters import checked
 from adafactor_native.model import Model
-from adafactor_native.param_groups import ParamGroup, writeable
+from adafactor_native.param_groups import ParamGroup, Tensor, writeable
 from adafactor_native.switches import SWITCHES, check_switches, current_value
 from adafactor_native.taking_over import require_sound
 
@@ -69,18 +69,22 @@ class ModelCopies(Model):
     def _require_sound(self, groups: Iterable[ParamGroup]) -> None:
         """Raise a ValueError if tensors share a name, or hold numbers that no step leaves."""
         names: set[str] = set()
-        for group, tensor in ((group, tensor) for group in groups for tensor in group.tensors):
-            if tensor.state_dtype != group["state_dtype"]:
-                raise ValueError(
-                    f"the state of params[{tensor.name!r}] has dtype {tensor.state_dtype}, must be "
-                    f"{group['state_dtype']} as state_dtype of its group says"
-                )
-            if tensor.name in names:
-                raise ValueError(f"params[{tensor.name!r}] is there twice, names must be unique")
-            names.add(tensor.name)
-            if self.nonfinite != "propagate":
-                for kind, array in tensor.state.items():
-                    require_sound(kind, f"{kind} of params[{tensor.name!r}]", array)
+        for group in groups:
+            for tensor in group.tensors:
+                self._require_sound_tensor(tensor, group, names)
+
+    def _require_sound_tensor(self, tensor: Tensor, group: ParamGroup, names: set[str]) -> None:
+        if tensor.state_dtype != group["state_dtype"]:
+            raise ValueError(
+                f"the state of params[{tensor.name!r}] has dtype {tensor.state_dtype}, must be "
+                f"{group['state_dtype']} as state_dtype of its group says"
+            )
+        if tensor.name in names:
+            raise ValueError(f"params[{tensor.name!r}] is there twice, names must be unique")
+        names.add(tensor.name)
+        if self.nonfinite != "propagate":
+            for kind, array in tensor.state.items():
+                require_sound(kind, f"{kind} of params[{tensor.name!r}]", array)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return a copy, callables and all: they need not be picklable for that."""

@@ -7,6 +7,7 @@ import sys
 import textwrap
 from typing import get_type_hints
 
+import numpy as np
 import pytest
 
 import adafactor_native as an
