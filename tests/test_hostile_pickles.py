@@ -114,13 +114,6 @@ def use(subject):
         subject.update(param, np.full(subject.shape, 0.5))
         subject.load_state_dict(subject.state_dict())
     elif isinstance(subject, Optimizer):
-        if subject.memory.by_kind.get("sum"):
-            subject.step()
-        subject.accumulate(None)
-        subject.step({name: np.full(x.shape, 0.5) for name, x in subject.params.items()})
-        subject.load_state_dict(subject.state_dict(params=True))
-        pickle.dumps(subject)
-        repr(subject), subject.memory
         if subject.nonfinite != "propagate":
             held = [
                 *subject.params.values(),
@@ -129,6 +122,13 @@ def use(subject):
             if not all(np.isfinite(np.asarray(x, np.float64)).all() for x in held):
                 print("a number that is not finite, without a word")
                 raise SystemExit(1)
+        if subject.memory.by_kind.get("sum"):
+            subject.step()
+        subject.accumulate(None)
+        subject.step({name: np.full(x.shape, 0.5) for name, x in subject.params.items()})
+        subject.load_state_dict(subject.state_dict(params=True))
+        pickle.dumps(subject)
+        repr(subject), subject.memory
 
 
 def outcome(data, kept):

@@ -3,62 +3,82 @@
 #include <pybind11/native_enum.h>
 #include <pybind11/stl.h>
 
-#include <set>
+#include <algorithm>
+#include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "bindings/bindings.hpp"
+#include "bindings/constructor.hpp"
 
 namespace adafactor {
 namespace {
 
-// A Rule of keyword arguments: every field by its name, and nothing else.
-class RuleArguments {
+// The fields of a class by keyword: every one by its name, and nothing else. pybind11's own
+// keywords end the process where memory for a name runs out.
+class Keywords {
 public:
-    explicit RuleArguments(const py::kwargs& given) : given_(given) {}
+    Keywords(const char* of, const py::kwargs& given) : of_(of), given_(given) {}
 
     template <class T>
     T take(const char* name) {
-        taken_.insert(name);
-        if (!given_.contains(name))
-            throw py::type_error("Rule has no " + std::string(name) + ", must have every field");
-        const py::object value = given_[name];
+        taken_.push_back(name);
+        PyObject* const found = PyDict_GetItemWithError(given_.ptr(), py::str(name).ptr());
+        if (found == nullptr) {
+            if (PyErr_Occurred()) throw py::error_already_set();
+            throw py::type_error(of_ + " has no " + name + ", must have every field");
+        }
         py::detail::make_caster<T> caster;
-        if (!caster.load(value, true))
-            throw py::type_error("Rule has the " + std::string(name) + " " +
-                                 py::repr(value).cast<std::string>() + ", must have another type");
-        return py::detail::cast_op<T>(caster);
+        if (!caster.load(found, true))
+            throw py::type_error(of_ + " has the " + name + " " +
+                                 py::repr(found).cast<std::string>() + ", must have another type");
+        return py::detail::cast_op<T>(std::move(caster));
     }
 
     void require_all_taken() const {
-        for (const auto& [name, value] : given_)
-            if (taken_.count(name.cast<std::string>()) == 0)
-                throw py::type_error("Rule has the argument " + name.cast<std::string>() +
-                                     ", must have fields of Rule only");
+        if (given_.size() == taken_.size()) return;
+        for (const auto& [name, value] : given_) {
+            const auto text = name.cast<std::string>();
+            if (std::find(taken_.begin(), taken_.end(), text) == taken_.end())
+                throw py::type_error(of_ + " has the argument " + text + ", must have fields of " +
+                                     of_ + " only");
+        }
     }
 
 private:
+    std::string of_;
     const py::kwargs& given_;
-    std::set<std::string> taken_;
+    std::vector<const char*> taken_;
 };
 
 Rule make_rule(const py::kwargs& given) {
-    RuleArguments arguments(given);
+    Keywords fields("Rule", given);
     Rule rule{};
-#define ADAFACTOR_TAKE(type, name, meaning) rule.name = arguments.take<type>(#name);
+#define ADAFACTOR_TAKE(type, name, meaning) rule.name = fields.take<type>(#name);
     ADAFACTOR_RULE_FIELDS(ADAFACTOR_TAKE)
 #undef ADAFACTOR_TAKE
-    arguments.require_all_taken();
+    fields.require_all_taken();
     return rule;
 }
 
-Plan make_plan(std::vector<Rule> rules, std::vector<double> lr, std::vector<double> decay,
-               NonFinite nonfinite, bool all_or_none, double max_grad_norm, double skip_above,
-               int num_threads, bool carry_param_rms, std::uint64_t seed) {
-    if (lr.size() != rules.size() || decay.size() != rules.size())
+Plan make_plan(const py::kwargs& given) {
+    Keywords fields("Plan", given);
+    Plan plan{};
+    plan.rules = fields.take<std::vector<Rule>>("rules");
+    plan.lr = fields.take<std::vector<double>>("lr");
+    plan.decay = fields.take<std::vector<double>>("decay");
+    plan.nonfinite = fields.take<NonFinite>("nonfinite");
+    plan.all_or_none = fields.take<bool>("all_or_none");
+    plan.max_grad_norm = fields.take<double>("max_grad_norm");
+    plan.skip_above = fields.take<double>("skip_above");
+    plan.num_threads = fields.take<int>("num_threads");
+    plan.carry_param_rms = fields.take<bool>("carry_param_rms");
+    plan.seed = fields.take<std::uint64_t>("seed");
+    fields.require_all_taken();
+    if (plan.lr.size() != plan.rules.size() || plan.decay.size() != plan.rules.size())
         throw py::value_error("as many lr and decay as rules are needed");
-    return {std::move(rules), std::move(lr), std::move(decay), nonfinite,       all_or_none,
-            max_grad_norm,    skip_above,    num_threads,      carry_param_rms, seed};
+    return plan;
 }
 
 }  // namespace
@@ -72,7 +92,9 @@ void bind_plan(py::module_& m) {
         .finalize();
 
     py::class_<Rule> rule(m, "Rule", "What the tensors of a group have in common. Immutable.");
-    rule.def(py::init(&make_rule));
+    allocate_safely(rule);
+    def_constructor<const py::kwargs&>(
+        rule, [](const py::kwargs& given) { return std::make_unique<Rule>(make_rule(given)); });
 #define ADAFACTOR_SHOW(type, name, meaning) rule.def_readonly(#name, &Rule::name, meaning);
     ADAFACTOR_RULE_FIELDS(ADAFACTOR_SHOW)
 #undef ADAFACTOR_SHOW
@@ -80,14 +102,14 @@ void bind_plan(py::module_& m) {
     rule.attr("fields") = py::cast(std::vector<std::string>{ADAFACTOR_RULE_FIELDS(ADAFACTOR_NAME)});
 #undef ADAFACTOR_NAME
 
-    py::class_<Plan>(m, "Plan",
-                     "All that a step takes but parameters and gradients. Rules, lr and decay are "
-                     "the groups'; decay is what is taken from 1; num_threads 0 is the limit of "
-                     "set_max_threads. Immutable.")
-        .def(py::init(&make_plan), py::kw_only(), py::arg("rules"), py::arg("lr"), py::arg("decay"),
-             py::arg("nonfinite"), py::arg("all_or_none"), py::arg("max_grad_norm"),
-             py::arg("skip_above"), py::arg("num_threads"), py::arg("carry_param_rms"),
-             py::arg("seed"));
+    py::class_<Plan> plan(
+        m, "Plan",
+        "All that a step takes but parameters and gradients. Rules, lr and decay are "
+        "the groups'; decay is what is taken from 1; num_threads 0 is the limit of "
+        "set_max_threads. Immutable.");
+    allocate_safely(plan);
+    def_constructor<const py::kwargs&>(
+        plan, [](const py::kwargs& given) { return std::make_unique<Plan>(make_plan(given)); });
 }
 
 }  // namespace adafactor

@@ -10,6 +10,7 @@
 
 #include "bindings/bindings.hpp"
 #include "bindings/buffers.hpp"
+#include "bindings/constructor.hpp"
 #include "bindings/held_tensor.hpp"
 #include "bindings/norm_window.hpp"
 #include "bindings/plan.hpp"
@@ -359,13 +360,18 @@ private:
 
 void bind_tensors(py::module_& m) {
     m.attr("most_norms") = NormWindow::kMost;
-    py::class_<Tensors>(m, "Tensors",
-                        "The tensors of one optimizer with their state, and their counts of steps.")
-        .def(py::init<>())
-        .def(py::init<std::vector<std::ptrdiff_t>, py::object, py::object, py::object>(),
-             "One tensor, whose param is given to every update. Either exp_row and exp_col or v is "
-             "None.",
-             py::arg("shape"), py::arg("exp_row"), py::arg("exp_col"), py::arg("v"))
+    py::class_<Tensors> tensors(
+        m, "Tensors", "The tensors of one optimizer with their state, and their counts of steps.");
+    allocate_safely(tensors);
+    const auto make = [](const auto&... given) { return std::make_unique<Tensors>(given...); };
+    def_constructor<>(tensors, make);
+    def_constructor<const std::vector<std::ptrdiff_t>&, const py::object&, const py::object&,
+                    const py::object&>(tensors, make,
+                                       "One tensor, whose param is given to every update. Either "
+                                       "exp_row and exp_col or v is None.",
+                                       py::arg("shape"), py::arg("exp_row"), py::arg("exp_col"),
+                                       py::arg("v"));
+    tensors
         .def("add", &Tensors::add, "Add groups of tensors, or on an error none.", py::arg("groups"))
         .def("update", &Tensors::update,
              "One step of the only tensor, in place; what was unusual, as flags.", py::arg("plan"),
