@@ -49,5 +49,5 @@ def reference(param: Array, lr: float) -> Update:
 
 
 CONTENDERS = [
-    Contender(names.KERAS, KerasSteps, reference, bytes_moved.keras_adafactor, takes),
+    Contender(names.KERAS, KerasSteps, reference, bytes_moved.keras_adafactor, takes=takes),
 ]
