@@ -38,7 +38,7 @@ ROOT = Path(__file__).parent.parent
 README_FILES = (ROOT / "README.md", ROOT / "bench" / "README.md", ROOT / "bench" / "notes.md")
 MARK = r"<!-- (\S+\.json(?: \S+\.json)*): (\w+) -->\n"
 MARKED = re.compile(rf"({MARK}).*?(<!-- end -->)", re.DOTALL)
-PICTURE = re.compile(r"\]\(((?:bench/)?results)/[\w-]+/(speed-\w+\.png|\w[\w-]*\.md)\)")
+LINK = re.compile(r"\]\(((?:bench/)?results)/[\w-]+/([\w-]+)\.(png|md)\)")
 
 CLAIMED = "4096x4096"
 SHOWN = ("64x64", "1024x1024", CLAIMED, "ResNet-50", "GPT-2 small")
@@ -73,8 +73,12 @@ def led_by(machine: str, text: str) -> str:
         others = [path for path in paths.split() if path != named] if name == "front" else []
         return f"<!-- {' '.join([named, *others])}: {name} -->\n"
 
-    pictured = PICTURE.sub(rf"](\1/{machine}/\2)", text)
-    return with_tables(re.sub(MARK, mark, pictured))
+    def link(match: re.Match[str]) -> str:
+        folder, name, kind = match.groups()
+        named = name if kind == "png" or name == "half-memory" else "speed"
+        return f"]({folder}/{machine}/{named}.{kind})"
+
+    return with_tables(re.sub(MARK, mark, LINK.sub(link, text)))
 
 
 def claim(recorded: Recorded) -> str:
