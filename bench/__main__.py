@@ -62,7 +62,7 @@ def main() -> None:
 def measure_all(contenders: list[Contender], only: list[str]) -> dict[str, Any]:
     run = {
         **description("full"),
-        "results": race_all(all_problems(), contenders, only, seconds=0.8),
+        "results": race_all(all_problems(), contenders, only, seconds=0.6),
     }
     if only:
         return run

@@ -171,19 +171,22 @@ def time_of_models(recorded: Recorded) -> Figure | None:
     if not problems:
         return None
     roofs = {*FLOORS, *READS}
+    enough = min(2, len(problems))
     timed = [
         contender
         for contender in recorded.contenders
-        if contender not in roofs and all(recorded.result(p, contender) for p in problems)
+        if contender not in roofs and len(ran(recorded, problems, contender)) >= enough
     ]
-    timed.sort(key=lambda c: -sum(math.log(recorded.median_ns(p, c) or 1) for p in problems))
-    width = max(8.6, 2.2 + 2.5 * len(problems))
+    timed.sort(key=lambda c: -mean_of_logs(recorded, problems, c))
+    width = max(8.6, 4.2 + 2.5 * len(problems))
     figure = Figure(figsize=(width, 2.2 + 0.3 * len(timed)))
     panels = figure.subplots(1, len(problems), sharey=True, squeeze=False)[0]
     for axes, problem in zip(panels, problems):
-        medians = [recorded.median_ns(problem, contender) or 1 for contender in timed]
-        axes.scatter(medians, timed, 42, color=[contender_color(c) for c in timed], zorder=3)
-        for contender, ns in zip(timed, medians):
+        axes.scatter([1] * len(timed), timed, 0)  # a line for each, in every panel
+        medians = {c: ns for c in timed if (ns := recorded.median_ns(problem, c))}
+        colors = [contender_color(c) for c in medians]
+        axes.scatter(list(medians.values()), list(medians), 42, color=colors, zorder=3)
+        for contender, ns in medians.items():
             axes.annotate(
                 duration_label(ns),
                 (ns, contender),
@@ -194,7 +197,7 @@ def time_of_models(recorded: Recorded) -> Figure | None:
             )
         limit = recorded.limit_ns(problem, NATIVE)
         if limit:
-            axes.axvline(limit, color="#555555", linestyle="--", label=LIMIT)
+            axes.axvline(limit, color="#555555", linestyle="--")
         axes.set_xscale("log")
         axes.set_title(problem["name"], fontsize=11, fontweight="normal")
         axes.set_xlabel(
@@ -202,22 +205,32 @@ def time_of_models(recorded: Recorded) -> Figure | None:
         )
         axes.minorticks_off()
         axes.xaxis.set_major_formatter(FuncFormatter(lambda ns, _: duration_tick(ns)))
-        lowest = min([*medians, limit or math.inf])
-        axes.set_xlim(lowest / 1.6, 6 * max(medians))  # room for the labels
+        lowest = min([*medians.values(), limit or math.inf])
+        axes.set_xlim(lowest / 1.6, 6 * max(medians.values()))  # room for the labels
     panels[0].invert_yaxis()
     mark_ours(panels[0])
-    handles, labels = panels[0].get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside right upper")
     title(figure, "Time of one step of a whole model", not_quiet(recorded.run))
     caption(
         figure,
         f"{where(recorded)} {how_timed(recorded)}",
         "Float32. The scale is logarithmic: a step to the right is a factor. Plain NumPy: the twenty "
-        "lines that people write. Grey: not an Adafactor. Steps without RMS(param), or that carry it, "
-        "have a read less to do than the dashed limit has.",
+        "lines that people write. Grey dots: not an Adafactor. Dashed line, where the run has it: the "
+        f"{LIMIT}, on the same threads. Steps without RMS(param), or that carry it, have a read less to do.",
     )
     return figure
+
+
+def ran(recorded: Recorded, problems: list[Problem], contender: str) -> list[Problem]:
+    return [problem for problem in problems if recorded.result(problem, contender)]
+
+
+def mean_of_logs(recorded: Recorded, problems: list[Problem], contender: str) -> float:
+    """Relative to ours, so that it does not matter who sat out which."""
+    ratios = [
+        recorded.ratio(problem, contender, NATIVE) or 1
+        for problem in ran(recorded, problems, contender)
+    ]
+    return sum(map(math.log, ratios)) / len(ratios)
 
 
 def contender_color(contender: str) -> str:
@@ -273,7 +286,9 @@ def nearness_to_the_limit(recorded: Recorded) -> Figure | None:
         fontsize=9,
     )
     panels[-1, 0].set_xlabel("median time / the limit of the same algorithm")
-    panels[0, 0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=8)
+    panels[0, 0].legend(
+        loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=2, ncols=2, fontsize=8
+    )
     title(figure, "How near a step is to what memory allows", not_quiet(recorded.run))
     caption(
         figure,

@@ -30,6 +30,14 @@ def on_all_cores(problem: Problem) -> bool:
     return problem.threads == usable_cores()
 
 
+LARGE = 2 * 10**8
+
+
+def but_the_largest(problem: Problem) -> bool:
+    """For those whose time others stand for, where a step takes seconds."""
+    return on_all_cores(problem) and problem.size < LARGE
+
+
 class Steps(Protocol):
     """A contender at work on some parameters, in arrays of ours or copies of its own."""
 

@@ -13,7 +13,7 @@ from typing import Any
 import names
 from adafactor_native import AdaFactor
 from contenders import bytes_moved, float32_state, half, measured, one_call, roof, sweeps
-from contenders.contender import Contender, Update, array_by_array, on_all_cores
+from contenders.contender import Contender, Update, array_by_array, but_the_largest, on_all_cores
 from contenders.numba_adafactor import NumbaAdaFactor
 from contenders.numpy_in_place import NumpyInPlace
 from contenders.plain_numpy import plain, plain_unscaled
@@ -41,7 +41,7 @@ CONTENDERS = [
         array_by_array(lambda param, lr: NumpyInPlace(param, lr).update),
         plain,
         bytes_moved.scaled,
-        takes=on_all_cores,
+        takes=but_the_largest,
     ),
     Contender(
         names.NUMBA,
