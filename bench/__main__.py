@@ -114,7 +114,8 @@ def race_all(
     ]
     for problem in (bar := tqdm(chosen, desc="problems")):
         bar.set_postfix_str(f"{problem.name}, threads: {problem.threads}")
-        results += race(problem, contenders, seconds)
+        # a turn of a model is a step or two
+        results += race(problem, contenders, 2 * seconds if problem.model else seconds)
     return results
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from output import OUTPUT
 from readme_tables import README_FILES, led_by
 
 BENCH = Path(__file__).parent
@@ -22,16 +23,18 @@ def main() -> None:
     parser.add_argument("machine", help="a folder's name for it, such as zen-5")
     parser.add_argument("--tables-only", action="store_true", help="measure nothing")
     parser.add_argument(
-        "--quick", action="store_true", help="a few problems for a short time, to try the command"
+        "--quick",
+        action="store_true",
+        help="a few problems for a short time into bench/output/, to try the command",
     )
     arguments = parser.parse_args()
-    results = BENCH / "results" / arguments.machine
+    results = (OUTPUT if arguments.quick else BENCH / "results") / arguments.machine
     if not arguments.tables_only:
         mode = ["--quick"] if arguments.quick else []
         run_script(BENCH, "--require-peers", *mode, "--output", str(results / "speed.json"))
         run_script(BENCH / "half_memory.py", "--output", str(results / "half-memory.json"))
     run_script(BENCH / "report.py", *map(str, sorted(results.glob("*.json"))))
-    for readme in README_FILES:
+    for readme in () if arguments.quick else README_FILES:
         text = readme.read_text(encoding="utf-8")
         readme.write_text(led_by(arguments.machine, text), encoding="utf-8")
         print(readme)

@@ -37,7 +37,7 @@ SAMPLE_NS = 300_000
 # the contender before go on spinning: 30 ms in OpenBLAS, 15 in a libgomp left to its default.
 SETTLE_NS = 40_000_000
 TURN_NS = 20_000_000
-FEWEST_TURNS = 10
+FEWEST_TURNS = 4
 # A call longer than this needs no settling, which is over when it has hardly begun.
 SLOW_NS = 200_000_000
 FEWEST_SLOW_CALLS = 2
