@@ -13,6 +13,7 @@ from typing import Any
 try:
     from tqdm import tqdm
 
+    import call
     import memory
     import names
     import neighbours
@@ -21,7 +22,7 @@ try:
     from contenders.peers import absent_packages, load_peers
     from contenders.registry import CONTENDERS, OPTIMIZERS
     from harness import race
-    from machine import describe_machine, describe_software
+    from machine import Company, describe_machine, describe_software
     from output import OUTPUT, write_json
     from problems import Problem, all_problems, quick_problems
     from report import write_report
@@ -51,7 +52,9 @@ def main() -> None:
     output = arguments.output or OUTPUT / f"{name}.json"
     contenders = CONTENDERS + load_peers()
     measure = measure_quickly if arguments.quick else measure_all
+    company = Company()
     run = measure(contenders, arguments.only)
+    run["busy cores of others"] = company.busy_cores()
     write_json(output, run)
     print(f"numbers: {output}, tables and plots: {write_report(output)}")
 
@@ -59,14 +62,15 @@ def main() -> None:
 def measure_all(contenders: list[Contender], only: list[str]) -> dict[str, Any]:
     run = {
         **description("full"),
-        "results": race_all(all_problems(), contenders, only, seconds=1.2),
+        "results": race_all(all_problems(), contenders, only, seconds=0.6),
     }
     if only:
         return run
     return {
         **run,
-        "neighbours": neighbours.measure(OPTIMIZERS, seconds=30),
-        "pools": pools.measure(seconds=60),
+        "neighbours": neighbours.measure(OPTIMIZERS, seconds=20),
+        "pools": pools.measure(seconds=40),
+        "calls": call.measure(seconds=1.5),
         "memory": memory.measure(OPTIMIZERS),
     }
 
@@ -84,6 +88,7 @@ def measure_quickly(contenders: list[Contender], only: list[str]) -> dict[str, A
         **run,
         "neighbours": neighbours.measure(OPTIMIZERS, seconds=5),
         "pools": pools.measure(seconds=6),
+        "calls": call.measure(seconds=0.3),
         "memory": memory.measure(without_compiler),
     }
 
@@ -109,7 +114,8 @@ def race_all(
     ]
     for problem in (bar := tqdm(chosen, desc="problems")):
         bar.set_postfix_str(f"{problem.name}, threads: {problem.threads}")
-        results += race(problem, contenders, seconds)
+        # a turn of a model is a step or two
+        results += race(problem, contenders, 2 * seconds if problem.model else seconds)
     return results
 
 

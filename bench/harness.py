@@ -8,7 +8,7 @@ import sys
 import timeit
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter_ns
 from typing import Any
 
@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 import adafactor_native
+from cold import chill, chill_ns
 from contenders.contender import Contender, Make, Steps
 from problems import Array, Problem, elements
 
@@ -36,7 +37,7 @@ SAMPLE_NS = 300_000
 # the contender before go on spinning: 30 ms in OpenBLAS, 15 in a libgomp left to its default.
 SETTLE_NS = 40_000_000
 TURN_NS = 20_000_000
-FEWEST_TURNS = 5
+FEWEST_TURNS = 4
 # A call longer than this needs no settling, which is over when it has hardly begun.
 SLOW_NS = 200_000_000
 FEWEST_SLOW_CALLS = 2
@@ -86,7 +87,8 @@ def race(problem: Problem, contenders: list[Contender], seconds: float) -> list[
             "contender": c.name,
             "error": errors[c.name],
             "bytes per parameter": c.bytes_per_param(problem),
-            **summary(times[c.name]),
+            "sweeps": c.sweeps(problem),
+            **hot_and_cold(times[c.name]),
         }
         for c in contenders
     ]
@@ -155,21 +157,35 @@ def relative_error(actual: Array, exact: Array) -> float:
     return float(np.max(np.abs(actual - exact)) / np.max(np.abs(exact)))
 
 
-def time_in_turns(timers: dict[str, timeit.Timer], seconds: float) -> dict[str, list[float]]:
-    """Time per step in ns, sampled in turns, so that a slow moment of the machine hits all alike.
+@dataclass
+class Times:
+    """Of single steps in ns: one after the other, and each from cold caches."""
+
+    hot: list[float] = field(default_factory=list)
+    cold: list[float] = field(default_factory=list)
+
+
+def time_in_turns(timers: dict[str, timeit.Timer], seconds: float) -> dict[str, Times]:
+    """Times of steps, sampled in turns, so that a slow moment of the machine hits all alike.
 
     All who can step the same arrays, and thus the same physical pages. A turn starts with calls
     that are not timed: they bring caches and threads from the state in which the contender before
-    left them to the one that a loop of this contender's own steps finds.
+    left them to the one that a loop of this contender's own steps finds. Then come samples of such a
+    loop, and as many single steps for each of which `chill` has emptied the caches.
     """
     plans = {name: Plan.of(timer, seconds * 1e9) for name, timer in timers.items()}
-    times: dict[str, list[float]] = {name: [] for name in timers}
+    times = {name: Times() for name in timers}
     order = spread_evenly({name: plan.turns for name, plan in plans.items()})
     for name in tqdm(order, desc="turns", leave=False, disable=None):
         timer, plan = timers[name], plans[name]
         if not plan.slow:
             settle(timer)
-        times[name] += [ns / plan.calls for ns in timer.repeat(plan.samples, plan.calls)]
+            times[name].hot += [ns / plan.calls for ns in timer.repeat(plan.samples, plan.calls)]
+        for _ in range(plan.cold_samples):
+            chill()
+            times[name].cold.append(timer.timeit(1))
+        if plan.slow:  # its data come from memory in any case
+            times[name].hot = times[name].cold
     return times
 
 
@@ -188,19 +204,25 @@ class Plan:
 
     samples: int  # in a turn
     calls: int  # in a sample
+    cold_samples: int  # in a turn, of one call
     turns: int
     slow: bool
 
     @classmethod
     def of(cls, timer: timeit.Timer, share_ns: float) -> Plan:
-        timer.timeit(1)  # may compile
-        call_ns = settle(timer)
+        first_ns = timer.timeit(1)  # may compile
+        call_ns = timer.timeit(1) if first_ns > SLOW_NS else settle(timer)
         if call_ns > SLOW_NS:
-            return cls(1, 1, max(FEWEST_SLOW_CALLS, round(share_ns / call_ns)), slow=True)
+            turns = max(FEWEST_SLOW_CALLS, round(share_ns / call_ns))
+            return cls(0, 1, 1, turns, slow=True)
         calls = math.ceil(SAMPLE_NS / call_ns)
         samples = math.ceil(TURN_NS / (calls * call_ns))
+        cold_ns = chill_ns() + call_ns
+        cold_samples = max(1, round(TURN_NS / cold_ns))
         turn_ns = max(SETTLE_NS, call_ns) + samples * calls * call_ns
-        return cls(samples, calls, max(FEWEST_TURNS, round(share_ns / turn_ns)), slow=False)
+        turn_ns += cold_samples * cold_ns
+        turns = max(FEWEST_TURNS, round(share_ns / turn_ns))
+        return cls(samples, calls, cold_samples, turns, slow=False)
 
 
 def spread_evenly(counts: dict[str, int]) -> list[str]:
@@ -212,6 +234,11 @@ def spread_evenly(counts: dict[str, int]) -> list[str]:
             ((i + rng.random()) / n, name) for name, n in counts.items() for i in range(n)
         )
     ]
+
+
+def hot_and_cold(times: Times) -> Result:
+    """`summary` of the steps in a loop, and that of the cold ones by its name."""
+    return {**summary(times.hot), "cold": summary(times.cold)}
 
 
 def summary(times_ns: list[float]) -> Result:

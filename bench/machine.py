@@ -8,6 +8,7 @@ import subprocess
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from threadpoolctl import threadpool_info
@@ -29,6 +30,37 @@ def describe_machine() -> dict[str, Any]:
         "memory GiB": round(memory_bytes / 2**30, 1),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
     }
+
+
+class Company:
+    """What others took of the machine's cores since this was made, strangers on its host included."""
+
+    def __init__(self) -> None:
+        self._start = perf_counter()
+        self._busy_s = busy_seconds()
+        self._own_s = own_seconds()
+
+    def busy_cores(self) -> float | None:
+        """On average; None where the system does not say. A child counts when it has ended."""
+        if self._busy_s is None:
+            return None
+        others_s = ((busy_seconds() or 0.0) - self._busy_s) - (own_seconds() - self._own_s)
+        return round(max(0.0, others_s) / (perf_counter() - self._start), 3)
+
+
+def busy_seconds() -> float | None:
+    try:
+        fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:]
+    except OSError:
+        return None
+    user, nice, system, _idle, _waiting, irq, soft_irq, stolen = map(int, fields[:8])
+    ticks = user + nice + system + irq + soft_irq + stolen
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def own_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def describe_software() -> dict[str, Any]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+QUIET_SHARE = 0.05  # of all cores, that others may take during a run
+QUIET_LOAD = 0.5  # of runs that do not say what others took
+
 
 def table(header: list[str], rows: Iterable[list[str]]) -> str:
     rule = ["---", *["---:"] * (len(header) - 1)]
@@ -40,6 +43,18 @@ def count(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
+def not_quiet(run: dict[str, Any]) -> str:
+    """A warning, or nothing where the machine had next to nothing else to do."""
+    machine = run["machine"]
+    others = run.get("busy cores of others", 0.0)
+    if others > QUIET_SHARE * machine["cores"]:
+        return f"NOT A QUIET MACHINE: others kept {others:.2g} of {machine['cores']} cores busy"
+    load = machine["load before the run"]
+    if "busy cores of others" not in run and load > QUIET_LOAD:
+        return f"NOT A QUIET MACHINE: load average {load} before the run"
+    return ""
+
+
 def on_machine(run: dict[str, Any]) -> str:
     """One line: where and when the medians of a run were taken."""
     machine, native = run["machine"], run["software"]["adafactor_native"]
@@ -56,10 +71,14 @@ def circumstances(run: dict[str, Any]) -> str:
     native = software["adafactor_native"]
     caches = ", ".join(f"{level} {size}" for level, size in machine["caches"].items())
     compiler = f"{native['compiler']['name']} {native['compiler']['version']}"
+    warning = f"{not_quiet(run)}.\n" if not_quiet(run) else ""
+    others = run.get("busy cores of others")
+    load = f"load average before the run {machine['load before the run']}"
+    if others is not None:
+        load += f", {others:.2g} cores busy with other things during it"
     return (
-        f"{machine['processor']}, {machine['cores']} cores; {caches}; "
-        f"{machine['memory GiB']} GiB; {machine['system']}; "
-        f"load average before the run {machine['load before the run']}.\n"
+        f"{warning}{machine['processor']}, {machine['cores']} cores; {caches}; "
+        f"{machine['memory GiB']} GiB; {machine['system']}; {load}.\n"
         f"adafactor_native {native['version']} at {software['commit']} ({compiler}, instruction "
         f"set {native['instruction sets']['running']}, {native['openmp']['runtime']}), "
         f"Python {software['python']}, NumPy {software['numpy']}, numba {software['numba']}.\n"

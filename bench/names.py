@@ -10,9 +10,23 @@ ONE_CALL = "Optimizer, all or nothing"
 ONE_CALL_BY_TENSOR = "Optimizer, atomic='tensor'"
 ONE_CALL_CARRIED = "Optimizer, atomic='tensor', carry_param_rms=True"
 ONE_CALL_AS_TORCH = "Optimizer, convention='torch'"
-ONE_CALLS = [ONE_CALL, ONE_CALL_BY_TENSOR, ONE_CALL_CARRIED, ONE_CALL_AS_TORCH]
+ONE_CALL_AS_HUGGING_FACE = "Optimizer, convention='huggingface'"
+ONE_CALL_AS_KERAS = "Optimizer, convention='keras'"
+ONE_CALLS = [
+    ONE_CALL,
+    ONE_CALL_BY_TENSOR,
+    ONE_CALL_CARRIED,
+    ONE_CALL_AS_TORCH,
+    ONE_CALL_AS_HUGGING_FACE,
+    ONE_CALL_AS_KERAS,
+]
+FLOAT32_STATE = "Optimizer, state_dtype='float32'"
+MEASURED = "Optimizer, step after measure"
 FLOOR = "param -= k*grad"
 READ = "read grad"
+# Loops of the same work, whose fastest in a run is the floor, or the read.
+FLOORS = [FLOOR, f"{FLOOR}, one stream", f"{FLOOR}, prefetched"]
+READS = [READ, f"{READ}, one stream", f"{READ}, prefetched"]
 TORCH = "torch Adafactor"
 TORCH_FOREACH = "torch Adafactor, foreach"
 TORCH_COMPILED = "torch Adafactor, compiled"
@@ -30,6 +44,8 @@ HALF_MASTERS = "Optimizer, bfloat16, masters"
 HALF_SPLIT = "Optimizer, bfloat16, split"
 HALF_FLOAT16 = "Optimizer, float16"
 HALF_FLOAT16_STOCHASTIC = "Optimizer, float16, stochastic"
+HALF_MOMENTUM = "Optimizer, bfloat16, momentum of float32"
+HALF_MOMENTUM_IN_HALF = "Optimizer, bfloat16, momentum of bfloat16"
 TORCH_HALF = f"{TORCH}, bfloat16"
 TORCH_FOREACH_HALF = f"{TORCH_FOREACH}, bfloat16"
 TORCH_ADAMW_HALF = f"{TORCH_ADAMW}, bfloat16"

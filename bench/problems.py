@@ -101,11 +101,12 @@ def model(name: str, threads: int) -> Problem:
 
 
 def many_small(threads: int) -> list[Problem]:
-    """Two hundred tensors, and one of as many elements."""
+    """Two hundred tensors, and one of as many elements; two thousand smaller ones."""
     return [
         Problem("model", ((256, 64),) * 200, threads, model="200 of 256x64"),
         Problem("model", ((200 * 256, 64),), threads, model="one of 51200x64"),
         Problem("model", ((200 * 16, 1024),), threads, model="one of 3200x1024"),
+        Problem("model", ((32, 32),) * 2000, threads, model="2000 of 32x32"),
     ]
 
 
@@ -119,6 +120,7 @@ def all_problems() -> list[Problem]:
         *(one_array("size", (n, n), cores) for n in (16, 64, 256, 1024, 2048, 4096)),
         one_array("size", (8192, 4096), cores),
         *(one_array("float64", (n, n), cores, dtype="float64") for n in (1024, 4096)),
+        one_array("shape", (50257, 768), cores),
         one_array("shape", (65536, 64), cores),
         one_array("shape", (64, 65536), cores),
         one_array("shape", (8192, 2048), cores),
@@ -129,13 +131,14 @@ def all_problems() -> list[Problem]:
             for layout in ("Fortran", "slice")
         ),
         *(
-            one_array("threads", (n, n), threads)
-            for n in (1024, 2048, 4096)
+            one_array("threads", shape, threads)
+            for shape in ((1024, 1024), (2048, 2048), (4096, 4096), (8192, 4096), (50257, 768))
             for threads in thread_counts(cores)
         ),
         half((4096, 4096), cores),
         *many_small(cores),
         *(model(name, cores) for name in MODELS),
+        *(model("GPT-2 small", threads) for threads in thread_counts(cores)),
     ]
 
 

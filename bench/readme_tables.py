@@ -1,7 +1,8 @@
-"""The tables in README.md and bench/README.md, each from the run that its mark names.
+"""The tables in README.md, bench/README.md and bench/notes.md, each from the run that its mark names.
 
-A mark is a comment like ``<!-- bench/results/speed.json: arrays -->``, with a block of `BLOCKS` after the
-colon; what stands from there to ``<!-- end -->`` is written by `write_into` and never by hand.
+A mark is a comment like ``<!-- bench/results/<machine>/speed.json: arrays -->``, with a block of `BLOCKS`
+after the colon; the runs of several machines may stand before it. What follows, as far as
+``<!-- end -->``, is written by `write_into` and never by hand.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from pathlib import Path
 import company
 import sections
 import training_memory
-from markdown import duration, milliseconds, on_machine, table, times
+from bounds import asked_and_got
+from markdown import duration, milliseconds, not_quiet, on_machine, table, times
 from names import (
     CARRIED,
-    FLOOR,
     KERAS,
     NATIVE,
     NUMBA,
@@ -31,14 +32,16 @@ from names import (
     TRANSFORMERS,
     UNSCALED,
 )
-from recorded import Recorded, read_run
+from recorded import Problem, Recorded, read_run
 
 ROOT = Path(__file__).parent.parent
-README_FILES = (ROOT / "README.md", ROOT / "bench" / "README.md")
-MARKED = re.compile(r"(<!-- (\S+\.json): (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+README_FILES = (ROOT / "README.md", ROOT / "bench" / "README.md", ROOT / "bench" / "notes.md")
+MARK = r"<!-- (\S+\.json(?: \S+\.json)*): (\w+) -->\n"
+MARKED = re.compile(rf"({MARK}).*?(<!-- end -->)", re.DOTALL)
+LINK = re.compile(r"\]\(((?:bench/)?results)/[\w-]+/([\w-]+)\.(png|md)\)")
 
 CLAIMED = "4096x4096"
-SHOWN = ("64x64", "1024x1024", CLAIMED, "ResNet-50", "GPT-2 small", "T5-base")
+SHOWN = ("64x64", "1024x1024", CLAIMED, "ResNet-50", "GPT-2 small")
 
 
 def write_into(readme: Path) -> None:
@@ -50,10 +53,32 @@ def with_tables(text: str) -> str:
     """The text with every marked block as the runs have it now."""
 
     def block(match: re.Match[str]) -> str:
-        start, path, name, end = match.groups()
-        return f"{start}{BLOCKS[name](ROOT / path)}\n{end}"
+        start, paths, name, end = match.groups()
+        runs = [ROOT / path for path in paths.split()]
+        return f"{start}{BLOCKS[name](*runs)}\n{end}"
 
     return MARKED.sub(block, text)
+
+
+def led_by(machine: str, text: str) -> str:
+    """The text with marks and pictures of another machine's runs, and its tables as these have them.
+
+    Where several machines stand side by side, this one comes first, and none is lost.
+    """
+
+    def mark(match: re.Match[str]) -> str:
+        paths, name = match.groups()
+        run = "half-memory" if name == "memory" else "speed"
+        named = f"bench/results/{machine}/{run}.json"
+        others = [path for path in paths.split() if path != named] if name == "front" else []
+        return f"<!-- {' '.join([named, *others])}: {name} -->\n"
+
+    def link(match: re.Match[str]) -> str:
+        folder, name, kind = match.groups()
+        named = name if kind == "png" or name == "half-memory" else "speed"
+        return f"]({folder}/{machine}/{named}.{kind})"
+
+    return with_tables(re.sub(MARK, mark, LINK.sub(link, text)))
 
 
 def claim(recorded: Recorded) -> str:
@@ -71,49 +96,73 @@ def claim(recorded: Recorded) -> str:
     )
 
 
-def front(recorded: Recorded) -> str:
-    """A few arrays and models, in one unit."""
-    contenders = recorded.among(
-        [NATIVE, PLAIN, NUMBA, TORCH, TRANSFORMERS, OPTAX, KERAS, TORCH_ADAMW]
-    )
-    problems = [p for p in recorded.on_all_cores() if p["name"] in SHOWN]
+def front(*machines: Recorded) -> str:
+    """A few arrays and models on each machine, in one unit."""
+    listed = [NATIVE, PLAIN, NUMBA, TORCH, TRANSFORMERS, OPTAX, KERAS, TORCH_ADAMW]
+    contenders = [who for who in listed if any(who in each.contenders for each in machines)]
     rows = [
-        [p["name"], *(milliseconds(recorded.median_ns(p, contender)) for contender in contenders)]
-        for p in problems
+        [
+            problem["name"],
+            recorded.machine_name,
+            *(milliseconds(recorded.median_ns(problem, contender)) for contender in contenders),
+        ]
+        for recorded in machines
+        for problem in recorded.on_all_cores()
+        if problem["name"] in SHOWN
     ]
-    return (
-        f"{table(['milliseconds per step', *contenders], rows)}\n\n"
-        f"{on_machine(recorded.run)} AdamW is another algorithm, with twice the parameters' memory as state."
+    told = " ".join(
+        f"{each.machine_name}: {state(each)} {on_machine(each.run)}" for each in machines
     )
+    return (
+        f"{table(['milliseconds per step', 'machine', *contenders], rows)}\n\n"
+        f"{told} AdamW is another algorithm, with twice the parameters' memory as state."
+    )
+
+
+def state(recorded: Recorded) -> str:
+    """What is timed, and whether the machine was fit for it."""
+    timed = "steps from cold caches" if recorded.has_cold else "steps in a loop"
+    version = recorded.run["software"]["adafactor_native"]["version"]
+    load = f", {not_quiet(recorded.run)}" if not_quiet(recorded.run) else ""
+    return f"{timed}, version {version}{load}."
 
 
 def arrays(recorded: Recorded) -> str:
     """All arrays and models, as multiples of our time."""
     others = recorded.among([PLAIN, NUMBA, *PEERS])
+    limited = [NATIVE, UNSCALED, CARRIED]
     rows = [
         [
             problem["name"],
-            duration(recorded.median_ns(problem, NATIVE)),
+            *(duration(recorded.median_ns(problem, NATIVE, warmth)) for warmth in recorded.warmths),
             *(times(recorded.ratio(problem, other, to=NATIVE)) for other in others),
-            *(
-                times(recorded.ratio(problem, ours, to=FLOOR))
-                for ours in (NATIVE, UNSCALED, CARRIED)
-            ),
+            *(times(nearness(recorded)(problem, ours)) for ours in limited),
         ]
         for problem in recorded.on_all_cores()
         if recorded.result(problem, NATIVE)
     ]
-    header = ["param", "ours", *others]
-    header += ["ours / floor", "... without RMS(param)", "... carrying it"]
+    unit = "limit" if recorded.has_cold else "floor"
+    header = ["param", *(f"ours, {warmth}" for warmth in recorded.warmths), *others]
+    header += [f"ours / {unit}", "... without RMS(param)", "... carrying it"]
+    meant = (
+        f"{sections.LIMIT} All but the second column is from cold caches."
+        if recorded.has_cold
+        else "The floor is `param -= k*grad`."
+    )
     return (
         f"{table(header, rows)}\n\n"
         "The time of our step; how many of it fit into one step of the others; how many times the "
-        f"floor, `param -= k*grad`, fits into ours. {on_machine(recorded.run)} numba runs the same two "
+        f"{unit} fits into ours. {meant} {on_machine(recorded.run)} numba runs the same two "
         "sweeps, as well written as we can, free to reorder sums and without the search for nan. "
         "AdamW is another algorithm, with twice the parameters' memory as state. Kernels of more "
         "than two axes (ResNet-50) keep a full float64 `v` here, as in plain NumPy; the libraries "
         "factor them."
     )
+
+
+def nearness(recorded: Recorded) -> Callable[[Problem, str], float | None]:
+    """Older runs say nothing of sweeps, and are measured by the floor."""
+    return recorded.over_limit if recorded.has_cold else recorded.over_floor
 
 
 def models(recorded: Recorded) -> str:
@@ -142,16 +191,18 @@ def halves(recorded: Recorded) -> str:
     return "\n\n".join(sections.in_halves(recorded, p) for p in recorded.on_all_cores("half"))
 
 
-def of_run(block: Callable[[Recorded], str]) -> Callable[[Path], str]:
-    return lambda path: block(Recorded(path, read_run(path)))
+def of_runs(block: Callable[..., str]) -> Callable[..., str]:
+    return lambda *paths: block(*(Recorded(path, read_run(path)) for path in paths))
 
 
-BLOCKS: dict[str, Callable[[Path], str]] = {
-    "claim": of_run(claim),
-    "front": of_run(front),
-    "arrays": of_run(arrays),
-    "company": of_run(company.in_short),
-    "models": of_run(models),
-    "halves": of_run(halves),
+BLOCKS: dict[str, Callable[..., str]] = {
+    "claim": of_runs(claim),
+    "front": of_runs(front),
+    "arrays": of_runs(arrays),
+    "bounds": of_runs(asked_and_got),
+    "calls": of_runs(sections.calls_table),
+    "company": of_runs(company.in_short),
+    "models": of_runs(models),
+    "halves": of_runs(halves),
     "memory": lambda path: training_memory.in_short(read_run(path)),
 }

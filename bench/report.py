@@ -39,6 +39,7 @@ def report(recorded: Recorded) -> str:
         *([sections.threads(recorded)] if recorded.by_threads() else []),
         *([company.busy_processes(recorded)] if "neighbours" in recorded.run else []),
         *([company.torch(recorded)] if "pools" in recorded.run else []),
+        *([sections.calls(recorded)] if "calls" in recorded.run else []),
         *([sections.memory(recorded)] if "memory" in recorded.run else []),
         sections.every_figure(recorded),
     ]

@@ -8,44 +8,60 @@ from names import (
     CARRIED,
     FLOAT32,
     FLOOR,
+    FLOORS,
     HALF,
     IN_PLACE,
     NATIVE,
     NUMBA,
     PEERS,
     PLAIN,
+    READS,
     UNSCALED,
 )
-from recorded import Problem, Recorded
+from recorded import COLD, HOT, Problem, Recorded
+
+CACHES = {COLD: "from cold caches", HOT: "step after step"}
+LIMIT = (
+    "The limit of a step is the sum of the machine's own sweeps, on the same threads in the same run: "
+    "two reads and a floor, or one read and a floor without RMS(param) or carrying it; of cold arrays, "
+    "what their first reads take longer, too."
+)
 
 
 def arrays(recorded: Recorded) -> str:
-    timed = [PLAIN, IN_PLACE, NUMBA, NATIVE, UNSCALED, CARRIED, FLOOR]
+    return "\n\n".join(arrays_when(recorded, warmth) for warmth in recorded.warmths)
+
+
+def arrays_when(recorded: Recorded, warmth: str) -> str:
+    timed = [PLAIN, IN_PLACE, NUMBA, NATIVE, UNSCALED, CARRIED]
     slower = [PLAIN, IN_PLACE, NUMBA]
+    limited = [NATIVE, UNSCALED, CARRIED, NUMBA]
     rows = [
         [
             problem["name"],
-            *(duration(recorded.median_ns(problem, contender)) for contender in timed),
-            *(times(recorded.ratio(problem, contender, to=NATIVE)) for contender in slower),
-            *(
-                times(recorded.ratio(problem, ours, to=FLOOR))
-                for ours in (NATIVE, UNSCALED, CARRIED)
-            ),
+            *(duration(recorded.median_ns(problem, contender, warmth)) for contender in timed),
+            *(duration(recorded.fastest_ns(problem, loops, warmth)) for loops in (FLOORS, READS)),
+            *(times(recorded.ratio(problem, contender, NATIVE, warmth)) for contender in slower),
+            *(times(recorded.over_limit(problem, contender, warmth)) for contender in limited),
         ]
         for problem in recorded.arrays()
     ]
     header = [
         "param",
         *timed,
+        "floor",
+        "read",
         *(f"{contender} / {NATIVE}" for contender in slower),
-        f"{NATIVE} / floor",
-        "scale_parameter=False / floor",
-        "carry_param_rms=True / floor",
+        f"{NATIVE} / limit",
+        "scale_parameter=False / limit",
+        "carry_param_rms=True / limit",
+        f"{NUMBA} / limit",
     ]
+    how = CACHES[warmth]
     return (
-        f"## Speed on {count(recorded.cores, 'thread')}\n\n{table(header, rows)}\n\n"
-        "The floor is `param -= k*grad`, which moves every byte once. A slice is of a matrix twice "
-        "as wide, and has no floor here."
+        f"## Speed on {count(recorded.cores, 'thread')}, {how}\n\n{table(header, rows)}\n\n"
+        f"The floor is `{FLOOR}`, which moves every byte once; the read only reads grad: each the fastest "
+        f"of three loops of this run. {LIMIT} A slice is of a matrix twice as wide, and has no floor here."
     )
 
 
@@ -115,7 +131,7 @@ def in_halves(recorded: Recorded, problem: Problem) -> str:
     rows = [
         [
             contender,
-            *(duration(result["ns"][quantile]) for quantile in shown),
+            *(duration(recorded.times(result)[quantile]) for quantile in shown),
             *(times(recorded.ratio(problem, contender, to=ours)) for ours in (FLOAT32, HALF)),
             f"{result['bytes per parameter']:g}",
             three_digits(recorded.gigabytes_per_s(problem, contender) or 0),
@@ -146,20 +162,52 @@ def with_ratio(recorded: Recorded, problem: Problem, contender: str) -> str:
 
 
 def threads(recorded: Recorded) -> str:
-    scaled = [NUMBA, NATIVE, FLOOR]
+    return "\n\n".join(
+        f"## Threads, {CACHES[warmth]}\n\n{threads_when(recorded, warmth)}"
+        for warmth in recorded.warmths
+    )
+
+
+def threads_when(recorded: Recorded, warmth: str) -> str:
+    scaled = [NUMBA, NATIVE]
     header = ["param", "threads"]
     for contender in scaled:
-        header += [contender, "gain"]
+        header += [contender, "gain", "/ limit"]
+    header += ["floor", "gain"]
     rows = []
     for runs in recorded.by_threads():
         for problem in runs:
             row = [problem["name"], str(problem["threads"])]
             for contender in scaled:
-                one = recorded.median_ns(runs[0], contender)
-                now = recorded.median_ns(problem, contender)
+                one = recorded.median_ns(runs[0], contender, warmth)
+                now = recorded.median_ns(problem, contender, warmth)
                 row += [duration(now), times(one / now if one and now else None)]
+                row += [times(recorded.over_limit(problem, contender, warmth))]
+            one, now = (recorded.fastest_ns(p, FLOORS, warmth) for p in (runs[0], problem))
+            row += [duration(now), times(one / now if one and now else None)]
             rows.append(row)
-    return f"## Threads\n\n{table(header, rows)}"
+    return table(header, rows)
+
+
+def calls(recorded: Recorded) -> str:
+    return f"## Calls\n\n{calls_table(recorded)}"
+
+
+def calls_table(recorded: Recorded) -> str:
+    calls = recorded.run.get("calls", [])
+    if not calls:
+        return "Calls were not measured in this run."
+    empty = calls[0]["ns"]["median"]
+    rows = [
+        [call["call"], *(duration(call["ns"][q]) for q in ("median", "p10")), over]
+        for call in calls
+        for over in [duration(call["ns"]["median"] - empty) if call is not calls[0] else ""]
+    ]
+    return (
+        f"{table(['call', 'median', 'p10', 'median above an empty call'], rows)}\n\n"
+        "In a loop, Optimizer all or nothing. Tensors of next to no elements leave what Python and each "
+        "tensor cost."
+    )
 
 
 def memory(recorded: Recorded) -> str:
@@ -172,23 +220,24 @@ def memory(recorded: Recorded) -> str:
 
 
 def every_figure(recorded: Recorded) -> str:
-    header = ["param", "threads", "contender", *QUANTILES]
+    header = ["param", "threads", "contender"]
+    for warmth in recorded.warmths:
+        header += [f"{warmth}: {QUANTILES[0]}", *QUANTILES[1:]]
     header += ["ns per parameter", "bytes per parameter", "GB/s", "error"]
     rows = []
     for result in recorded.run["results"]:
-        problem, median_ns = result["problem"], result["ns"]["median"]
-        rows.append(
-            [
-                problem["name"],
-                str(problem["threads"]),
-                result["contender"],
-                *(duration(result["ns"][quantile]) for quantile in QUANTILES),
-                three_digits(median_ns / problem["size"]),
-                f"{result['bytes per parameter']:g}",
-                three_digits(recorded.gigabytes_per_s(problem, result["contender"]) or 0),
-                f"{result['error']:.0e}",
-            ]
-        )
+        problem = result["problem"]
+        row = [problem["name"], str(problem["threads"]), result["contender"]]
+        for warmth in recorded.warmths:
+            ns = recorded.times(result, warmth)
+            row += [duration(ns[quantile]) for quantile in QUANTILES]
+        row += [
+            three_digits(recorded.times(result)["median"] / problem["size"]),
+            f"{result['bytes per parameter']:g}",
+            three_digits(recorded.gigabytes_per_s(problem, result["contender"]) or 0),
+            f"{result['error']:.0e}",
+        ]
+        rows.append(row)
     return (
         f"## Every figure\n\n{table(header, rows)}\n\n"
         "Bytes per parameter are those that the algorithm has to move, whatever a contender moves. "

@@ -62,8 +62,11 @@ STYLE: dict[Any, Any] = {
 CHARACTERS_PER_INCH = 14.8  # of a caption
 
 
-def title(figure: Figure, text: str) -> None:
-    figure.suptitle(text, fontsize=13, fontweight="bold", x=0.01, ha="left")
+def title(figure: Figure, text: str, warning: str = "") -> None:
+    """Above all; a warning of what the figures are not fit for stands where nobody overlooks it."""
+    color = "#b00020" if warning else "black"
+    both = f"{text}\n{warning}" if warning else text
+    figure.suptitle(both, fontsize=13, fontweight="bold", x=0.01, ha="left", color=color)
 
 
 def caption(figure: Figure, *paragraphs: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from models import Shape
 
-FLOAT64 = 8
+FLOAT32, FLOAT64 = 4, 8
 
 
 def unscaled(shape: Shape, itemsize: int) -> int:
@@ -20,6 +20,10 @@ def unscaled(shape: Shape, itemsize: int) -> int:
 
 def scaled(shape: Shape, itemsize: int) -> int:
     return unscaled(shape, itemsize) + itemsize  # RMS(param): one more read
+
+
+def scaled_with_float32_state(shape: Shape, itemsize: int) -> int:
+    return 5 * itemsize + (0 if len(shape) == 2 else 3 * FLOAT32)
 
 
 def carried(shape: Shape, itemsize: int) -> float:
@@ -42,12 +46,13 @@ def adamw(shape: Shape, itemsize: int) -> int:
     return 7 * itemsize
 
 
-def of_types(param: int, grad: int, copy: int = 0) -> Callable[[Shape, int], int]:
-    """`scaled` of a matrix: grad twice, param twice and written, a copy written; bytes of each.
+def of_types(param: int, grad: int, copy: int = 0, moment: int = 0) -> Callable[[Shape, int], int]:
+    """`scaled` of a matrix: grad twice, param twice and written, a copy written, a first moment read
+    and written; bytes of each.
 
     What is kept beside a half-precision param counts as part of it, wherever it is read and written.
     """
-    return lambda shape, itemsize: 2 * grad + 3 * param + copy
+    return lambda shape, itemsize: 2 * grad + 3 * param + copy + 2 * moment
 
 
 def in_halves(bytes_of: Callable[[Shape, int], int]) -> Callable[[Shape, int], int]:

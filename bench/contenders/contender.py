@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import timeit
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+from contenders.sweeps import SweepsOf
 from models import Shape
-from problems import Array, Problem, elements
+from problems import Array, Problem, elements, usable_cores
 from stopwatch import stopwatch
 
 Update = Callable[[Array, Array], Any]  # update(param, grad) changes param in place
@@ -21,6 +23,19 @@ TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
 
 def allowed_error(problem: Problem) -> float:
     return TOLERANCE[problem.dtype]
+
+
+def on_all_cores(problem: Problem) -> bool:
+    """For those who would only make the runs on fewer threads longer."""
+    return problem.threads == usable_cores()
+
+
+LARGE = 2 * 10**8
+
+
+def but_the_largest(problem: Problem) -> bool:
+    """For those whose time others stand for, where a step takes seconds."""
+    return on_all_cores(problem) and problem.size < LARGE
 
 
 class Steps(Protocol):
@@ -45,6 +60,7 @@ class Contender:
     start: Start
     reference: Make  # the same for one parameter, in plain NumPy, called with float64
     bytes_of: Callable[[Shape, int], float]  # per parameter of this shape and item size
+    sweeps_of: SweepsOf | None = None  # None: nobody asks how near its limit it is
     takes: Callable[[Problem], bool] = lambda problem: True
     allowed_error: Callable[[Problem], float] = allowed_error
     roof: bool = False  # not an optimizer
@@ -55,6 +71,16 @@ class Contender:
             elements(shape) * self.bytes_of(shape, problem.itemsize) for shape in problem.shapes
         )
         return round(moved / problem.size, 2)
+
+    def sweeps(self, problem: Problem) -> dict[str, float] | None:
+        """Of a step, by the names of `Sweeps`; None where nobody asks for its limit."""
+        if self.sweeps_of is None:
+            return None
+        total: Counter[str] = Counter()
+        for shape in problem.shapes:
+            for name, times in self.sweeps_of(shape, problem.itemsize)._asdict().items():
+                total[name] += times * elements(shape) / problem.size
+        return {name: round(times, 4) for name, times in total.items()}
 
 
 class ArrayByArray:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 import names
 from contenders import bytes_moved, contender
 from contenders.contender import Contender, Make, Start, Update
@@ -69,17 +71,38 @@ def rounded_after_steps(make: Make, dtype: str) -> Make:
     return rounded
 
 
+def with_momentum(make: Make) -> Make:
+    """The reference of `beta1=0.9`: the parameter takes the mean of the steps, learning rate and all."""
+
+    def averaged(param: Array, lr: float) -> Update:
+        update = make(param, lr)
+        moment = np.zeros(param.shape)
+
+        def update_averaged(param: Array, grad: Array) -> Array:
+            before = param.copy()
+            update(param, grad)
+            moment[...] = 0.9 * moment + 0.1 * (before - param)
+            param[...] = before - moment
+            return param
+
+        return update_averaged
+
+    return averaged
+
+
 def within(units: float, dtype: str) -> Callable[[Problem], float]:
     """So many distances of two neighbours in dtype, beside what float32 may be off."""
     return lambda problem: units * UNIT[dtype] + contender.allowed_error(problem)
 
 
-def rounded_contender(name: str, dtype: str, start: Start) -> Contender:
+def rounded_contender(
+    name: str, dtype: str, start: Start, exact: Make = plain, moment: int = 0
+) -> Contender:
     return Contender(
         name,
         start,
-        rounded_after_steps(plain, dtype),
-        bytes_moved.of_types(param=2, grad=2),
+        rounded_after_steps(exact, dtype),
+        bytes_moved.of_types(param=2, grad=2, moment=moment),
         allowed_error=within(1, dtype),  # what is next to a tie may be rounded to the other side
         half=True,
     )
@@ -120,6 +143,20 @@ CONTENDERS = [
         half=True,
     ),
     rounded_contender(names.HALF, "bfloat16", half_steps("bfloat16", "bfloat16")),
+    rounded_contender(
+        names.HALF_MOMENTUM_IN_HALF,
+        "bfloat16",
+        half_steps("bfloat16", "bfloat16", beta1=0.9, momentum_dtype="bfloat16"),
+        with_momentum(plain),
+        moment=2,
+    ),
+    rounded_contender(
+        names.HALF_MOMENTUM,
+        "bfloat16",
+        half_steps("bfloat16", "bfloat16", beta1=0.9, momentum_dtype="float32"),
+        with_momentum(plain),
+        moment=4,
+    ),
     stochastic_contender(names.HALF_STOCHASTIC, "bfloat16"),
     Contender(
         names.HALF_MASTERS,

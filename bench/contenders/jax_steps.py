@@ -12,6 +12,8 @@ import numpy as np
 from problems import Array, Problem, usable_cores
 from stopwatch import stopwatch
 
+MOST_TENSORS = 500
+
 
 class JaxSteps:
     """To be completed by `_advance`, which replaces parameters and state by those after a step."""
@@ -46,7 +48,12 @@ def on_device(arrays: list[Array]) -> list[Any]:
 def takes(problem: Problem) -> bool:
     """JAX knows neither float64, as it is set up by default, nor strides.
 
-    XLA runs on all cores: nothing can tell it otherwise once the process has started.
+    XLA runs on all cores: nothing can tell it otherwise once the process has started. It compiles a
+    step of very many tensors for minutes.
     """
     all_cores = problem.threads == usable_cores()
-    return all_cores and (problem.dtype, problem.layout) == ("float32", "C")
+    return (
+        all_cores
+        and len(problem.shapes) <= MOST_TENSORS
+        and (problem.dtype, problem.layout) == ("float32", "C")
+    )

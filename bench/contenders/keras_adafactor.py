@@ -18,11 +18,11 @@ import keras
 
 import names
 from contenders import bytes_moved
-from contenders.contender import Contender, Update
+from contenders.contender import Contender, Update, but_the_largest
 from contenders.jax_steps import JaxSteps, takes
 from contenders.references import KerasAdafactor
 from models import Shape
-from problems import Array
+from problems import Array, Problem
 
 
 @lru_cache(maxsize=1)
@@ -48,6 +48,10 @@ def reference(param: Array, lr: float) -> Update:
     return KerasAdafactor(param, lr).update
 
 
+def takes_here(problem: Problem) -> bool:
+    return takes(problem) and but_the_largest(problem)
+
+
 CONTENDERS = [
-    Contender(names.KERAS, KerasSteps, reference, bytes_moved.keras_adafactor, takes),
+    Contender(names.KERAS, KerasSteps, reference, bytes_moved.keras_adafactor, takes=takes_here),
 ]

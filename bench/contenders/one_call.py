@@ -8,10 +8,10 @@ from typing import Any
 
 import names
 from adafactor_native import Optimizer
-from contenders import bytes_moved
+from contenders import bytes_moved, sweeps
 from contenders.contender import Contender, Start, Update
 from contenders.plain_numpy import plain
-from contenders.references import TorchAdafactor
+from contenders.references import KerasAdafactor, TorchAdafactor, TransformersAdafactor
 from problems import Array, Problem
 from stopwatch import stopwatch
 
@@ -19,7 +19,8 @@ from stopwatch import stopwatch
 class OneCall:
     def __init__(self, options: dict[str, Any], params: list[Array], lr: float) -> None:
         self._params = params
-        self._step = Optimizer(params, **{"convention": "numpy", "lr": lr, **options}).step
+        self._optimizer = Optimizer(params, **{"convention": "numpy", "lr": lr, **options})
+        self._step = self._optimizer.step
 
     def use(self, grads: list[Array]) -> None:
         self._grads = grads
@@ -39,17 +40,36 @@ def as_torch(param: Array, lr: float) -> Update:
     return TorchAdafactor(param, lr).update
 
 
+def as_hugging_face(param: Array, lr: float) -> Update:
+    return TransformersAdafactor(param, lr).update
+
+
+def as_keras(param: Array, lr: float) -> Update:
+    return KerasAdafactor(param, lr).update
+
+
 def of_many(problem: Problem) -> bool:
     return problem.group == "model"
 
 
+def of_kernels(problem: Problem) -> bool:
+    """The conventions differ in speed where tensors have more than two axes."""
+    return problem.model == "ResNet-50"
+
+
+def unfactored(problem: Problem) -> bool:
+    """The dtype of the state is seen where there is as much of it as of the parameters."""
+    return problem.group == "vector" or problem.model == "ResNet-50"
+
+
 CONTENDERS = [
-    Contender(names.ONE_CALL, one_call(), plain, bytes_moved.scaled, takes=of_many),
+    Contender(names.ONE_CALL, one_call(), plain, bytes_moved.scaled, sweeps.scaled, takes=of_many),
     Contender(
         names.ONE_CALL_BY_TENSOR,
         one_call(atomic="tensor"),
         plain,
         bytes_moved.scaled,
+        sweeps.scaled,
         takes=of_many,
     ),
     Contender(
@@ -57,6 +77,7 @@ CONTENDERS = [
         one_call(atomic="tensor", carry_param_rms=True),
         plain,
         bytes_moved.carried,
+        sweeps.unscaled,
         takes=of_many,
     ),
     Contender(
@@ -65,6 +86,23 @@ CONTENDERS = [
         one_call(convention="torch", eps=(TorchAdafactor.floor, 1e-3)),
         as_torch,
         bytes_moved.adafactor,
+        sweeps.scaled_axes_factored,
         takes=of_many,
+    ),
+    Contender(
+        names.ONE_CALL_AS_HUGGING_FACE,
+        one_call(convention="huggingface", scale_parameter=True, relative_step=False),
+        as_hugging_face,
+        bytes_moved.adafactor,
+        sweeps.scaled_axes_factored,
+        takes=of_kernels,
+    ),
+    Contender(
+        names.ONE_CALL_AS_KERAS,
+        one_call(convention="keras"),
+        as_keras,
+        bytes_moved.adafactor,
+        sweeps.scaled_axes_factored,
+        takes=of_kernels,
     ),
 ]

@@ -43,5 +43,5 @@ def reference(param: Array, lr: float) -> Update:
 
 
 CONTENDERS = [
-    Contender(names.OPTAX, OptaxSteps, reference, bytes_moved.adafactor, takes),
+    Contender(names.OPTAX, OptaxSteps, reference, bytes_moved.adafactor, takes=takes),
 ]

@@ -8,7 +8,7 @@ import torch
 
 import names
 from contenders import bytes_moved
-from contenders.contender import Contender, Update
+from contenders.contender import Contender, Update, but_the_largest
 from contenders.half import rounded_after_steps, within
 from contenders.references import AdamW, HalfAdamW, TorchAdafactor
 from contenders.torch_steps import (
@@ -78,6 +78,7 @@ CONTENDERS = [
         adafactor_reference,
         bytes_moved.adafactor,
         allowed_error=allowed_error,
+        takes=but_the_largest,
     ),
     Contender(
         names.TORCH_COMPILED,

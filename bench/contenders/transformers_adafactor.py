@@ -8,7 +8,7 @@ from transformers.optimization import Adafactor
 
 import names
 from contenders import bytes_moved
-from contenders.contender import Contender, Update
+from contenders.contender import Contender, Update, on_all_cores
 from contenders.half import rounded_after_steps, within
 from contenders.references import TransformersAdafactor
 from contenders.torch_steps import allowed_error, half_torch_steps, torch_steps
@@ -30,6 +30,7 @@ CONTENDERS = [
         reference,
         bytes_moved.adafactor,
         allowed_error=allowed_error,
+        takes=on_all_cores,
     ),
     Contender(
         names.TRANSFORMERS_HALF,

@@ -2,6 +2,7 @@
 
 #include "bindings/bindings.hpp"
 #include "dispatch/isa.hpp"
+#include "engine/geometry.hpp"
 #include "engine/threads.hpp"
 #include "engine/walk_choice.hpp"
 
@@ -69,6 +70,14 @@ void bind_config(py::module_& m) {
           py::arg("name"));
     m.def("max_threads", &max_threads);
     m.def("set_max_threads", &set_max_threads, py::arg("threads"));
+    m.def(
+        "task_counts",
+        [](std::size_t rows, std::size_t cols) {
+            return py::make_tuple(Partition::of(rows, cols).n_groups,
+                                  Tiling::of(rows, cols).n_tiles);
+        },
+        "Tasks that a matrix in C order is cut into: of measure for grad, and of apply.",
+        py::arg("rows"), py::arg("cols"));
 }
 
 }  // namespace adafactor

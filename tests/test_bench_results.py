@@ -1,0 +1,193 @@
+"""What bench/ makes of a run's JSON: limits, bounds, warnings, and tables of several machines."""
+
+import json
+
+import pytest
+
+import bounds
+import names
+import problems
+import readme_tables
+from contenders import sweeps
+from markdown import not_quiet
+from recorded import COLD, HOT, Recorded
+
+# ns of one problem: hot, and cold
+TIMES = {
+    names.NATIVE: (100, 250),
+    names.CARRIED: (90, 200),
+    names.NUMBA: (150, 300),
+    names.FLOORS[0]: (60, 160),
+    names.FLOORS[1]: (50, 170),
+    names.READS[0]: (20, 90),
+    names.READS[2]: (25, 80),
+}
+SWEEPS = {names.NATIVE: sweeps.scaled, names.CARRIED: sweeps.unscaled, names.NUMBA: sweeps.scaled}
+SHAPE = (1024, 1024)
+
+
+def timed(ns):
+    return {"samples": 9, "ns": dict.fromkeys(("median", "p10", "p90", "p99"), float(ns))}
+
+
+def run_of(times, cores=2, load=0.1, **more):
+    problem = {
+        "name": "1024x1024",
+        "group": "size",
+        "tensors": 1,
+        "size": SHAPE[0] * SHAPE[1],
+        "dtype": "float32",
+        "layout": "C",
+        "threads": cores,
+    }
+    results = [
+        {
+            "problem": problem,
+            "contender": contender,
+            "error": 0.0,
+            "bytes per parameter": 20.0,
+            "sweeps": SWEEPS[contender](SHAPE, 4)._asdict() if contender in SWEEPS else None,
+            **timed(hot),
+            "cold": timed(cold),
+        }
+        for contender, (hot, cold) in times.items()
+    ]
+    native = {
+        "version": "0",
+        "compiler": {"name": "gcc", "version": "12"},
+        "instruction sets": {"running": "v4"},
+    }
+    return {
+        "date": "2026-11-26",
+        "machine": {"cores": cores, "processor": "a processor", "load before the run": load},
+        "software": {"adafactor_native": native},
+        "results": results,
+        **more,
+    }
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    return Recorded(tmp_path / "results" / "some-machine" / "speed.json", run_of(TIMES))
+
+
+def test_limit_is_the_sum_of_the_fastest_sweeps(recorded):
+    problem = recorded.find("1024x1024")
+    assert recorded.limit_ns(problem, names.NATIVE, HOT) == 2 * 20 + 50
+    assert recorded.limit_ns(problem, names.CARRIED, HOT) == 20 + 50
+
+
+def test_cold_arrays_come_from_memory_once(recorded):
+    problem = recorded.find("1024x1024")
+    assert recorded.limit_ns(problem, names.NATIVE, COLD) == 2 * 20 + 50 + 2 * (80 - 20)
+    assert recorded.over_limit(problem, names.NATIVE, COLD) == 250 / 210
+
+
+def test_tables_are_of_cold_steps_unless_a_run_has_none(recorded):
+    problem = recorded.find("1024x1024")
+    assert recorded.median_ns(problem, names.NATIVE) == 250
+    former = json.loads(json.dumps(recorded.run))
+    for result in former["results"]:
+        del result["cold"], result["sweeps"]
+    former = Recorded(recorded.path, former)
+    assert former.median_ns(problem, names.NATIVE) == 100
+    assert former.limit_ns(problem, names.NATIVE) == 2 * 20 + 50  # known of a matrix by its name
+
+
+@pytest.mark.parametrize(
+    ("sweeps_of", "shape", "expected"),
+    [
+        (sweeps.scaled, (8, 8), (2, 1, 2)),
+        (sweeps.unscaled, (8, 8), (1, 1, 2)),
+        # 16 bytes are read before 28 move; 24 and 12 beside them with a v of float32
+        (sweeps.scaled, (8,), (16 / 4, 28 / 12, 16 / 4)),
+        (sweeps.scaled_with_float32_state, (8,), (12 / 4, 20 / 12, 12 / 4)),
+        (sweeps.scaled_axes_factored, (8, 8, 3, 3), (2, 1, 2)),
+        (sweeps.of_apply, (8, 8), (0, 1, 2)),
+    ],
+)
+def test_sweeps_count_the_bytes_beside_grad_and_param(sweeps_of, shape, expected):
+    assert sweeps_of(shape, 4) == pytest.approx(expected)
+
+
+def test_bounds_say_what_is_kept_missed_and_not_measured(recorded):
+    rows = {
+        row[0] + ": " + row[1]: row[2:]
+        for row in (b.row(recorded) for b in bounds.bounds(recorded))
+    }
+    assert rows[f"every row with a limit: {LEAST_OF_NUMBA}"] == ["at least 1.1", "1.2", "kept"]
+    assert rows["64x64: plain NumPy / step, hot"] == ["at least 30", "", "not measured"]
+
+
+LEAST_OF_NUMBA = "least numba / step where the step is not within 1.05 of its limit"
+
+
+def test_bound_is_compared_as_it_is_printed():
+    bound = bounds.Bound("work", "ratio", 1.15, at_least=False, got=lambda recorded: 1.1532)
+    assert bound.row(None) == ["work", "ratio", "at most 1.15", "1.15", "kept"]
+    bound = bounds.Bound("work", "ratio", 1.15, at_least=True, got=lambda recorded: 1.1449)
+    assert bound.row(None)[-2:] == ["1.14", "missed"]
+
+
+def test_every_bound_finds_its_contenders_in_a_full_run():
+    """By their names and problems: a bound that can never be measured would never be missed."""
+    registry = pytest.importorskip("contenders.registry", reason='needs pip install ".[bench]"')
+
+    measured = {
+        (problem.name, problem.threads): {c.name for c in registry.CONTENDERS if c.takes(problem)}
+        for problem in problems.all_problems()
+    }
+    times = dict.fromkeys(TIMES, (1, 1))
+    run = run_of(times)
+    (first, *_) = run["results"]
+    run["results"] = [
+        {
+            **first,
+            "problem": {**first["problem"], "name": name, "threads": threads},
+            "contender": contender,
+            "sweeps": {"reads": 1, "floors": 1, "fetches": 2},
+        }
+        for (name, threads), contenders in measured.items()
+        for contender in contenders | {names.TORCH, names.TORCH_ADAMW, names.OPTAX}
+    ]
+    run["machine"]["cores"] = max(threads for _, threads in measured)
+    run["calls"] = [{"call": "empty call", **timed(1)}, {"call": "update of 16x16", **timed(2)}]
+    recorded = Recorded(None, run)
+    absent = {b.quantity for b in bounds.bounds(recorded) if b.got(recorded) is None}
+    # these wait for switches that not every version has
+    assert all(names.MEASURED in q or names.FLOAT32_STATE in q for q in absent), absent
+
+
+@pytest.mark.parametrize(
+    ("more", "warns"),
+    [
+        ({"load": 2.0}, True),
+        ({"load": 2.0, "busy cores of others": 0.01}, False),
+        ({"load": 0.0, "busy cores of others": 0.5}, True),
+        ({"load": 0.0}, False),
+    ],
+)
+def test_run_beside_others_is_not_called_quiet(more, warns):
+    assert bool(not_quiet(run_of(TIMES, **more))) == warns
+
+
+def test_machine_has_the_name_of_its_folder(recorded, tmp_path):
+    assert recorded.machine_name == "Some Machine"
+    assert Recorded(tmp_path / "speed.json", run_of(TIMES)).machine_name == "a processor"
+
+
+def test_new_machine_leads_and_others_stay(monkeypatch):
+    monkeypatch.setattr(readme_tables, "with_tables", lambda text: text)
+    text = (
+        "<!-- bench/results/a/speed.json: front -->\n<!-- end -->\n"
+        "<!-- bench/results/a/half.json: halves -->\n<!-- end -->\n"
+        "<!-- bench/results/a/half-memory.json: memory -->\n<!-- end -->\n"
+        "![models](results/a/speed-models.png) [all](results/a/half.md)\n"
+    )
+    led = readme_tables.led_by("b", text)
+    assert led == readme_tables.led_by("b", led)
+    assert "<!-- bench/results/b/speed.json bench/results/a/speed.json: front -->" in led
+    assert "<!-- bench/results/b/speed.json: halves -->" in led
+    assert "<!-- bench/results/b/half-memory.json: memory -->" in led
+    assert "(results/b/speed-models.png)" in led
+    assert "(results/b/speed.md)" in led
