@@ -200,11 +200,12 @@ def _index(axis: int, lines: Array) -> tuple[Any, ...]:
     return (*[slice(None)] * axis, lines)
 
 
-def _moved(array: Array, axis: int, lines: Lines, others: Any) -> Array:
-    """Return an array with the lines that stay, and `others` in all others."""
+def _moved(array: Array, axis: int, lines: Lines, others: Array | None = None) -> Array:
+    """Return an array with the lines that stay, and `others`, or zeros, in all others."""
     shape = (*array.shape[:axis], lines.n, *array.shape[axis + 1 :])
-    moved = np.empty(shape, array.dtype)
-    moved[...] = others
+    moved = np.zeros(shape, array.dtype)
+    if others is not None:
+        moved[...] = others
     moved[_index(axis, lines.to)] = np.take(array, lines.kept, axis)
     return moved
 
@@ -269,7 +270,7 @@ def _moment(tensor: Tensor, array: Array, lines: Lines) -> Array | None:
     if tensor.m is None:
         return None
     m = np.zeros_like(array, tensor.m.dtype, subok=False)
-    m[...] = _moved(np.asarray(tensor.m), lines.axis, lines, 0)
+    m[...] = _moved(np.asarray(tensor.m), lines.axis, lines)
     return m
 
 
@@ -281,7 +282,7 @@ def _halves(tensor: Tensor, array: Array, lines: Lines | None) -> dict[str, Any]
 
     def as_they_lie(old: Array) -> Array:
         plain = np.asarray(old)
-        return plain if lines is None else _moved(plain, lines.axis, lines, 0)
+        return plain if lines is None else _moved(plain, lines.axis, lines)
 
     stays = as_they_lie(tensor.param).view(np.uint16) == np.asarray(array).view(np.uint16)
     if lines is not None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping
 from functools import partial
-from operator import setitem
+from operator import length_hint, setitem
 from typing import Any
 
 import numpy as np
 
 from adafactor_native.halves import Array
+
+_ATTEMPTS = 5
 
 _MEANS_OF_SQUARES = ("exp_row", "exp_col", "v")
 _FINITE = (*_MEANS_OF_SQUARES, "m", "master")
@@ -59,6 +61,19 @@ def all_at_once(writes: Iterable[partial[Any]]) -> None:
     """Do all writes, with no byte code between them, so that no signal handler runs there.
 
     CPython runs handlers of signals between the byte codes of its main thread, and there are none in
-    a deque that consumes a map of partials of C functions. What can fail belongs in the first.
+    a deque that consumes a map of partials of C functions. What can fail belongs in the first. Where
+    there is no memory for the few bytes that a later one needs, it is done once more: what is written
+    already was checked to go together with it.
     """
-    deque(map(partial.__call__, list(writes)), maxlen=0)
+    left = list(writes)
+    for attempt in range(_ATTEMPTS):
+        undone = iter(left)
+        try:
+            deque(map(partial.__call__, undone), maxlen=0)
+        except (MemoryError, SystemError):  # the latter where NumPy forgets to say which
+            n_done = len(left) - length_hint(undone) - 1
+            if attempt == _ATTEMPTS - 1 or (attempt == 0 and n_done <= 0):
+                raise
+            left = left[max(n_done, 0) :]
+        else:
+            return
