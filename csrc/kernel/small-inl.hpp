@@ -85,14 +85,13 @@ ADAFACTOR_INLINE Doubles find_means(const T* grad, const Size& size, const Momen
     const Doubles of_row = broadcast(moment.scale / double(cols));
     const Doubles of_col = broadcast(moment.scale / double(rows));
     Doubles total = broadcast(0.0), col_sum_sq[Size::kMost];
-    for (std::size_t j = 0; j < cols; ++j) col_sum_sq[j] = broadcast(0.0);
     for (std::size_t i = 0; i < rows; ++i) {
         Doubles sum_sq = broadcast(0.0);
         for (std::size_t j = 0; j < cols; ++j) {
             const Doubles g = load<double>(grad + (i * cols + j) * kLanesOfSmall);
             const Doubles g_sq = g * g;
             sum_sq = sum_sq + g_sq;
-            col_sum_sq[j] = col_sum_sq[j] + g_sq;
+            col_sum_sq[j] = i == 0 ? g_sq : col_sum_sq[j] + g_sq;
         }
         means.row[i] = running_mean(means.row[i], sum_sq * of_row);
         total = total + sum_sq;
@@ -208,20 +207,20 @@ ADAFACTOR_INLINE void add_lanes(const Doubles& x, std::size_t n, double& sum, do
     if (each != nullptr) store_first(each, x, n);
 }
 
-// param may be null.
+// param may be null. State and moment are copies, which no store of the loops can change.
 template <class T>
-[[gnu::noinline]] void measure_small_of(const T* param, const T* grad, const SmallState& state,
-                                        const Moment& moment, SmallSums& sums) {
+[[gnu::noinline]] void measure_small_of(const T* param, const T* grad, const SmallState state,
+                                        const Moment moment, SmallSums& sums) {
     with_known_size(state, [&](const auto& size) __attribute__((always_inline)) {
         using Size = std::remove_cvref_t<decltype(size)>;
         T buffer[Size::kMost * kLanesOfSmall];
-        double grad_total = sums.grad_sq, u_total = sums.u_sq, param_total = sums.param_sq;
+        SmallSums total = sums;
         for_matrix_lanes(state, [&](std::size_t first,
                                     std::size_t n) __attribute__((always_inline)) {
             const T* const g = in_lanes(grad + first * size.elements(), size.elements(), n, buffer);
             SmallMeans<Size> means(size);
             read_means(state, size, first, n, means);
-            add_lanes(find_means(g, size, moment, means), n, grad_total, nullptr);
+            add_lanes(find_means(g, size, moment, means), n, total.grad_sq, nullptr);
             Doubles u_sq, param_sq = broadcast(0.0);
             if (moment.eps_root != 0 || !sum_u_squares_of_v(g, size, moment, means, u_sq)) {
                 u_sq = broadcast(0.0);
@@ -229,8 +228,8 @@ template <class T>
                 for_each_u(g, size, moment, means,
                            [&](std::size_t, const Doubles& u) { u_sq = u_sq + u * u; });
             }
-            add_lanes(u_sq, n, u_total,
-                      sums.each_u_sq == nullptr ? nullptr : sums.each_u_sq + first);
+            add_lanes(u_sq, n, total.u_sq,
+                      total.each_u_sq == nullptr ? nullptr : total.each_u_sq + first);
             if (param == nullptr) return;
             const T* const p =
                 in_lanes(param + first * size.elements(), size.elements(), n, buffer);
@@ -238,12 +237,10 @@ template <class T>
                 const Doubles x = load<double>(p + k * kLanesOfSmall);
                 param_sq = param_sq + x * x;
             }
-            add_lanes(param_sq, n, param_total,
-                      sums.each_param_sq == nullptr ? nullptr : sums.each_param_sq + first);
+            add_lanes(param_sq, n, total.param_sq,
+                      total.each_param_sq == nullptr ? nullptr : total.each_param_sq + first);
         });
-        sums.grad_sq = grad_total;
-        sums.u_sq = u_total;
-        sums.param_sq = param_total;
+        sums = total;
     });
 }
 
