@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from adafactor_native.halves import Array, is_half
-from adafactor_native.trees import as_held, flatten, is_branch, is_pairs, spread
+from adafactor_native.trees import as_held, flatten, is_branch, is_container, is_pairs, spread
 
 _OF_A_GROUP = ("params", "match")  # one of them is in each
 
@@ -17,7 +17,7 @@ def read_groups(params: Any, copies: Any = None) -> list[tuple[str, Mapping[str,
     """Return `params` as groups with their own hyper-parameters, and how messages show these."""
     must_be = "must be a mapping from names to arrays, a sequence of arrays or a list of groups"
     params = as_held(params)
-    if not is_branch(params):
+    if not is_container(params):
         raise TypeError(f"params is a {type(params).__name__}, {must_be}")
     if not isinstance(params, Mapping) and _are_groups(params):
         if copies is not None:
@@ -40,7 +40,7 @@ def copies_by_name(
         return {}
     if isinstance(copies, np.ndarray):
         copies = [copies]
-    if not is_branch(copies):
+    if not is_container(copies):
         raise TypeError(
             f"{shown} is a {type(copies).__name__}, must be a mapping from names to arrays, a "
             "sequence of arrays or an array"
@@ -74,7 +74,7 @@ def named_arrays(shown: str, params: Any, first: int) -> dict[str, Array]:
     params = as_held(params)
     if isinstance(params, np.ndarray):
         params = [params]
-    if not is_branch(params):
+    if not is_container(params):
         raise TypeError(
             f"{shown} is a {type(params).__name__}, must be a mapping from names to arrays, a "
             "sequence of arrays or an array"

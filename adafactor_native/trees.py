@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from typing import Any
 
+import numpy as np
+
 Leaves = dict[str, Any]
+
+_MOST_AXES = 64  # of an array
 
 
 def as_held(given: Any) -> Any:
@@ -13,15 +17,29 @@ def as_held(given: Any) -> Any:
     return list(given) if isinstance(given, (Iterator, ValuesView, ItemsView)) else given
 
 
-def is_branch(node: Any) -> bool:
-    """Whether a part of a tree has parts of its own: a mapping, or a sequence that is no array."""
+def is_container(node: Any) -> bool:
+    """Whether it is a mapping, or a sequence that is no memory and no text."""
     if isinstance(node, (Mapping, list, tuple)):
         return True
     return (
         isinstance(node, Sequence)
-        and not isinstance(node, (str, bytes))
+        and not isinstance(node, (str, bytes, bytearray, memoryview, range))
         and not hasattr(node, "__array__")
     )
+
+
+def is_branch(node: Any) -> bool:
+    """Whether a part of a tree has parts of its own: it holds things, and they are not numbers.
+
+    Numbers in lists are what somebody has not made an array of.
+    """
+    first = node
+    for _ in range(_MOST_AXES):
+        if not (isinstance(first, (list, tuple)) and first):
+            break
+        first = first[0]
+    is_number = isinstance(first, (int, float, complex))
+    return is_container(node) and (not is_number or isinstance(first, (bool, np.generic)))
 
 
 def is_pairs(node: Any) -> bool:

@@ -94,4 +94,4 @@ def test_for_a_model_only_those_of_its_report(counter):
     """Whatever the number of tensors: a few a step, for NumPy's arrays."""
     few = allocations(counter, MODEL, "3")
     many = allocations(counter, MODEL, "300")
-    assert few <= many <= 1000
+    assert few <= many <= 1200  # eleven a step

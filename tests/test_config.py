@@ -86,12 +86,14 @@ def test_environment_lowers_the_instruction_set(python, name):
 def test_public_names():
     assert set(an.__all__) == {
         "AdaFactor",
+        "AdafactorWarning",
         "LoadReport",
         "Optimizer",
         "ParamGroup",
         "SkippedStepWarning",
         "StateMemory",
         "StepReport",
+        "StuckTensorWarning",
         "__version__",
         "convert",
         "get_num_threads",

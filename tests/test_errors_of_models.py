@@ -37,7 +37,7 @@ PARAMS_REFUSED = [
     ({}, ValueError, "params is empty, must be"),
     ([], ValueError, "params is empty, must be"),
     ([1.0], TypeError, "params['0'] is a float, must be a numpy.ndarray"),
-    ({"w": [1.0]}, TypeError, "params['w/0'] is a float, must be a numpy.ndarray"),
+    ({"w": [1.0]}, TypeError, "params['w'] is a list, must be a numpy.ndarray"),
     ({1: np.ones(3)}, TypeError, "params has the name 1, must be a str"),
     (
         {"\ud800": np.ones(3)},

@@ -306,7 +306,8 @@ def test_report():
 
     flat = report.as_dict()
     assert flat["rms_u/k"] == report["k"]["rms_u"] and flat["grad_norm"] == report.grad_norm
-    assert len(flat) == 4 + 5 * 4 and all(isinstance(x, (int, float)) for x in flat.values())
+    assert len(flat) == 6 + 5 * 4 and flat.pop("norm_limit") is None
+    assert all(isinstance(x, (int, float)) for x in flat.values())
     assert "t=1" in repr(report) and "stepped=4 of 4" in repr(report)
     assert len(str(report).splitlines()) == 6 and "rms_grad" in str(report)
     assert repr(pickle.loads(pickle.dumps(report))) == repr(report)
