@@ -1,40 +1,26 @@
-"""Our optimizer with its state in float32, where this version has the switch."""
+"""Our optimizer with its state in float32, where there is as much of it as of the parameters."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-
 import names
-from adafactor_native import Optimizer
 from contenders import bytes_moved, sweeps
 from contenders.contender import Contender
-from contenders.one_call import one_call, unfactored
+from contenders.one_call import one_call
 from contenders.plain_numpy import plain
-
-STATE: dict[str, Any] = {"state_dtype": "float32"}
-
-
-def is_known() -> bool:
-    try:
-        Optimizer([np.zeros(1, np.float32)], "numpy", **STATE)
-    except TypeError:
-        return False
-    return True
+from problems import Problem
 
 
-CONTENDERS = (
-    [
-        Contender(
-            names.FLOAT32_STATE,
-            one_call(**STATE),
-            plain,
-            bytes_moved.scaled_with_float32_state,
-            sweeps.scaled_with_float32_state,
-            takes=unfactored,
-        )
-    ]
-    if is_known()
-    else []
-)
+def is_unfactored(problem: Problem) -> bool:
+    return problem.group == "vector" or problem.model == "ResNet-50"
+
+
+CONTENDERS = [
+    Contender(
+        names.FLOAT32_STATE,
+        one_call(state_dtype="float32"),
+        plain,
+        bytes_moved.scaled_with_float32_state,
+        sweeps.scaled_with_float32_state,
+        takes=is_unfactored,
+    )
+]

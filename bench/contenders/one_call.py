@@ -57,11 +57,6 @@ def of_kernels(problem: Problem) -> bool:
     return problem.model == "ResNet-50"
 
 
-def unfactored(problem: Problem) -> bool:
-    """The dtype of the state is seen where there is as much of it as of the parameters."""
-    return problem.group == "vector" or problem.model == "ResNet-50"
-
-
 CONTENDERS = [
     Contender(names.ONE_CALL, one_call(), plain, bytes_moved.scaled, sweeps.scaled, takes=of_many),
     Contender(
