@@ -290,6 +290,7 @@ def test_arguments_are_the_seeds():
         ("carry_param_rms", inspect.Parameter.KEYWORD_ONLY),
         ("rounding", inspect.Parameter.KEYWORD_ONLY),
         ("seed", inspect.Parameter.KEYWORD_ONLY),
+        ("state_dtype", inspect.Parameter.KEYWORD_ONLY),
     ]
     assert list(inspect.signature(an.AdaFactor.update).parameters) == ["self", "param", "grad"]
 

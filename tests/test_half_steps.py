@@ -145,7 +145,7 @@ def test_every_convention(convention, dtype):
 
 def numbers(shape, axes):
     """The number of each element in the order that random bits are counted by: that of memory, with
-    every run of a matrix, or group of eight small ones, beginning at a multiple of 64."""
+    every run of a matrix, or of a thousand elements of small ones, beginning at a multiple of 64."""
 
     def up(n):
         return -(-n // 64) * 64
@@ -156,9 +156,9 @@ def numbers(shape, axes):
     rows, cols = shape[-2:]
     matrices = n // (rows * cols)
     if rows * cols <= 256 and matrices >= 8:
-        matrix, row, col = np.ogrid[:matrices, :rows, :cols]
-        group, lane = matrix // 8 * 8, matrix % 8
-        return (group * up(rows * cols * 8) + (row * cols + col) * 8 + lane).reshape(shape)
+        at_once = rows * cols * 8 * max(1024 // (rows * cols * 8), 1)
+        element = np.arange(n)
+        return (element // at_once * up(at_once) + element % at_once).reshape(shape)
     run = np.arange(matrices * rows)[:, None]
     return (run * up(cols) + np.arange(cols)).reshape(shape)
 
