@@ -15,7 +15,7 @@ from adafactor_native.factoring import Axes, axes_of
 from adafactor_native.following import rounded
 from adafactor_native.halves import Array, low_halves
 from adafactor_native.param_groups import ParamGroup, Tensor, new_tensor
-from adafactor_native.suggestions import closest
+from adafactor_native.suggestions import no_such_name
 from adafactor_native.taking_over import all_at_once, fill, require_sound
 
 if TYPE_CHECKING:
@@ -119,16 +119,14 @@ def reset(opt: Model, name: str, rows: Any, axis: Any) -> None:
 
 def _find(opt: Model, name: Any) -> tuple[Tensor, ParamGroup]:
     """Return a tensor by name and its group, while no gradients of it as it is wait for a step."""
-    opt._accumulated.require_none("which are those of tensors as they are")
+    opt._require_nothing_waits("which is of the tensors as they are")
     if not isinstance(name, str):
         raise TypeError(f"name is a {type(name).__name__}, must be a str of opt.names")
     for group in opt.param_groups:
         for tensor in group.tensors:
             if tensor.name == name:
                 return tensor, group
-    guess = closest(name, opt.names)
-    instead = f"did you mean {guess!r}?" if guess else "must be one of opt.names"
-    raise ValueError(f"name is {name!r}, {instead}")
+    raise no_such_name(name, opt.names)
 
 
 def _require_like(tensor: Tensor, array: Any) -> None:

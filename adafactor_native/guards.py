@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -77,16 +76,18 @@ class RunGuard:
             warnings.warn(text, StuckTensorWarning, stacklevel=4)
 
 
-def why_skipped(report: StepReport, grads: Sequence[Any]) -> str:
-    """Return what a message says of a step that was left out: what was at fault."""
+def why_skipped(report: StepReport, given: Sequence[bool]) -> str:
+    """Return what a message says of a step that was left out: what was at fault.
+
+    `given` says which tensors had a gradient.
+    """
     if report.spike:
         return (
             f"because the norm of its gradients is {report.grad_norm:.6g}, above {report.norm_limit:.6g}, "
             "which is skip_above times the usual"
         )
-    given = np.array([grad is not None for grad in grads], bool)
     for numbers in (report.rms_grad, report.rms_u):
-        wrong = given & ~np.isfinite(np.asarray(numbers))
+        wrong = np.array(given, bool) & ~np.isfinite(np.asarray(numbers))
         if wrong.any():
             name = report.names[int(np.argmax(wrong))]
             return f"for params[{name!r}], which would not be finite: nonfinite is 'skip'"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from math import inf
 from typing import Any, cast
 
 import numpy as np
@@ -12,11 +13,13 @@ from adafactor_native import hyperparameters as hyper
 from adafactor_native._runtime import _core
 from adafactor_native.accumulation import Accumulated
 from adafactor_native.convention import Convention, switch_elsewhere
+from adafactor_native.following import follow_params
 from adafactor_native.guards import RunGuard
 from adafactor_native.hyperparameters import HyperParameter
 from adafactor_native.param_groups import Array, ParamGroup, PlanCell, Tensor, new_groups
 from adafactor_native.read_only import ReadOnlyDict
 from adafactor_native.report import StateMemory
+from adafactor_native.rules import are_constant, rates_at
 from adafactor_native.suggestions import KnownAttributes
 from adafactor_native.switches import SWITCHES
 
@@ -111,6 +114,9 @@ class Model(KnownAttributes):
         }
         for name, array in self._accumulated.sums.items():
             by_tensor[name]["sum"] = array.nbytes
+        for name, n_bytes in zip(self._names, self._tensors.measured()):
+            if n_bytes is not None:
+                by_tensor[name]["measured"] = n_bytes
         return StateMemory(by_tensor, sum(param.size for param in self.params.values()))
 
     def _start(self) -> None:
@@ -139,6 +145,69 @@ class Model(KnownAttributes):
         self._names += tuple(tensor.name for group in added for tensor in group.tensors)
         self._params_are_new = True
         self._cell.plan = None
+
+    def _follow_params(self) -> None:
+        self._tensors.forget_params()  # or raise, if another thread is in a step
+        for group in self._groups:
+            follow_params(group.tensors, group["rounding"] == "stochastic")
+        self._params_are_new = False
+
+    def _new_plan(self) -> _core.Plan:
+        """Return all that a step takes but gradients, kept until a change if it does not depend on t."""
+        rates = [rates_at(group.switches, self.t + 1) for group in self._groups]
+        plan = self._plan_with(rates)
+        if all(are_constant(group.switches) for group in self._groups):
+            self._cell.plan = plan
+        self._cell.lr = tuple(lr for lr, _ in rates)
+        return plan
+
+    def _plan_with(self, rates: Sequence[tuple[float, float]]) -> _core.Plan:
+        """Return a plan with these lr and decays of the groups."""
+        return _core.Plan(
+            rules=[group.rule for group in self._groups],
+            lr=[lr for lr, _ in rates],
+            decay=[decay for _, decay in rates],
+            nonfinite=_core.NonFinite[self.nonfinite],
+            all_or_none=self.atomic == "all",
+            max_grad_norm=inf if self.max_grad_norm is None else self.max_grad_norm,
+            skip_above=inf if self.skip_above is None else self.skip_above,
+            num_threads=self.num_threads or 0,
+            carry_param_rms=self._carry_param_rms,
+            seed=self.seed,
+        )
+
+    def _plan_of_open_step(self) -> _core.Plan | None:
+        """Return what the step that `step_tensor` has begun goes by, or None where none is open."""
+        return self._cell.open if self._tensors.is_open else None
+
+    def _taken(self) -> Collection[str]:
+        """Return the tensors of which the next step has a gradient by measure or step_tensor."""
+        tensors = self._tensors
+        if not tensors.waits:
+            return ()
+        stepped = tensors.given() if tensors.is_open else [False] * len(self._names)
+        each = zip(self._names, tensors.measured(), stepped)
+        return {name for name, measured, was_given in each if measured is not None or was_given}
+
+    def _require_nothing_waits(self, doing: str) -> None:
+        """Raise a ValueError if the next step has gradients already, which `doing` would lose."""
+        self._accumulated.require_none(doing)
+        self._require_no_open_step(doing)
+        self._require_none_measured(doing)
+
+    def _require_no_open_step(self, doing: str) -> None:
+        if self._tensors.is_open:
+            raise ValueError(
+                f"a step that opt.step_tensor has begun is open, {doing}: end it by opt.step()"
+            )
+
+    def _require_none_measured(self, doing: str) -> None:
+        if self._tensors.has_measured:
+            n = sum(n_bytes is not None for n_bytes in self._tensors.measured())
+            raise ValueError(
+                f"{n} measured gradients wait for a step, {doing}: take it by opt.step(), or drop them "
+                "by opt.discard_measured()"
+            )
 
     def _set_counts(self, t: int, skipped: int, counts: Sequence[int]) -> None:
         self._tensors.set_counts(t, skipped, counts)

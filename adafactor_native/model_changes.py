@@ -31,6 +31,7 @@ class ModelChanges(Model):
         """
         if not isinstance(group, Mapping):
             raise TypeError(f"group is a {type(group).__name__}, must be a mapping with 'params'")
+        self._require_no_open_step("which is of the tensors as they are")
         self._add_groups(self._new_groups([("group[{!r}]", group)]))
 
     def replace(self, name: str, array: Array, *, copy: Array | None = None) -> None:

@@ -29,6 +29,8 @@ class ModelCopies(Model):
 
     def _all_of_it(self) -> dict[str, Any]:
         """Return all that `__setstate__` needs."""
+        self._require_no_open_step("which a copy does not have")
+        self._require_none_measured("which a copy does not have")
         made_anew = ("_tensors", "_cell", "_names", "_groups", "_convention")
         own = {k: v for k, v in vars(self).items() if k not in made_anew}
         groups = [(group.tensors, group.switches) for group in self._groups]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from math import inf
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
 from adafactor_native import hyperparameters as hyper
-from adafactor_native._runtime import _core
 from adafactor_native.accumulation import Accumulated
 from adafactor_native.convention import Convention, convention_of
 from adafactor_native.conventions import (
@@ -23,16 +21,16 @@ from adafactor_native.conventions import (
     T5xArguments,
     TorchArguments,
 )
-from adafactor_native.following import follow_params, take_params
+from adafactor_native.following import take_params
 from adafactor_native.given_params import read_groups
 from adafactor_native.gradients import in_order
 from adafactor_native.group_patterns import by_pattern
 from adafactor_native.guards import why_skipped
+from adafactor_native.model_arrivals import ModelArrivals
 from adafactor_native.model_changes import ModelChanges
 from adafactor_native.model_copies import ModelCopies
 from adafactor_native.model_states import ModelStates
 from adafactor_native.report import NEWLY_STUCK, StepReport
-from adafactor_native.rules import are_constant, rates_at
 from adafactor_native.switches import table
 
 if TYPE_CHECKING:
@@ -43,7 +41,7 @@ Copies = Any  # the same of arrays or None
 Grads = Any  # the same of arrays or None
 
 
-class Optimizer(ModelChanges, ModelStates, ModelCopies):
+class Optimizer(ModelArrivals, ModelChanges, ModelStates, ModelCopies):
     r"""Adafactor for all parameters of a model, updated in place by one native call a step.
 
     A tensor with two factored axes keeps running means over each row and each column instead of one
@@ -304,7 +302,10 @@ class Optimizer(ModelChanges, ModelStates, ModelCopies):
             ``__array__`` or DLPack, without a copy where it can: a tensor of torch on the CPU, of
             bfloat16 too (as float32, a copy, where ml_dtypes is not installed). None
             leaves a tensor out, or a whole part of a tree. Either as `params` was, or of all tensors
-            in one mapping by name, in pairs of name and gradient, or in one list or tuple. Without it the step takes what `accumulate` has added up.
+            in one mapping by name, in pairs of name and gradient, or in one list or tuple. What was
+            taken by `measure` or `step_tensor` already may be missing in a mapping. Without it the
+            step takes what `accumulate` has added up and `measure` has measured, and ends the step
+            that `step_tensor` has begun.
         grad_scale : float
             What the gradients were multiplied by, with the loss; finite, above 0. They are divided
             by it before anything else.
@@ -323,7 +324,7 @@ class Optimizer(ModelChanges, ModelStates, ModelCopies):
         ValueError
             If a name is missing or unknown, a shape is wrong, a parameter, a copy or an array of the
             state is read-only now or not of the memory, shape, strides and dtype that it had, or a
-            gradient shares memory with a parameter or the state.
+            gradient shares memory with a parameter or the state; or as `measure` and `step_tensor` say.
         FloatingPointError
             With ``nonfinite="raise"``: if a gradient holds a nan or an infinity, or the step would
             not be finite for another reason. The message has tensor and index. With
@@ -345,36 +346,44 @@ class Optimizer(ModelChanges, ModelStates, ModelCopies):
         if self._params_are_new:
             self._follow_params()
         scale = hyper.positive("grad_scale", grad_scale)
-        if grads is None and self._accumulated.n:
-            ordered: Sequence[Any] = [self._accumulated.sums.get(name) for name in self._names]
-            scale *= self._accumulated.divisor(reduce)
-        elif reduce is not None:
+        waiting = self._accumulated
+        if reduce is not None and (grads is not None or not waiting.n):
             raise ValueError(f"reduce is {reduce!r}, must be None without accumulated gradients")
+        some_wait = self._tensors.waits
+        plan = self._plan_of_open_step() if some_wait else None
+        divisor = 1
+        if grads is None and waiting.n:
+            ordered: Sequence[Any] = [waiting.sums.get(name) for name in self._names]
+            divisor = waiting.divisor(reduce)
+        elif grads is None and some_wait:
+            ordered = [None] * len(self._names)
         else:
-            if self._accumulated.n:
-                self._accumulated.require_none("which has gradients of its own")
-            ordered = in_order(grads, self._groups, self._names)
+            if waiting.n:
+                waiting.require_none("which has gradients of its own")
+            taken = self._taken() if some_wait else ()
+            ordered = in_order(grads, self._groups, self._names, taken)
+        none_left = Accumulated() if waiting.n else waiting  # made before: nothing may fail after
         report = self._tensors.step(
-            self._cell.plan or self._new_plan(),
+            plan or self._cell.plan or self._new_plan(),
             ordered,
-            scale,
+            scale * divisor,
             partial(StepReport, self._names, lr=self._cell.lr),
+            scale,
         )
-        if grads is None:
-            self._accumulated = Accumulated()
+        self._accumulated = none_left
         if report._flags:  # what its properties read, without their calls
-            self._say(report, ordered)
+            self._say(report)
         else:
             self._guard.in_a_row = 0
         return report
 
-    def _say(self, report: StepReport, grads: Sequence[Any]) -> None:
+    def _say(self, report: StepReport) -> None:
         """Say what the user of a step should know of it, and nothing about usual ones."""
         if report.flags & NEWLY_STUCK:
             names = [f"params[{self._names[i]!r}]" for i in np.flatnonzero(report.stuck)]
             self._guard.stuck(names, "give their group eps_scale=1e-3 or scale_parameter=False")
         if report.skipped:
-            why = why_skipped(report, grads)
+            why = why_skipped(report, self._tensors.given())
             self._guard.skipped(why, self.skipped, report.t, self.max_skipped)
         else:
             self._guard.in_a_row = 0
@@ -386,7 +395,8 @@ class Optimizer(ModelChanges, ModelStates, ModelCopies):
         ----------
         grads : mapping, list or tuple, tree of these, or list of one for each group; or None
             As `step` takes them. A tensor that is None adds nothing, and one that always was is left
-            out of the step. None instead of all drops what has been added up.
+            out of the step; so it must be where `measure` or `step_tensor` has a gradient of it. None
+            instead of all drops what has been added up.
 
         Raises
         ------
@@ -419,7 +429,14 @@ class Optimizer(ModelChanges, ModelStates, ModelCopies):
         if grads is None:
             self._accumulated = Accumulated()
         else:
-            ordered = in_order(grads, self._groups, self._names)
+            taken = self._taken()
+            ordered = in_order(grads, self._groups, self._names, taken)
+            for name, grad in zip(self._names, ordered):
+                if grad is not None and name in taken:
+                    raise ValueError(
+                        f"grads[{name!r}] must be None, as the next step has a gradient of it by "
+                        "opt.measure or opt.step_tensor: take that step by opt.step()"
+                    )
             self._accumulated.add(self.tensors, self._tensors.arrays(ordered))
 
     def params_changed(self) -> None:
@@ -432,32 +449,6 @@ class Optimizer(ModelChanges, ModelStates, ModelCopies):
         for tensor in self.tensors:
             take_params(tensor)
         self._params_are_new = False
-
-    def _follow_params(self) -> None:
-        self._tensors.forget_params()  # or raise, if another thread is in a step
-        for group in self._groups:
-            follow_params(group.tensors, group["rounding"] == "stochastic")
-        self._params_are_new = False
-
-    def _new_plan(self) -> _core.Plan:
-        """Return all that a step takes but gradients, kept until a change if it does not depend on t."""
-        rates = [rates_at(group.switches, self.t + 1) for group in self._groups]
-        plan = _core.Plan(
-            rules=[group.rule for group in self._groups],
-            lr=[lr for lr, _ in rates],
-            decay=[decay for _, decay in rates],
-            nonfinite=_core.NonFinite[self.nonfinite],
-            all_or_none=self.atomic == "all",
-            max_grad_norm=inf if self.max_grad_norm is None else self.max_grad_norm,
-            skip_above=inf if self.skip_above is None else self.skip_above,
-            num_threads=self.num_threads or 0,
-            carry_param_rms=self._carry_param_rms,
-            seed=self.seed,
-        )
-        if all(are_constant(group.switches) for group in self._groups):
-            self._cell.plan = plan
-        self._cell.lr = tuple(lr for lr, _ in rates)
-        return plan
 
 
 # Under -OO there is no docstring to complete.

@@ -157,6 +157,10 @@ class PlanCell:
     def __init__(self) -> None:
         self.plan: _core.Plan | None = None
         self.lr: tuple[float, ...] = ()  # of each group, in the last plan
+        self.open: _core.Plan | None = None  # of the step that step_tensor has begun last
+        # What was made of these, to measure by; and of these names.
+        self.measuring: tuple[tuple[Any, ...], _core.Plan] | None = None
+        self.positions: tuple[tuple[str, ...], dict[str, int]] | None = None
 
 
 class ParamGroup(MutableMapping[str, Any]):

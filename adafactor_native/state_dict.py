@@ -66,7 +66,7 @@ def state_dict(opt: Model, params: bool) -> dict[str, Array]:
 
 def live_arrays(opt: Model, params: bool) -> dict[str, Array]:
     """Return all that an optimizer remembers, in the arrays where it is, and a header."""
-    opt._accumulated.require_none("which a state does not hold")
+    opt._require_nothing_waits("which a state does not hold")
     tensors = [(g, x) for g, group in enumerate(opt.param_groups) for x in group.tensors]
     header = {
         "convention": opt.convention,
@@ -104,7 +104,7 @@ def load_state_dict(
 
     The arrays of a state that is ours, because we have just read it, are not copied again.
     """
-    opt._accumulated.require_none("which should not follow another state")
+    opt._require_nothing_waits("which should not follow another state")
     kept_here = checked_keep(keep)
     arrays, header = read_state(state, FORMAT, _VERSIONS, _TYPES)
     _complete(header["tensors"])

@@ -19,6 +19,13 @@ def closest(name: Any, known: Iterable[str]) -> str | None:
     return by_lower[found[0]] if lower and found else None
 
 
+def no_such_name(name: str, names: Iterable[str]) -> ValueError:
+    """Return the error that says that no tensor is called so, and which one may be meant."""
+    guess = closest(name, names)
+    instead = f"did you mean {guess!r}?" if guess else "must be one of opt.names"
+    return ValueError(f"name is {name!r}, {instead}")
+
+
 class KnownAttributes:
     """Refuses to set an attribute that the class does not define, with what to do instead.
 

@@ -66,6 +66,7 @@ struct HyperParameters {
 };
 
 class CarriedSquares;
+class Measured;
 
 // One tensor with its state. Halves are read as float32, and the new param is a float32 until it is
 // rounded. A factored tensor is a batch of matrices over all axes but row_axis and col_axis; it has
@@ -85,8 +86,9 @@ struct Tensor {
     Array copy;  // halves, of param's shape, that get a float32 param rounded; null likewise
     CarriedSquares* carried;  // null: RMS(param) is measured, if it is needed
     HyperParameters hyper;
-    bool stochastic = false;  // halves are rounded at random, not to the nearest
-    RandomStream random{};    // the random bits that they are rounded by
+    bool stochastic = false;       // halves are rounded at random, not to the nearest
+    RandomStream random{};         // the random bits that they are rounded by
+    Measured* measured = nullptr;  // what was measured of it before (engine/measured.hpp), or null
 };
 
 // Why a step cannot be taken: what would not be finite after it.

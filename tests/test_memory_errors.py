@@ -155,6 +155,30 @@ def work(opt):
     opt.state_dict(params=True)
 """
 
+MEASURED = """
+def work(opt):
+    opt.discard_measured()
+    for name, grad in zip(opt.names, grads):
+        opt.measure(name, grad)
+    opt.step()
+"""
+
+STEPPED = """
+def work(opt):
+    opt.step_tensor("2", grads[2])
+"""
+
+ENDED = """
+make = fresh
+def fresh():
+    opt = make()
+    opt.step_tensor("2", grads[2])
+    return opt
+
+def work(opt):
+    opt.step(dict(zip(opt.names, grads)) | {"2": None})
+"""
+
 
 @pytest.fixture(scope="module")
 def failing(tmp_path_factory):
@@ -199,6 +223,17 @@ SETTINGS = (
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_step(setting, failing):
     fail_each(failing, MODEL + FAIL_EACH, setting)
+
+
+@pytest.mark.parametrize("setting", ["all", "masters", "max_grad_norm", "carried"])
+def test_step_of_what_was_measured(setting, failing):
+    fail_each(failing, MODEL + MEASURED, setting)
+
+
+@pytest.mark.parametrize("part", [STEPPED, ENDED], ids=["step_tensor", "step"])
+@pytest.mark.parametrize("setting", ["all", "momentum"])
+def test_step_of_one_tensor_and_its_end(setting, part, failing):
+    fail_each(failing, MODEL + part, setting)
 
 
 @pytest.mark.parametrize("setting", ["momentum", "masters"])

@@ -76,7 +76,24 @@ def initial_params(size: Size, rng: np.random.Generator, dtype: Any = np.float32
     return params
 
 
-def loss_and_grads(params: Arrays, text: Array, following: Array) -> tuple[float, Arrays]:
+class Arriving(dict[str, Array]):
+    """Gradients that tell of each one as soon as it is there, complete."""
+
+    def __init__(self, arrived: Callable[[str, Array], object]) -> None:
+        super().__init__()
+        self.arrived = arrived
+
+    def __setitem__(self, name: str, grad: Array) -> None:
+        super().__setitem__(name, grad)
+        self.arrived(name, grad)
+
+
+def loss_and_grads(
+    params: Arrays,
+    text: Array,
+    following: Array,
+    arrived: Callable[[str, Array], object] | None = None,
+) -> tuple[float, Arrays]:
     """Mean cross-entropy in nats per character, and its gradient in every parameter.
 
     Parameters
@@ -86,13 +103,15 @@ def loss_and_grads(params: Arrays, text: Array, following: Array) -> tuple[float
     text, following : ndarrays of int, shape (batch, length)
         Indices into the alphabet: what is read, and the character that follows each; length is at
         most the context.
+    arrived : callable or None
+        Called with a parameter's name and gradient in the line of the backward pass that makes it.
     """
     scores, back = model(params, text)
     log_likelihoods = log_softmax(scores)
     grad_scores = np.exp(log_likelihoods)
     grad_scores -= one_hot(following, scores.shape[-1], scores.dtype)
     grad_scores /= following.size
-    grads: Arrays = {}
+    grads: Arrays = {} if arrived is None else Arriving(arrived)
     back(grad_scores, grads)
     return mean_loss(log_likelihoods, following), {name: grads[name] for name in params}
 
@@ -130,8 +149,9 @@ def embedding(params: Arrays, text: Array) -> Layer:
     def back(grad: Array, grads: Arrays) -> Array:
         chosen = one_hot(text, len(characters), grad.dtype)
         grads["characters"] = np.tensordot(chosen, grad, axes=((0, 1), (0, 1)))
-        grads["positions"] = np.zeros_like(positions)
-        grads["positions"][:length] = grad.sum(axis=0)
+        of_positions = np.zeros_like(positions)
+        of_positions[:length] = grad.sum(axis=0)
+        grads["positions"] = of_positions
         return grad  # text itself has none
 
     return characters[text] + positions[:length], back

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "bindings/buffers.hpp"
+#include "bindings/measured_grad.hpp"
 #include "bindings/written_memory.hpp"
 #include "engine/carried.hpp"
 
@@ -49,6 +51,7 @@ struct HeldTensor {
     std::int64_t t = 0;
     std::uint64_t random_key = 0;  // of its name, "0" without one, for RandomStream
     CarriedSquares carried;
+    std::unique_ptr<MeasuredGrad> measured_grad;  // what waits for a step, or null
 
     // Holds a model's Tensor of Python, whose attributes are called as the fields here. Throws
     // TypeError or ValueError if its arrays do not go together.

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -14,14 +14,13 @@
 #include "bindings/held_tensor.hpp"
 #include "bindings/norm_window.hpp"
 #include "bindings/plan.hpp"
+#include "bindings/results.hpp"
 #include "bindings/step_lock.hpp"
 #include "bindings/take_step.hpp"
 #include "bindings/written_memory.hpp"
 
 namespace adafactor {
 namespace {
-
-constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
 // Whether the step size is zero because the tensor is: then it stays so for ever.
 bool is_stuck(const HyperParameters& hyper, const TensorReport& report) {
@@ -30,35 +29,6 @@ bool is_stuck(const HyperParameters& hyper, const TensorReport& report) {
 }
 
 // The tensors of one optimizer with their state, and their counts of steps.
-constexpr py::ssize_t kNumbers = 5;
-
-// What a step did that not every step does. adafactor_native/report.py has the same numbers.
-enum Flag : std::uint8_t { kSkipped = 1, kSpike = 2, kNewlyStuck = 4 };
-
-// What a step reports, of n tensors.
-struct Results {
-    explicit Results(std::size_t n) : Results(py::ssize_t(n)) {}
-
-    py::array_t<double> numbers;  // (n, 5)
-    py::array_t<double> norms;    // (2,): that of all gradients, and that above which it is a spike
-    py::array_t<bool> stepped, stuck;
-    py::array_t<std::int64_t> t;      // ()
-    py::array_t<std::uint8_t> flags;  // (), of Flag
-
-private:
-    explicit Results(py::ssize_t n)
-        : numbers({n, kNumbers}),
-          norms(2),
-          stepped(n),
-          stuck(n),
-          t(std::vector<py::ssize_t>{}),
-          flags(std::vector<py::ssize_t>{}) {
-        std::fill_n(numbers.mutable_data(), n * kNumbers, kNan);
-        std::fill_n(stepped.mutable_data(), n, false);
-        std::fill_n(stuck.mutable_data(), n, false);
-    }
-};
-
 class Tensors {
 public:
     Tensors() = default;
@@ -72,6 +42,7 @@ public:
     // All of these groups, behind those that there are, or on an error none.
     void add(const py::sequence& groups) {
         const StepLock lock(occupancy_);
+        if (open_ != nullptr) throw py::value_error(kStepIsOpen);
         std::vector<std::unique_ptr<HeldTensor>> added;
         std::vector<WrittenMemory::Piece> pieces;
         std::size_t n_groups = n_groups_;
@@ -123,29 +94,25 @@ public:
         return kSkipped;
     }
 
-    // One step of all tensors whose grad is not None. Returns what make_report makes of the arrays
-    // that the step fills: it is called before, for nothing may fail after a step.
+    // One step of all tensors whose grad is not None, or was measured; it ends the step that
+    // step_tensor has begun. What was measured is divided by measured_scale, all else by
+    // grad_scale. Returns what make_report makes of the arrays that the step fills: it is called
+    // before, for nothing may fail after a step.
     py::object step(const Plan& plan, const py::sequence& grads_given, double grad_scale,
-                    const py::function& make_report) {
+                    const py::function& make_report, double measured_scale) {
         const StepLock lock(occupancy_);
         require_count_left();
         const py::tuple given(grads_given);  // holds them all, whatever becomes of the list
         if (given.size() != held_.size() || plan.rules.size() != n_groups_)
             throw py::value_error("as many grads as tensors, and rules as groups, are needed");
-        const py::tuple grads = arrays_from(given);
-        tensors_.clear();
-        positions_.clear();
+        const py::tuple grads = with_measured(arrays_from(given));
+        begin_list();
         for (std::size_t k = 0; k < held_.size(); ++k) {
-            const py::handle grad_object = PyTuple_GET_ITEM(grads.ptr(), py::ssize_t(k));
-            if (grad_object.is_none()) continue;
-            HeldTensor& held = *held_[k];
-            const Array param = held.param.now(held.name_of("param"));
-            const Name grad_name = held.name_of("grad");
-            const Array grad = array_of(grad_object, grad_name, Access::read);
-            require_shape(grad, grad_name, param.ndim, param.shape);
-            memory_.require_disjoint(grad_object, grad, grad_name);
-            tensors_.push_back(planned(plan, held, param, grad, grad_scale));
-            positions_.push_back(k);
+            const py::handle grad = PyTuple_GET_ITEM(grads.ptr(), py::ssize_t(k));
+            if (grad.is_none()) continue;
+            require_not_stepped(k);
+            const bool is_given = !given[k].is_none();
+            add_to_list(plan, k, grad, is_given ? grad_scale : measured_scale);
         }
         Options options = plan.options();
         if (plan.leaves_out_spikes())
@@ -153,20 +120,118 @@ public:
         else
             norms_.clear();
         reports_.assign(tensors_.size(), {});
-        Results results(held_.size());
-        const py::object report = make_report(results.numbers, results.norms, results.stepped,
-                                              results.stuck, results.t, results.flags);
+        std::optional<ModelStep> own;
+        if (open_ == nullptr) own.emplace(held_.size(), make_report);
+        ModelStep& model = own ? *own : *open_;
         Outcome outcome;
         {
-            const Counting counting(*this, plan, outcome);
-            outcome = take_step(tensors_.data(), tensors_.size(), options, reports_.data());
+            Spending spending(*this);
+            {
+                const Counting counting(*this, plan, outcome, open_ == nullptr);
+                outcome = take_step(tensors_.data(), tensors_.size(), options, reports_.data());
+            }
+            const bool raises = outcome.fault != Fault::none && plan.nonfinite == NonFinite::raise;
+            if (raises && open_ != nullptr) note_in(*open_, outcome, true);
+            if (raises) raise(outcome, grads[positions_[outcome.tensor]], changed_by(options));
+            spending.spend_all();
         }
-        if (outcome.fault != Fault::none) {
-            if (plan.nonfinite == NonFinite::raise) raise(outcome, grads, options);
-            ++skipped_;
+        if (open_ != nullptr) {
+            note_in(*open_, outcome, false);
+            return end_open();
         }
-        fill(results, outcome, options);
-        return report;
+        if (outcome.fault != Fault::none) ++skipped_;
+        given_before_.clear();
+        note(model.results, outcome, false);
+        model.results.finish(outcome.grad_norm, options.skip_norm_above, t_);
+        return model.report;
+    }
+
+    // Takes the first sweep of the next step over tensor k, and holds its gradient until then.
+    void measure(const Plan& plan, std::size_t k, py::handle grad_given,
+                 std::optional<double> grad_scale) {
+        const StepLock lock(occupancy_);
+        HeldTensor& held = *held_.at(k);
+        const Name grad_name = held.name_of("grad");
+        const py::object object = array_from(grad_given, grad_name);
+        if (held.measured_grad != nullptr)
+            throw py::value_error(
+                grad_name.text() +
+                " is measured already and waits for a step: take it by opt.step(), or drop it by "
+                "opt.discard_measured()");
+        require_not_stepped(k);
+        begin_list();
+        add_to_list(plan, k, object, grad_scale.value_or(1));
+        auto measured = std::make_unique<MeasuredGrad>(object, tensors_[0].grad, grad_scale);
+        measured->measure(tensors_[0], plan.options().threads);
+        held.measured_grad = std::move(measured);
+        ++n_measured_;
+    }
+
+    void discard_measured() {
+        const StepLock lock(occupancy_);
+        n_measured_ = 0;
+        for (const auto& held : held_) held->measured_grad.reset();
+    }
+
+    // Of each tensor the bytes that are held since its gradient was measured, or None.
+    py::list measured() const {
+        return list_of([&](std::size_t k) {
+            const MeasuredGrad* const measured = held_[k]->measured_grad.get();
+            return measured == nullptr ? py::none().release().ptr()
+                                       : PyLong_FromSize_t(measured->n_bytes());
+        });
+    }
+
+    bool has_measured() const { return n_measured_ > 0; }
+
+    // Whether the next step has gradients before it is called.
+    bool waits() const { return n_measured_ > 0 || open_ != nullptr; }
+
+    // Steps tensor k, as part of a step of the model that it begins where none is open. Returns
+    // the report of that step, so far.
+    py::object step_tensor(const Plan& plan, std::size_t k, py::handle grad_given,
+                           double grad_scale, const py::function& make_report) {
+        const StepLock lock(occupancy_);
+        require_count_left();
+        const HeldTensor& held = *held_.at(k);
+        const Name grad_name = held.name_of("grad");
+        const py::object grad = array_from(grad_given, grad_name);
+        if (held.measured_grad != nullptr)
+            throw py::value_error(grad_name.text() +
+                                  " is measured and waits for opt.step(): drop it by "
+                                  "opt.discard_measured() before opt.step_tensor");
+        require_not_stepped(k);
+        begin_list();
+        add_to_list(plan, k, grad, grad_scale);
+        const Options options = plan.options();
+        reports_.assign(1, {});
+        std::unique_ptr<OpenStep> begun;
+        if (open_ == nullptr) begun = std::make_unique<OpenStep>(held_.size(), make_report, t_ + 1);
+        OpenStep& open = begun != nullptr ? *begun : *open_;
+        Outcome outcome;
+        {
+            const Counting counting(*this, plan, outcome, false);
+            outcome = take_step(tensors_.data(), 1, options, reports_.data());
+        }
+        if (outcome.fault != Fault::none && plan.nonfinite == NonFinite::raise)
+            raise(outcome, grad, "; it was not changed" + stepped_before());
+        note_in(open, outcome, false);
+        if (begun != nullptr) open_ = std::move(begun);
+        return open.report;
+    }
+
+    // Whether step_tensor has begun a step that step has not ended yet.
+    bool is_open() const { return open_ != nullptr; }
+
+    // Which tensors had a gradient in the last step, or have had one in the open step.
+    py::list given() const {
+        const std::vector<bool>& by_step_tensor =
+            open_ != nullptr ? open_->was_given : given_before_;
+        return list_of([&](std::size_t k) {
+            const bool is_listed =
+                open_ == nullptr && std::binary_search(positions_.begin(), positions_.end(), k);
+            return PyBool_FromLong(is_listed || (k < by_step_tensor.size() && by_step_tensor[k]));
+        });
     }
 
     // The gradients as a step would read them: arrays, where they were something that becomes one.
@@ -188,6 +253,7 @@ public:
 
     void set_counts(std::int64_t t, std::int64_t skipped, const std::vector<std::int64_t>& counts) {
         const StepLock lock(occupancy_, StepLock::Entry::load);
+        if (open_ != nullptr) throw py::value_error(kStepIsOpen);
         if (counts.size() != held_.size())
             throw py::value_error("as many counts as tensors are needed");
         if (t < 0 || skipped < 0)
@@ -225,11 +291,25 @@ public:
     }
 
 private:
+    static constexpr const char* kStepIsOpen =
+        "a step that opt.step_tensor has begun is open: end it by opt.step()";
+
+    // A step of the model that step_tensor has begun.
+    struct OpenStep : ModelStep {
+        OpenStep(std::size_t n, const py::function& make_report, std::int64_t t)
+            : ModelStep(n, make_report), was_given(n), norm_sq(n) {
+            *results.t.mutable_data() = t;
+        }
+
+        std::vector<bool> was_given;  // its gradient was taken, or left out as not finite
+        std::vector<double> norm_sq;  // of the gradients, after grad_scale
+    };
+
     // Counts what was stepped, whatever else happens: no signal comes between a step and its count.
     class Counting {
     public:
-        Counting(Tensors& all, const Plan& plan, const Outcome& outcome)
-            : all_(all), plan_(plan), outcome_(outcome) {}
+        Counting(Tensors& all, const Plan& plan, const Outcome& outcome, bool counts_model)
+            : all_(all), plan_(plan), outcome_(outcome), counts_model_(counts_model) {}
         ~Counting() {
             if (outcome_.is_spike) ++all_.skipped_;
             if (plan_.leaves_out_spikes() && outcome_.fault == Fault::none &&
@@ -241,13 +321,38 @@ private:
                 ++all_.held_[all_.positions_[k]]->t;
                 any = true;
             }
-            if (any) ++all_.t_;
+            if (any && counts_model_) ++all_.t_;
         }
 
     private:
         Tensors& all_;
         const Plan& plan_;
         const Outcome& outcome_;
+        bool counts_model_;
+    };
+
+    // After a step, lets go of the gradients that waited for it: of those stepped, or of all. What
+    // was measured of others is used up.
+    class Spending {
+    public:
+        explicit Spending(Tensors& all) : all_(all) {}
+        void spend_all() { spends_all_ = true; }
+        ~Spending() {
+            for (std::size_t i = 0; i < all_.positions_.size(); ++i) {
+                auto& waiting = all_.held_[all_.positions_[i]]->measured_grad;
+                if (waiting == nullptr) continue;
+                if (spends_all_ || all_.reports_[i].stepped) {
+                    --all_.n_measured_;
+                    waiting.reset();
+                } else {
+                    waiting->forget();
+                }
+            }
+        }
+
+    private:
+        Tensors& all_;
+        bool spends_all_ = false;
     };
 
     // Whether the tensor is stuck for the first time.
@@ -280,6 +385,65 @@ private:
         return arrays;
     }
 
+    // A list of item(k), a new reference, of each tensor. pybind11's own has another error where
+    // memory runs out.
+    template <class Item>
+    py::list list_of(const Item& item) const {
+        const auto n = py::ssize_t(held_.size());
+        py::object list = py::reinterpret_steal<py::object>(PyList_New(n));
+        if (!list) throw py::error_already_set();
+        for (py::ssize_t k = 0; k < n; ++k) {
+            PyObject* const one = item(std::size_t(k));
+            if (one == nullptr) throw py::error_already_set();
+            PyList_SET_ITEM(list.ptr(), k, one);
+        }
+        return list;
+    }
+
+    // The gradients, those that were measured in the place of None. Throws ValueError where one was
+    // measured and another is given.
+    py::tuple with_measured(const py::tuple& grads) const {
+        if (!has_measured()) return grads;
+        py::tuple all(grads.size());
+        for (std::size_t k = 0; k < held_.size(); ++k) {
+            const MeasuredGrad* const measured = held_[k]->measured_grad.get();
+            const py::object grad = grads[k];
+            all[k] = measured != nullptr && grad.is_none() ? measured->object() : grad;
+        }
+        return all;
+    }
+
+    void require_not_stepped(std::size_t k) const {
+        if (open_ != nullptr && open_->was_given[k])
+            throw py::value_error(held_[k]->name_of("grad").text() +
+                                  " was taken in this step already, which opt.step_tensor has "
+                                  "begun: end it by opt.step()");
+    }
+
+    // The list that a step takes: no tensor yet.
+    void begin_list() {
+        tensors_.clear();
+        positions_.clear();
+    }
+
+    // Checks tensor k and its gradient.
+    void add_to_list(const Plan& plan, std::size_t k, py::handle grad_object, double grad_scale) {
+        HeldTensor& held = *held_[k];
+        const Name param_name = held.name_of("param"), grad_name = held.name_of("grad");
+        const Array param = held.param.now(param_name);
+        const Array grad = array_of(grad_object, grad_name, Access::read);
+        require_shape(grad, grad_name, param.ndim, param.shape);
+        memory_.require_disjoint(grad_object, grad, grad_name);
+        Tensor tensor = planned(plan, held, param, grad, grad_scale);
+        if (held.measured_grad != nullptr) {
+            held.measured_grad->require_same(grad, grad_name);
+            held.measured_grad->require_scale(grad_scale, grad_name);
+            tensor.measured = held.measured_grad->measured(param_name, grad_name);
+        }
+        tensors_.push_back(tensor);
+        positions_.push_back(k);
+    }
+
     // The tensor with what the plan makes of it at its next step.
     Tensor planned(const Plan& plan, HeldTensor& held, const Array& param, const Array& grad,
                    double grad_scale) {
@@ -298,29 +462,51 @@ private:
     }
 
     void forget_carried() {
-        for (const auto& held : held_) held->carried.forget();
+        for (const auto& held : held_) {
+            held->carried.forget();
+            if (held->measured_grad != nullptr) held->measured_grad->forget();
+        }
     }
 
-    [[noreturn]] void raise(const Outcome& outcome, const py::tuple& grads,
-                            const Options& options) const {
-        const std::size_t k = positions_[outcome.tensor];
-        const HeldTensor& held = *held_[k];
-        const bool any = std::any_of(reports_.begin(), reports_.end(),
-                                     [](const TensorReport& report) { return report.stepped; });
-        const std::string changed =
-            options.all_or_none || !any
-                ? "; nothing was changed"
-                : "; neither it nor the tensors behind it were changed, those before it were";
+    [[noreturn]] void raise(const Outcome& outcome, const py::object& grad,
+                            const std::string& changed) const {
+        const HeldTensor& held = *held_[positions_[outcome.tensor]];
         throw_floating_point_error(fault_text(outcome, tensors_[outcome.tensor],
-                                              held.param.object(), held.name_of("param"), grads[k],
+                                              held.param.object(), held.name_of("param"), grad,
                                               held.name_of("grad")) +
                                    changed);
     }
 
-    void fill(Results& results, const Outcome& outcome, const Options& options) {
+    // What an error says that a step has changed.
+    std::string changed_by(const Options& options) const {
+        const bool any = std::any_of(reports_.begin(), reports_.end(),
+                                     [](const TensorReport& report) { return report.stepped; });
+        if (!options.all_or_none && any)
+            return "; neither it nor the tensors behind it were changed, those before it were";
+        return open_ == nullptr ? "; nothing was changed"
+                                : "; it was not changed" + stepped_before();
+    }
+
+    // Which tensors step_tensor has stepped in the open step, if it has any.
+    std::string stepped_before() const {
+        constexpr std::size_t shown = 3;
+        std::string names;
+        std::size_t n = 0;
+        if (open_ != nullptr)
+            for (std::size_t k = 0; k < held_.size(); ++k)
+                if (open_->results.stepped.data()[k] && n++ < shown)
+                    names += (names.empty() ? "" : ", ") + held_[k]->name_of("param").text();
+        if (n == 0) return "";
+        if (n > shown) names += " and " + std::to_string(n - shown) + " more";
+        return ", but " + names + (n == 1 ? " was" : " were") + " in this step before";
+    }
+
+    // The numbers of the tensors on the list, or of those stepped; and what was unusual.
+    void note(Results& results, const Outcome& outcome, bool only_stepped) {
         bool any_newly_stuck = false;
         for (std::size_t i = 0; i < positions_.size(); ++i) {
             const TensorReport& report = reports_[i];
+            if (only_stepped && !report.stepped) continue;
             const std::size_t k = positions_[i];
             const double row[kNumbers] = {report.rms_grad, report.rms_u, report.clip_divisor,
                                           report.rms_param, report.step_size};
@@ -330,16 +516,39 @@ private:
             results.stuck.mutable_data()[k] = stuck;
             any_newly_stuck |= note_stuck(*held_[k], stuck);
         }
-        results.norms.mutable_data()[0] = outcome.grad_norm;
-        results.norms.mutable_data()[1] =
-            options.skip_norm_above == std::numeric_limits<double>::max()
-                ? std::numeric_limits<double>::infinity()
-                : options.skip_norm_above;
-        *results.t.mutable_data() = t_;
-        const bool skipped = outcome.fault != Fault::none || outcome.is_spike;
-        *results.flags.mutable_data() =
+        const bool skipped = (outcome.fault != Fault::none && !only_stepped) || outcome.is_spike;
+        *results.flags.mutable_data() |=
             std::uint8_t((skipped ? kSkipped : 0) | (outcome.is_spike ? kSpike : 0) |
                          (any_newly_stuck ? kNewlyStuck : 0));
+    }
+
+    // Those of a part of the open step.
+    void note_in(OpenStep& open, const Outcome& outcome, bool raises) {
+        note(open.results, outcome, raises);
+        for (std::size_t i = 0; i < positions_.size(); ++i) {
+            if (raises && !reports_[i].stepped) continue;
+            const double scale = tensors_[i].hyper.grad_scale;
+            open.was_given[positions_[i]] = true;
+            open.norm_sq[positions_[i]] = reports_[i].grad_sq * (scale * scale);
+        }
+    }
+
+    // The model has taken the open step, if any tensor has, or none had a gradient.
+    py::object end_open() {
+        Results& results = open_->results;
+        const bool* const stepped = results.stepped.data();
+        const bool any_given = std::any_of(open_->was_given.begin(), open_->was_given.end(),
+                                           [](bool given) { return given; });
+        if (!any_given || std::any_of(stepped, stepped + held_.size(), [](bool x) { return x; }))
+            ++t_;
+        if (*results.flags.data() & kSkipped) ++skipped_;
+        double sum = 0;
+        for (const double norm_sq : open_->norm_sq) sum += norm_sq;
+        results.finish(std::sqrt(sum), std::numeric_limits<double>::max(), t_);
+        given_before_.swap(open_->was_given);
+        py::object report = std::move(open_->report);
+        open_.reset();
+        return report;
     }
 
     Occupancy occupancy_;
@@ -349,6 +558,10 @@ private:
     std::vector<std::unique_ptr<HeldTensor>> held_;
     WrittenMemory memory_;
     py::weakref last_param_;  // of update, if its RMS is carried
+
+    std::size_t n_measured_ = 0;      // gradients that wait for a step
+    std::unique_ptr<OpenStep> open_;  // or null
+    std::vector<bool> given_before_;  // by step_tensor, in the last step
 
     // These belong to the step under way, and are kept for the next one's use.
     std::vector<Tensor> tensors_;
@@ -377,10 +590,24 @@ void bind_tensors(py::module_& m) {
              "One step of the only tensor, in place; what was unusual, as flags.", py::arg("plan"),
              py::arg("param"), py::arg("grad"))
         .def("step", &Tensors::step, "One step of all tensors whose grad is not None, in place.",
-             py::arg("plan"), py::arg("grads"), py::arg("grad_scale"), py::arg("make_report"))
+             py::arg("plan"), py::arg("grads"), py::arg("grad_scale"), py::arg("make_report"),
+             py::arg("measured_scale") = 1.0)
         .def("arrays", &Tensors::arrays,
              "Gradients as a step would read them: arrays, where they become some.",
              py::arg("grads"))
+        .def("measure", &Tensors::measure,
+             "Take the first sweep of the next step over one tensor, and hold its gradient.",
+             py::arg("plan"), py::arg("position"), py::arg("grad"), py::arg("grad_scale"))
+        .def("discard_measured", &Tensors::discard_measured)
+        .def("measured", &Tensors::measured,
+             "Of each tensor the bytes held since its gradient was measured, or None.")
+        .def_property_readonly("has_measured", &Tensors::has_measured)
+        .def_property_readonly("waits", &Tensors::waits)
+        .def("step_tensor", &Tensors::step_tensor,
+             "Step one tensor, as part of a step of the model that step ends.", py::arg("plan"),
+             py::arg("position"), py::arg("grad"), py::arg("grad_scale"), py::arg("make_report"))
+        .def_property_readonly("is_open", &Tensors::is_open)
+        .def("given", &Tensors::given, "Which tensors had a gradient in the last step.")
         .def("alone", &Tensors::alone,
              "Call a function while no step begins; one that loads all state may be called where a "
              "fork has cut a step off.",

@@ -39,12 +39,39 @@ void FactoredStep::end_apply() {
 }
 
 void FactoredStep::allocate_sums(Scratch& for_measure) {
+    sums_ = PartialSums(geometry_, geometry_.partition.n_groups, for_measure);
+    allocate_resolving(for_measure);
+    param_squares_.allocate(tensor_.param, geometry_.n_tiles(), for_measure);
+}
+
+void FactoredStep::allocate_resolving(Scratch& scratch) {
+    const std::size_t n = geometry_.n_matrices;
+    resolving_ = {scratch.take<SecondMoment>(n), scratch.take<double>(n),
+                  scratch.take<double>(geometry_.n_tiles())};
+}
+
+// The groups' sums are added up, in the order in which resolve would: what is kept is a few numbers
+// for each row and column.
+void FactoredStep::keep_sums(Scratch& own) {
     const Geometry& at = geometry_;
-    const std::size_t n = at.n_matrices;
-    sums_ = PartialSums(at, for_measure);
-    resolving_ = {for_measure.take<SecondMoment>(n), for_measure.take<double>(n),
-                  for_measure.take<double>(at.n_tiles())};
-    param_squares_.allocate(tensor_.param, at.n_tiles(), for_measure);
+    const PartialSums measured = sums_;
+    sums_ = PartialSums(at, 1, own);
+    allocate_resolving(own);
+    param_squares_.keep(at.n_tiles(), own);
+    if (at.owns_rows)
+        std::copy_n(measured.row_sq, at.n_matrices * at.rows, sums_.row_sq);
+    else
+        std::copy_n(measured.col_sq, at.n_matrices * at.cols, sums_.col_sq);
+    const std::size_t n = at.partition.n_cross, n_groups = measured.n_groups;
+    const auto add_up = [&](const double* groups, double* total) {
+        for (std::size_t m = 0; m < at.n_matrices; ++m, groups += n_groups * n, total += n) {
+            std::copy_n(groups, n, total);
+            for (std::size_t g = 1; g < n_groups; ++g)
+                for (std::size_t k = 0; k < n; ++k) total[k] += groups[g * n + k];
+        }
+    };
+    add_up(measured.group_sq, sums_.group_sq);
+    add_up(measured.group_weighted, sums_.group_weighted);
 }
 
 TensorStep* make_factored_step(const Tensor& tensor, TensorReport& report, Scratch& for_step,

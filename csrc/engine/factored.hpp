@@ -50,6 +50,7 @@ public:
 
     void allocate(Scratch& for_step) override;
     void allocate_sums(Scratch& for_measure) override;
+    void keep_sums(Scratch& own) override;
     std::size_t scratch_size() const override {
         return geometry_.sums_size() + geometry_.copies_size();
     }
@@ -71,6 +72,8 @@ public:
 private:
     class Resolver;
 
+    void allocate_resolving(Scratch& scratch);
+
     // factored_measure.cpp
     void measure_group(std::size_t chunk, std::size_t group, char* scratch);
     void measure_group(std::size_t chunk, std::size_t group, Walk walk, char* scratch);
@@ -78,8 +81,7 @@ private:
                        Walk walk, char* scratch);
     void measure_param(std::size_t chunk, std::size_t tile, char* scratch);
     double* group_of(double* sums, std::size_t matrix, std::size_t group) const {
-        const Partition& partition = geometry_.partition;
-        return sums + (matrix * partition.n_groups + group) * partition.n_cross;
+        return sums + (matrix * sums_.n_groups + group) * geometry_.partition.n_cross;
     }
     // The sums of squares of a tile of the chunk's matrices for which sum_of(matrix) is not null.
     template <class SumOf>

@@ -56,11 +56,11 @@ public:
             const Partition& partition = at_.partition;
             const CrossSums sums{step_.group_of(step_.sums_.group_sq, m, 0),
                                  step_.group_of(step_.sums_.group_weighted, m, 0),
-                                 partition.n_groups,
+                                 step_.sums_.n_groups,
                                  step_.moment(),
                                  double(partition.n_own),
                                  at_.owns_rows ? step_.old_.col + col : step_.old_.row + row};
-            for_parts_of_axis(by, partition.n_cross, partition.n_groups,
+            for_parts_of_axis(by, partition.n_cross, sums.n_groups,
                               [&](std::size_t begin, std::size_t end) {
                                   kernels_.add_groups(sums, begin, end, crossed(moment));
                               });
@@ -69,9 +69,9 @@ public:
             const double mean = moment.row_summary.sum / double(at_.rows);
             moment.mean = mean < hyper_.mean_floor ? hyper_.mean_floor : mean;
         });
-        step_.report_.grad_sq = 0;
+        step_.report_->grad_sq = 0;
         for (std::size_t m = 0; m < at_.n_matrices; ++m)
-            step_.report_.grad_sq += moments_[m].row_summary.sum_sq;
+            step_.report_->grad_sq += moments_[m].row_summary.sum_sq;
     }
 
     Fault fault() const {
@@ -207,7 +207,7 @@ private:
     }
 
     void find_step_sizes() {
-        TensorReport& report = step_.report_;
+        TensorReport& report = *step_.report_;
         double u_sq = 0, param_sq = 0;
         for (std::size_t m = 0; m < at_.n_matrices; ++m) {
             const StepSize size = clip_and_scale(hyper_, step_.has_momentum(), mean_u_sq_[m],

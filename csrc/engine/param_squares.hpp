@@ -1,6 +1,7 @@
 // The sum of param^2 of one tensor's step, by tiles: measured, or carried from the step before.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 
 #include "adafactor.hpp"
@@ -21,6 +22,11 @@ public:
     void allocate(const Array& param, std::size_t n_tiles, Scratch& for_measure) {
         sums_ = for_measure.take<double>(n_tiles);
         if (carried_ != nullptr && is_unknown_) carried_->expect(param, n_tiles);
+    }
+
+    // Keeps what measure has summed in other memory.
+    void keep(std::size_t n_tiles, Scratch& own) {
+        sums_ = std::copy_n(sums_, n_tiles, own.take<double>(n_tiles)) - n_tiles;
     }
 
     // Where measure puts the sum of a tile; null if it need not be summed.

@@ -17,13 +17,14 @@ struct PartialSums {
     // Of the crossed axis's lines by groups of blocks, (n_matrices, n_groups, n_cross): grad^2, and
     // grad^2 / (new running mean of the owned line + eps_means).
     double *group_sq, *group_weighted;
+    std::size_t n_groups;  // the partition's, or 1 where they have been added up
 
     PartialSums() = default;
-    PartialSums(const Geometry& geometry, Scratch& scratch)
+    PartialSums(const Geometry& geometry, std::size_t n_groups, Scratch& scratch)
         : row_sq(scratch.take<double>(geometry.n_matrices * geometry.rows)),
-          col_sq(scratch.take<double>(geometry.n_matrices * geometry.cols)) {
-        const Partition& partition = geometry.partition;
-        const std::size_t n = geometry.n_matrices * partition.n_groups * partition.n_cross;
+          col_sq(scratch.take<double>(geometry.n_matrices * geometry.cols)),
+          n_groups(n_groups) {
+        const std::size_t n = geometry.n_matrices * n_groups * geometry.partition.n_cross;
         group_sq = scratch.take<double>(n);
         group_weighted = scratch.take<double>(n);
     }

@@ -11,6 +11,8 @@ namespace adafactor {
 
 class Scratch {
 public:
+    Scratch() { chunks_.push_back(allocate(0)); }
+
     // The calling thread's own: what its step needs to the end, and what it needs until a wave of
     // tensors is resolved.
     static Scratch& of_this_threads_step() {
@@ -47,6 +49,8 @@ public:
 
     // Bytes that were taken since everything was taken back last.
     std::size_t taken() const { return chunks_.size() == 1 ? used_ : total_; }
+
+    std::size_t allocated() const { return total_; }  // bytes
 
     // Takes back everything: within a step. Allocates nothing where there is one chunk.
     void rewind() {
@@ -87,8 +91,6 @@ private:
         if (memory == nullptr) throw std::bad_alloc();
         return {std::unique_ptr<char, Free>(memory), bytes};
     }
-
-    Scratch() { chunks_.push_back(allocate(0)); }
 
     std::vector<Chunk> chunks_;
     std::size_t used_ = 0;   // of the last chunk

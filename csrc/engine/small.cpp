@@ -41,6 +41,12 @@ public:
         overflows_ = for_measure.take<bool>(n_tasks_);
     }
 
+    void keep_sums(Scratch& own) override {
+        u_sq_ = std::copy_n(u_sq_, n_sums_, own.take<double>(n_sums_)) - n_sums_;
+        grad_sq_ = std::copy_n(grad_sq_, n_tasks_, own.take<double>(n_tasks_)) - n_tasks_;
+        overflows_ = std::copy_n(overflows_, n_tasks_, own.take<bool>(n_tasks_)) - n_tasks_;
+    }
+
     std::size_t n_measure_tasks() const override { return n_tasks_; }
 
     void measure(std::size_t task, char*) override {
@@ -71,11 +77,11 @@ public:
             for (std::size_t k = 0; k < n; ++k) total += values[k];
             return total;
         };
-        report_.grad_sq = sum(grad_sq_, n_tasks_);
+        report_->grad_sq = sum(grad_sq_, n_tasks_);
         const double u_sq = sum(u_sq_, n_sums_) * grad_sq_scale();
         const double param_sq = hyper_.scale_parameter ? sum(param_sq_, n_sums_) : 0;
         Fault fault =
-            fault_of(std::isfinite(report_.grad_sq), std::isfinite(param_sq), std::isfinite(u_sq));
+            fault_of(std::isfinite(report_->grad_sq), std::isfinite(param_sq), std::isfinite(u_sq));
         if (fault == Fault::none && std::any_of(overflows_, overflows_ + n_tasks_,
                                                 [](bool overflows) { return overflows; }))
             fault = Fault::state_format;
@@ -83,8 +89,8 @@ public:
 
         const double n = double(rows_ * cols_);
         const double n_all = n * double(n_matrices_);
-        report_.rms_u = std::sqrt(u_sq / n_all);
-        if (hyper_.scale_parameter) report_.rms_param = std::sqrt(param_sq / n_all);
+        report_->rms_u = std::sqrt(u_sq / n_all);
+        if (hyper_.scale_parameter) report_->rms_param = std::sqrt(param_sq / n_all);
         if (!hyper_.per_matrix) {
             find_step_size(0, u_sq / n_all, param_sq / n_all);
             return fault;
@@ -195,7 +201,7 @@ private:
     void find_step_size(std::size_t m, double mean_u_sq, double mean_param_sq) {
         const StepSize size = clip_and_scale(hyper_, has_momentum(), mean_u_sq, mean_param_sq);
         descent_[m] = size.descent;
-        note(size, m == 0, report_);
+        note(size, m == 0, *report_);
     }
 
     bool measures_param_;  // RMS(param) is still to be found

@@ -4,6 +4,7 @@
 
 #include "adafactor.hpp"
 #include "dispatch/isa.hpp"
+#include "engine/measured.hpp"
 #include "engine/tensor_step.hpp"
 
 namespace adafactor {
@@ -14,13 +15,6 @@ namespace {
 constexpr std::size_t kWaveElements = std::size_t(1) << 19;
 // A tensor above this has work for all threads in every phase.
 constexpr std::size_t kAloneElements = std::size_t(1) << 17;
-
-TensorStep* make_step(const Tensor& tensor, TensorReport& report, Scratch& for_step,
-                      const KernelTable& kernels, Place place) {
-    if (tensor.v != nullptr) return make_unfactored_step(tensor, report, for_step, kernels);
-    if (is_small(tensor)) return make_small_step(tensor, report, for_step, kernels);
-    return make_factored_step(tensor, report, for_step, kernels, place);
-}
 
 // The first element in C order whose square is not finite, or -1.
 std::ptrdiff_t first_bad_of(const Array& array, const KernelTable& kernels) {
@@ -81,8 +75,7 @@ private:
             if (size == 0) continue;
             all_.elements += size;
             n_elements_[all_.end] = size;
-            steps_[all_.end] = make_step(tensors_[k], reports_[k], for_step, kernels_, place);
-            steps_[all_.end]->allocate(for_step);
+            steps_[all_.end] = step_of(tensors_[k], reports_[k], for_step, place);
             scratch_size_ = std::max(scratch_size_, steps_[all_.end]->scratch_size());
             ++all_.end;
         }
@@ -99,6 +92,16 @@ private:
             bytes += size_of(tensor->param) *
                      (item_size(tensor->param.format) + item_size(tensor->grad.format));
         return place_of(bytes);
+    }
+
+    // What was measured before is not measured again, where it holds still.
+    TensorStep* step_of(const Tensor& tensor, TensorReport& report, Scratch& for_step,
+                        Place place) const {
+        if (tensor.measured != nullptr && tensor.measured->serves(tensor))
+            return tensor.measured->take_over(tensor, report);
+        TensorStep* const step = make_step(tensor, report, for_step, kernels_, place);
+        step->allocate(for_step);
+        return step;
     }
 
     // Applies nothing before all is measured and well.
@@ -143,7 +146,8 @@ private:
     void allocate_sums(const Wave& wave) {
         Scratch& for_measure = Scratch::of_this_threads_measure();
         for_measure.rewind();
-        for (std::size_t k = wave.begin; k < wave.end; ++k) steps_[k]->allocate_sums(for_measure);
+        for (std::size_t k = wave.begin; k < wave.end; ++k)
+            if (!steps_[k]->is_measured()) steps_[k]->allocate_sums(for_measure);
     }
 
     // Finishes each wave while it is in cache. A tensor with a fault is left out, and unless the
@@ -212,7 +216,10 @@ private:
     void measure(const Wave& wave) {
         allocate_sums(wave);
         for_all_tasks(
-            wave, Order::forwards, [](const TensorStep& step) { return step.n_measure_tasks(); },
+            wave, Order::forwards,
+            [](const TensorStep& step) {
+                return step.is_measured() ? std::size_t(0) : step.n_measure_tasks();
+            },
             [](TensorStep& step, std::size_t task, char* scratch) { step.measure(task, scratch); });
     }
 
@@ -298,6 +305,13 @@ private:
 };
 
 }  // namespace
+
+TensorStep* make_step(const Tensor& tensor, TensorReport& report, Scratch& for_step,
+                      const KernelTable& kernels, Place place) {
+    if (tensor.v != nullptr) return make_unfactored_step(tensor, report, for_step, kernels);
+    if (is_small(tensor)) return make_small_step(tensor, report, for_step, kernels);
+    return make_factored_step(tensor, report, for_step, kernels, place);
+}
 
 Outcome step(const Tensor* tensors, std::size_t n_tensors, const Options& options,
              TensorReport* reports) {

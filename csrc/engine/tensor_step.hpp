@@ -40,6 +40,8 @@ public:
     // step is done; what from `for_measure`, for every time that measure begins, until resolve is.
     virtual void allocate(Scratch& for_step) = 0;
     virtual void allocate_sums(Scratch& for_measure) = 0;
+    // Once measured, before resolve: keeps what was taken from `for_measure` in memory of `own`.
+    virtual void keep_sums(Scratch& own) = 0;
     virtual std::size_t scratch_size() const { return 0; }  // bytes of a thread
 
     virtual std::size_t n_measure_tasks() const = 0;
@@ -53,13 +55,25 @@ public:
     virtual void end_apply() {}
 
     // Scales the gradient of a step that is measured again.
-    void scale_grad(double factor) { hyper_.grad_scale *= factor; }
+    void scale_grad(double factor) {
+        hyper_.grad_scale *= factor;
+        is_measured_ = false;
+    }
 
-    TensorReport& report() { return report_; }
+    // Whether it was measured before the step: then what it holds is in memory of its own.
+    bool is_measured() const { return is_measured_; }
+    // What has been measured becomes part of a step with these numbers, which reports there.
+    void take_over(const HyperParameters& hyper, TensorReport& report) {
+        hyper_ = hyper;
+        report_ = &report;
+        is_measured_ = true;
+    }
+
+    TensorReport& report() { return *report_; }
 
 protected:
     TensorStep(const Tensor& tensor, TensorReport& report, const KernelTable& kernels)
-        : tensor_(tensor), hyper_(tensor.hyper), report_(report), kernels_(kernels) {}
+        : tensor_(tensor), hyper_(tensor.hyper), report_(&report), kernels_(kernels) {}
     ~TensorStep() = default;
 
     bool has_momentum() const { return tensor_.m.data != nullptr; }
@@ -82,11 +96,17 @@ protected:
 
     const Tensor& tensor_;
     HyperParameters hyper_;
-    TensorReport& report_;
+    TensorReport* report_;
     const KernelTable& kernels_;
+
+private:
+    bool is_measured_ = false;
 };
 
-// Each makes a step in memory of `for_step`. `place`: where the arrays of the whole list are.
+// Each makes a step in memory of `for_step`, the first of the kind that the tensor is of. `place`:
+// where the arrays of the whole list are.
+TensorStep* make_step(const Tensor& tensor, TensorReport& report, Scratch& for_step,
+                      const KernelTable& kernels, Place place);
 TensorStep* make_factored_step(const Tensor& tensor, TensorReport& report, Scratch& for_step,
                                const KernelTable& kernels, Place place);
 TensorStep* make_unfactored_step(const Tensor& tensor, TensorReport& report, Scratch& for_step,

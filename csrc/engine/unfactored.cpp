@@ -43,6 +43,8 @@ public:
         param_squares_.allocate(tensor_.param, n_tiles_, for_measure);
     }
 
+    void keep_sums(Scratch& own) override { param_squares_.keep(n_tiles_, own); }
+
     std::size_t n_measure_tasks() const override { return n_tiles_; }
 
     void measure(std::size_t tile, char*) override {
@@ -63,7 +65,7 @@ public:
         }
         UnfactoredSums total{};
         for (std::size_t tile = 0; tile < n_tiles_; ++tile) add(sums_[tile], total);
-        report_.grad_sq = total.grad_sq;
+        report_->grad_sq = total.grad_sq;
         Fault fault = fault_of(std::isfinite(total.grad_sq),
                                !hyper_.scale_parameter || std::isfinite(mean_param_sq_),
                                std::isfinite(total.u_sq));
@@ -73,9 +75,9 @@ public:
         const double mean_u_sq = total.u_sq / n * grad_sq_scale();
         const StepSize size = clip_and_scale(hyper_, has_momentum(), mean_u_sq, mean_param_sq_);
         descent_ = size.descent;
-        note(size, true, report_);
-        report_.rms_u = std::sqrt(mean_u_sq);
-        if (hyper_.scale_parameter) report_.rms_param = std::sqrt(mean_param_sq_);
+        note(size, true, *report_);
+        report_->rms_u = std::sqrt(mean_u_sq);
+        if (hyper_.scale_parameter) report_->rms_param = std::sqrt(mean_param_sq_);
         return fault;
     }
 

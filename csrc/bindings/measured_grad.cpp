@@ -1,0 +1,71 @@
+#include "bindings/measured_grad.hpp"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+namespace adafactor {
+namespace {
+
+// Below this nothing is gained: a step finds such a gradient in a cache, and measures it in less
+// time than it takes to keep what was measured.
+constexpr std::size_t kLeastElements = 4096;
+
+constexpr const char* kDiscard = "; opt.discard_measured() drops what was measured";
+
+std::string text_of(double number) { return py::str(py::float_(number)).cast<std::string>(); }
+
+}  // namespace
+
+MeasuredGrad::MeasuredGrad(py::object object, const Array& array, std::optional<double> scale)
+    : object_(std::move(object)),
+      array_(array),
+      shape_(array.shape, array.shape + array.ndim),
+      scale_(scale) {
+    shape_.insert(shape_.end(), array.strides, array.strides + array.ndim);
+}
+
+void MeasuredGrad::require_same(const Array& array, const Name& name) const {
+    const auto n = std::ptrdiff_t(array_.ndim);
+    const bool is_same = array.data == array_.data && array.format == array_.format &&
+                         array.ndim == array_.ndim &&
+                         std::equal(shape_.begin(), shape_.begin() + n, array.shape) &&
+                         std::equal(shape_.begin() + n, shape_.end(), array.strides);
+    if (!is_same)
+        throw py::value_error(name.text() +
+                              " is another array than opt.measure was given, or has other memory, "
+                              "shape, strides or dtype now, must be the same or None" +
+                              kDiscard);
+}
+
+void MeasuredGrad::require_scale(double scale, const Name& name) const {
+    if (scale_ && *scale_ != scale)
+        throw py::value_error("grad_scale is " + text_of(scale) + ", must be " + text_of(*scale_) +
+                              " as opt.measure was told for " + name.text());
+}
+
+void MeasuredGrad::measure(const Tensor& tensor, int threads) {
+    if (size_of(tensor.param) < kLeastElements) return;
+    const py::gil_scoped_release no_python_below;
+    measured_ = std::make_unique<Measured>(tensor, threads);
+}
+
+Measured* MeasuredGrad::measured(const Name& param_name, const Name& grad_name) const {
+    if (measured_ == nullptr) return nullptr;
+    if (measured_->grad_has_changed())
+        throw py::value_error(grad_name.text() +
+                              " was written to after opt.measure, must stay as it is until the "
+                              "step" +
+                              kDiscard);
+    if (measured_->param_has_changed())
+        throw py::value_error(param_name.text() +
+                              " was written to after opt.measure, must stay as it is until the "
+                              "step; after opt.params_changed() the step measures again");
+    return measured_.get();
+}
+
+std::size_t MeasuredGrad::n_bytes() const {
+    return measured_ == nullptr ? 0 : measured_->n_bytes();
+}
+
+}  // namespace adafactor
