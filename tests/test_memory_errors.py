@@ -163,7 +163,7 @@ def work(opt):
     opt.step()
 """
 
-STEPPED = """
+ONE_STEPPED = """
 def work(opt):
     opt.step_tensor("2", grads[2])
 """
@@ -227,13 +227,13 @@ def test_step(setting, failing):
 
 @pytest.mark.parametrize("setting", ["all", "masters", "max_grad_norm", "carried"])
 def test_step_of_what_was_measured(setting, failing):
-    fail_each(failing, MODEL + MEASURED, setting)
+    fail_each(failing, MODEL + MEASURED + FAIL_EACH, setting)
 
 
-@pytest.mark.parametrize("part", [STEPPED, ENDED], ids=["step_tensor", "step"])
+@pytest.mark.parametrize("part", [ONE_STEPPED, ENDED], ids=["step_tensor", "step"])
 @pytest.mark.parametrize("setting", ["all", "momentum"])
 def test_step_of_one_tensor_and_its_end(setting, part, failing):
-    fail_each(failing, MODEL + part, setting)
+    fail_each(failing, MODEL + part + FAIL_EACH, setting)
 
 
 @pytest.mark.parametrize("setting", ["momentum", "masters"])
