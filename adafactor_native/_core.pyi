@@ -130,6 +130,7 @@ class TorchGroup:
         min_dim_size_to_factor: int,
         masters: str | None,
         has_moment: bool,
+        has_float32_state: bool,
     ) -> None: ...
 
 class TorchOptions:

@@ -305,6 +305,7 @@ class NativeOptimizer(torch.optim.Optimizer):
             min_dim_size_to_factor=kept.min_dim_size_to_factor,
             masters=kept.masters,
             has_moment=kept.has_moment,
+            has_float32_state=kept.state_dtype == torch.float32,
         )
         return Settings(native, switches, kept)
 

@@ -30,7 +30,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "masters": SWITCHES["masters"].check,
     "momentum_dtype": _dtype(None, torch.float32, torch.bfloat16),
     "num_threads": hyper.threads_or_none,
-    "state_dtype": _dtype(torch.float64),
+    "state_dtype": _dtype(torch.float64, torch.float32),
     "max_grad_norm": hyper.positive_or_none,
     "seed": hyper.count,
 }
@@ -79,7 +79,7 @@ class NativeOptions:
         The most threads of a step. None: the smaller of ``torch.get_num_threads()`` and
         ``adafactor_native.get_num_threads()``.
     state_dtype : torch.dtype
-        Of the running means.
+        Of the running means, torch.float64 or torch.float32, which is rounded once a step.
     max_grad_norm : float or None
         The norm of all gradients that a step scales them down to, as ``clip_grad_norm_`` does.
     seed : int

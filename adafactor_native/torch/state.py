@@ -215,6 +215,8 @@ def fitted(
     if not value.is_floating_point():
         raise TypeError(f"{key!r} has dtype {value.dtype}, must be {place.dtype[0]}")
     made = value.to(device="cpu", dtype=place.dtype[0], copy=True)
+    if not torch.equal(made.isfinite(), value.cpu().isfinite()):
+        raise ValueError(f"{key!r} has numbers beyond {place.dtype[0]}, must have none")
     return made.contiguous() if place.is_contiguous else made
 
 

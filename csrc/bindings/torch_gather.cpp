@@ -188,24 +188,24 @@ bool Gatherer::find_count(py::handle state, GatheredTensor& one, AxesArena& aren
 bool Gatherer::find_second_moment(GatheredTensor& one, Tensor& step, AxesArena& arena) const {
     const Array& param = step.param;
     std::tie(step.row_axis, step.col_axis) = one.group->group->axes.of(param);
-    const auto doubles = [&](py::handle key, py::object& held, TorchTensor& found) {
-        return read(one, key, held, arena, found) && found.dtype == TorchDtype::float64 &&
+    step.state_format = one.group->group->state_format;
+    const auto means = [&](py::handle key, py::object& held, TorchTensor& found) {
+        return read(one, key, held, arena, found) && found.array.format == step.state_format &&
                is_contiguous(found);
     };
     TorchTensor row, col;
     if (step.row_axis < 0) {
-        if (!doubles(names_.full, one.held[0], row) || !has_shape(row.array, param)) return false;
-        step.v = reinterpret_cast<double*>(row.array.data);
+        if (!means(names_.full, one.held[0], row) || !has_shape(row.array, param)) return false;
+        step.v = row.array.data;
         note_written(one, row.array);
         return true;
     }
-    if (!doubles(names_.row, one.held[0], row) || !doubles(names_.col, one.held[1], col))
-        return false;
-    if (!is_mean_over(row.array, param, step.col_axis, step.row_axis, names_.keeps_axes, false) ||
+    if (!means(names_.row, one.held[0], row) || !means(names_.col, one.held[1], col) ||
+        !is_mean_over(row.array, param, step.col_axis, step.row_axis, names_.keeps_axes, false) ||
         !is_mean_over(col.array, param, step.row_axis, step.col_axis, names_.keeps_axes, true))
         return false;
-    step.exp_row = reinterpret_cast<double*>(row.array.data);
-    step.exp_col = reinterpret_cast<double*>(col.array.data);
+    step.exp_row = row.array.data;
+    step.exp_col = col.array.data;
     note_written(one, row.array);
     note_written(one, col.array);
     return true;

@@ -49,6 +49,7 @@ struct TorchGroup {
     AxesRule axes;
     Masters masters;
     bool has_moment;
+    Format state_format;  // of running means
 
     // An eps of nan is the machine epsilon of the parameter's own dtype, as in torch: of a half
     // 2^-7 or 2^-10; beside masters that of float32, which is what they are.

@@ -247,7 +247,7 @@ private:
 
 TorchGroup make_group(const Rule& rule, const std::string& factored_axes,
                       std::ptrdiff_t min_dim_size_to_factor, const py::object& masters,
-                      bool has_moment) {
+                      bool has_moment, bool has_float32_state) {
     const auto axes = factored_axes == "matrix"        ? AxesRule::Kind::matrix
                       : factored_axes == "last_two"    ? AxesRule::Kind::last_two
                       : factored_axes == "two_largest" ? AxesRule::Kind::two_largest
@@ -258,7 +258,8 @@ TorchGroup make_group(const Rule& rule, const std::string& factored_axes,
             kind == "float32" ? Masters::float32
             : kind == "split" ? Masters::split
                               : Masters::none,
-            has_moment};
+            has_moment,
+            has_float32_state ? Format::float32 : Format::float64};
 }
 
 }  // namespace
@@ -285,7 +286,8 @@ void bind_torch(py::module_& m) {
     py::class_<TorchGroup>(m, "TorchGroup",
                            "What the tensors of a param group have in common. Immutable.")
         .def(py::init(&make_group), py::kw_only(), py::arg("rule"), py::arg("factored_axes"),
-             py::arg("min_dim_size_to_factor"), py::arg("masters"), py::arg("has_moment"));
+             py::arg("min_dim_size_to_factor"), py::arg("masters"), py::arg("has_moment"),
+             py::arg("has_float32_state"));
 
     py::class_<StepOptions>(m, "TorchOptions", "How a step is taken. Immutable.")
         .def(py::init([](NonFinite nonfinite, double max_grad_norm, int num_threads,

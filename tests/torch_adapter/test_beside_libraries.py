@@ -156,6 +156,24 @@ def test_bits_of_the_optimizer_of_numpy(convention, dtype):
             assert torch.equal(p.detach(), torch.from_numpy(array))
 
 
+@pytest.mark.parametrize("convention", NATIVE)
+def test_bits_of_float32_state(convention):
+    from adafactor_native import Optimizer
+
+    made, case = NATIVE[convention]
+    ours = parameters(torch.float32)
+    arrays = [p.detach().clone().numpy() for p in ours]
+    opt = made(ours, state_dtype="float32", **case)
+    theirs = Optimizer(arrays, convention, nonfinite="propagate", state_dtype="float32", **case)
+    for step in range(4):
+        take_step(opt, ours, step)
+        theirs.step([p.grad.numpy() for p in ours])
+        for p, array in zip(ours, arrays):
+            assert torch.equal(p.detach(), torch.from_numpy(array))
+    means = [v for p in ours for v in opt.state[p].values() if torch.is_tensor(v) and v.dim()]
+    assert {value.dtype for value in means} == {torch.float32}
+
+
 def test_schedules_of_optax_get_its_count():
     seen = []
     p = torch.ones(4, requires_grad=True)

@@ -128,7 +128,10 @@ def test_num_threads_is_both_limits():
         ({"nonfinite": "ignore"}, "nonfinite is 'ignore', must be 'raise', 'skip' or 'propagate'"),
         ({"rounding": "up"}, "rounding is 'up', must be 'nearest' or 'stochastic'"),
         ({"masters": "double"}, "masters is 'double', must be None, 'float32' or 'split'"),
-        ({"state_dtype": torch.bfloat16}, "state_dtype is torch.bfloat16, must be torch.float64"),
+        (
+            {"state_dtype": torch.bfloat16},
+            "state_dtype is torch.bfloat16, must be torch.float64 or torch.float32",
+        ),
         ({"max_grad_norm": -1.0}, "max_grad_norm is -1.0, must be a number > 0 or None"),
         ({"rounding": "stochastic", "masters": "split"}, "must be 'nearest' with masters 'split'"),
     ],

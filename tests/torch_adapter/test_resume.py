@@ -23,6 +23,8 @@ CASES = {
     "bfloat16, masters": (Adafactor, torch.bfloat16, {"masters": "float32"}),
     "float16, masters": (Adafactor, torch.float16, {"masters": "float32"}),
     "bfloat16, split": (Adafactor, torch.bfloat16, {"masters": "split"}),
+    "float32 state": (Adafactor, torch.float32, {"state_dtype": "float32"}),
+    "float32 state of bfloat16": (Adafactor, torch.bfloat16, {"state_dtype": torch.float32}),
     "huggingface": (HuggingFaceAdafactor, torch.bfloat16, {"beta1": 0.9}),
     "huggingface, momentum in bfloat16": (
         HuggingFaceAdafactor,
