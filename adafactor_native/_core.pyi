@@ -113,3 +113,65 @@ class Tensors:
     def norms(self) -> list[float]: ...
     def set_norms(self, norms: Sequence[float]) -> None: ...
     def forget_params(self) -> None: ...
+
+class TorchReader:
+    def __init__(
+        self,
+        tensor_type: type,
+        parameter_type: type,
+        strided: object,
+        exchange: object,
+        dtypes: dict[str, object],
+    ) -> None: ...
+    @property
+    def uses_exchange(self) -> bool: ...
+
+class TorchNames:
+    def __init__(
+        self,
+        *,
+        step: str,
+        row: str,
+        col: str,
+        full: str,
+        moment: str,
+        master: str,
+        low: str,
+        rms_param: str | None,
+        keeps_axes: bool,
+        counts_with_tensors: bool,
+    ) -> None: ...
+
+class TorchGroup:
+    def __init__(
+        self,
+        *,
+        rule: Rule,
+        factored_axes: str,
+        min_dim_size_to_factor: int,
+        masters: str | None,
+        has_moment: bool,
+        has_float32_state: bool,
+    ) -> None: ...
+
+class TorchOptions:
+    def __init__(
+        self,
+        *,
+        nonfinite: NonFinite,
+        max_grad_norm: float,
+        num_threads: int,
+        seed: int,
+        grad_scale: float,
+        t: int,
+    ) -> None: ...
+
+class TorchSteps:
+    def __init__(self, reader: TorchReader, names: TorchNames) -> None: ...
+    # groups: (TorchGroup, lr, decay, params, position of the first, names or None)
+    # Returns: stepped, or None if nothing was done because of what follows; (group, param) whose
+    # state must be made or changed; (group, param) that are no plain tensors; the norm of all
+    # gradients; whether a step was left out.
+    def step(
+        self, groups: Sequence[tuple[Any, ...]], state: dict[Any, Any], options: TorchOptions
+    ) -> tuple[list[Any] | None, list[tuple[int, Any]], list[tuple[int, Any]], float, bool]: ...

@@ -9,6 +9,7 @@ namespace py = pybind11;
 
 void bind_plan(py::module_& m);
 void bind_tensors(py::module_& m);
+void bind_torch(py::module_& m);
 void bind_config(py::module_& m);
 
 }  // namespace adafactor

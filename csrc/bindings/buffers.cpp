@@ -91,7 +91,16 @@ void require_native(const py::dtype& dtype, const Name& name) {
         fail_value(name.text() + " has byte order '" + order + "', must be native");
 }
 
-// Sufficient: every axis steps over all that the axes with smaller strides span.
+void require_writeable(const py::array& object, const Array& array, const Name& name) {
+    if (!object.writeable()) fail_value(name.text() + " is read-only, must be writeable");
+    const bool dense = object.flags() & (py::array::c_style | py::array::f_style);
+    if (!dense && may_overlap_itself(array))
+        fail_value(name.text() + " has elements that overlap each other (strides " +
+                   shape_text(array.ndim, array.strides) + "), must have none");
+}
+
+}  // namespace
+
 bool may_overlap_itself(const Array& array) {
     std::pair<std::ptrdiff_t, std::ptrdiff_t> axis[kMaxAxes];  // stride, length
     int n = 0;
@@ -108,26 +117,20 @@ bool may_overlap_itself(const Array& array) {
     return false;
 }
 
-void require_writeable(const py::array& object, const Array& array, const Name& name) {
-    if (!object.writeable()) fail_value(name.text() + " is read-only, must be writeable");
-    const bool dense = object.flags() & (py::array::c_style | py::array::f_style);
-    if (!dense && may_overlap_itself(array))
-        fail_value(name.text() + " has elements that overlap each other (strides " +
-                   shape_text(array.ndim, array.strides) + "), must have none");
-}
-
-}  // namespace
-
 std::string Name::text() const {
     if (tensor == nullptr) return word;
     std::string plural = word;
     plural.back() == 'y' ? plural.replace(plural.size() - 1, 1, "ies") : plural.append("s");
-    return plural + "[" + py::repr(py::str(*tensor)).cast<std::string>() + "]";
+    return plural + "[" + shown() + "]";
 }
 
 std::string Name::of_tensor() const {
     if (tensor == nullptr) return "";
-    return " of " + py::repr(py::str(*tensor)).cast<std::string>();
+    return " of " + shown();
+}
+
+std::string Name::shown() const {
+    return is_position ? *tensor : py::repr(py::str(*tensor)).cast<std::string>();
 }
 
 std::pair<const char*, const char*> extent(const Array& array) {

@@ -15,16 +15,22 @@ namespace py = pybind11;
 
 enum class Access { read, write };
 
-// What an error calls an array: "param", or params['w'] where there are several tensors.
+// What an error calls an array: "param", or params['w'] where there are several tensors, params[3]
+// where these have positions.
 struct Name {
     const char* word;
     const std::string* tensor = nullptr;
+    bool is_position = false;
 
     Name(const char* word) : word(word) {}
-    Name(const char* word, const std::string& tensor) : word(word), tensor(&tensor) {}
+    Name(const char* word, const std::string& tensor, bool is_position = false)
+        : word(word), tensor(&tensor), is_position(is_position) {}
 
     std::string text() const;
     std::string of_tensor() const;  // " of 'w'", or nothing
+
+private:
+    std::string shown() const;  // 'w', or 3
 };
 
 // An array of no axes for a NumPy scalar, which is what NumPy's operators make of such arrays; what
@@ -45,6 +51,10 @@ Array low_halves_of(py::handle object, const Name& name, const Array& high);
 Array state_of(py::handle object, const Name& name);
 
 void require_shape(const Array& array, const Name& name, int ndim, const std::ptrdiff_t* shape);
+
+// Whether two elements may share a byte: false only if every axis steps over all that the axes with
+// smaller strides span.
+bool may_overlap_itself(const Array& array);
 
 // First and one past the last byte.
 std::pair<const char*, const char*> extent(const Array& array);

@@ -1,0 +1,118 @@
+"""What an optimizer takes beside its library's arguments: kept in an attribute, not in the groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from adafactor_native import hyperparameters as hyper
+from adafactor_native.suggestions import closest
+from adafactor_native.switches import SWITCHES
+
+
+def _dtype(*allowed: torch.dtype | None) -> Callable[[str, Any], torch.dtype | None]:
+    shown = " or ".join(str(one) for one in allowed)
+
+    def check(name: str, value: Any) -> torch.dtype | None:
+        dtype = getattr(torch, value, value) if isinstance(value, str) else value
+        if dtype not in allowed:
+            raise ValueError(f"{name} is {value!r}, must be {shown}")
+        return dtype
+
+    return check
+
+
+CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "nonfinite": hyper.nonfinite_policy,
+    "rounding": SWITCHES["rounding"].check,
+    "masters": SWITCHES["masters"].check,
+    "momentum_dtype": _dtype(None, torch.float32, torch.bfloat16),
+    "num_threads": hyper.threads_or_none,
+    "state_dtype": _dtype(torch.float64, torch.float32),
+    "max_grad_norm": hyper.positive_or_none,
+    "seed": hyper.count,
+}
+
+DEFAULTS: dict[str, Any] = {
+    "nonfinite": "propagate",
+    "rounding": "nearest",
+    "masters": None,
+    "momentum_dtype": None,
+    "num_threads": None,
+    "state_dtype": torch.float64,
+    "max_grad_norm": None,
+    "seed": 0,
+}
+
+
+def _unknown(name: str) -> str:
+    guess = closest(name, CHECKS)
+    return f"{name!r} is no option, " + (
+        f"did you mean {guess!r}?" if guess else f"must be one of {list(CHECKS)}"
+    )
+
+
+# What a group may have of its own, if the user puts it there.
+OF_GROUPS = ("rounding", "masters", "momentum_dtype")
+
+
+class NativeOptions:
+    """The options of an optimizer, each an attribute that is checked when it is set.
+
+    Attributes
+    ----------
+    nonfinite : {"propagate", "raise", "skip"}
+        What becomes of a step with a nan or an infinity: it is taken, as torch takes it; it raises a
+        FloatingPointError that names parameter and index, and changes nothing; it is left out.
+    rounding : {"nearest", "stochastic"}
+        Of half-precision parameters and first moments.
+    masters : {None, "float32", "split"}
+        What is kept beside a half-precision parameter so that no step is lost: a float32 of which it
+        is the rounded copy (state ``"master"``), or the lower half of one whose upper half a bfloat16
+        parameter is (``"low"``).
+    momentum_dtype : torch.dtype or None
+        Of first moments: torch.float32, torch.bfloat16 or None, which is float32. Those of float64
+        parameters are float64.
+    num_threads : int or None
+        The most threads of a step. None: the smaller of ``torch.get_num_threads()`` and
+        ``adafactor_native.get_num_threads()``.
+    state_dtype : torch.dtype
+        Of the running means, torch.float64 or torch.float32, which is rounded once a step.
+    max_grad_norm : float or None
+        The norm of all gradients that a step scales them down to, as ``clip_grad_norm_`` does.
+    seed : int
+        Of stochastic rounding. The random bits are a function of it, of the tensor's ``state["step"]``
+        and of its name, if the optimizer was given names, or else of its position.
+    """
+
+    nonfinite: str
+    rounding: str
+    masters: str | None
+    momentum_dtype: torch.dtype | None
+    num_threads: int | None
+    state_dtype: torch.dtype
+    max_grad_norm: float | None
+    seed: int
+
+    def __init__(self, **options: Any) -> None:
+        for name, default in DEFAULTS.items():
+            setattr(self, name, options.pop(name, default))
+        if options:
+            raise TypeError(_unknown(next(iter(options))))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in CHECKS:
+            raise AttributeError(_unknown(name))
+        checked = CHECKS[name](name, value)
+        together = {**self.__dict__, name: checked}
+        if together.get("rounding") == "stochastic" and together.get("masters") == "split":
+            raise ValueError(
+                "rounding is 'stochastic', must be 'nearest' with masters 'split': the two halves are "
+                "the whole number"
+            )
+        object.__setattr__(self, name, checked)
+
+    def __repr__(self) -> str:
+        return f"NativeOptions({', '.join(f'{name}={getattr(self, name)!r}' for name in CHECKS)})"

@@ -1,0 +1,35 @@
+"""What the tests of adafactor_native.torch have in common. Without torch they are skipped, and say so."""
+
+import importlib.util
+
+import pytest
+
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+
+
+class WithoutTorch(pytest.File):
+    """Stands for a file whose imports need torch."""
+
+    def collect(self):
+        yield Missing.from_parent(self, name="torch")
+
+
+class Missing(pytest.Item):
+    def runtest(self):
+        reason = "not installed: torch (pip install '.[peers]')"
+        if self.config.getoption("--require-peers"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    if not HAS_TORCH and module_path.name.startswith("test_"):
+        return WithoutTorch.from_parent(parent, path=module_path)
+    return None
+
+
+@pytest.fixture(params=["exchange", "methods"])
+def each_reader(request, monkeypatch):
+    """Run the test with both ways to find tensors: of torch 2.10 and later, and of older ones."""
+    monkeypatch.setenv("ADAFACTOR_TORCH_READER", request.param)
+    return request.param
