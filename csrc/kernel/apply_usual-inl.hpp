@@ -107,8 +107,10 @@ bool apply_mixed(const Step& step) {
            apply_if<double, separable, Formats<float, double, None, float>>(step);
 }
 
-template <bool separable>
+#if defined(__AVX2__) || !defined(__SSE2__)
+
 bool apply_halves(const Step& step) {
+    constexpr bool separable = true;
     return apply_if<float, separable, Formats<Bfloat16, Bfloat16>>(step) ||
            apply_if<float, separable, Formats<Float16, Float16>>(step) ||
            apply_if<float, separable, Formats<float, Bfloat16>>(step) ||
@@ -125,16 +127,26 @@ bool apply_halves(const Step& step) {
            apply_if<float, separable, Formats<float, float, None, Bfloat16>>(step);
 }
 
+// The direct form, which few conventions ask for, has fewer combinations.
+bool apply_halves_directly(const Step& step) {
+    return apply_if<float, false, Formats<Bfloat16, Bfloat16>>(step) ||
+           apply_if<float, false, Formats<Bfloat16, Bfloat16, None, float>>(step) ||
+           apply_if<float, false, Formats<Bfloat16, Bfloat16, None, Bfloat16>>(step);
+}
+
 // Whether the step was one of those.
-bool apply_usual([[maybe_unused]] const Step& step) {
-#if defined(__AVX2__) || !defined(__SSE2__)
+bool apply_usual(const Step& step) {
     const bool separable = step.factors.separable;
     if (step.factors.wide) return separable ? apply_mixed<true>(step) : apply_mixed<false>(step);
-    return separable && apply_halves<true>(step);
-#else
-    return false;  // on processors that nobody has by now, though everybody compiles for them
-#endif
+    return separable ? apply_halves(step) : apply_halves_directly(step);
 }
+
+#else
+
+// On processors that nobody has by now, though everybody compiles for them, no step is.
+bool apply_usual(const Step&) { return false; }
+
+#endif
 
 double apply(const StepBlocks& blocks, const Factors& factors, const Descent& descent,
              const Rounding& rounding, bool sums_param) {
