@@ -4,6 +4,8 @@
 #include <string>
 #include <utility>
 
+#include "bindings/without_gil.hpp"
+
 namespace adafactor {
 namespace {
 
@@ -46,7 +48,7 @@ void MeasuredGrad::require_scale(double scale, const Name& name) const {
 
 void MeasuredGrad::measure(const Tensor& tensor, int threads) {
     if (size_of(tensor.param) < kLeastElements) return;
-    const py::gil_scoped_release no_python_below;
+    const WithoutGil no_python_below;
     measured_ = std::make_unique<Measured>(tensor, threads);
 }
 
