@@ -64,13 +64,17 @@ class Model(KnownAttributes):
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """The parameters with their state and factored axes, in the order of `names`."""
+        self._tensors.state_was_seen()
+        return self._all_tensors()
+
+    def _all_tensors(self) -> tuple[Tensor, ...]:
         return tuple(tensor for group in self._groups for tensor in group.tensors)
 
     @property
     def params(self) -> dict[str, Array]:
         """The parameters themselves, by name; write to the arrays, then call `params_changed`."""
         return ReadOnlyDict(
-            {tensor.name: tensor.param for tensor in self.tensors},
+            {tensor.name: tensor.param for tensor in self._all_tensors()},
             "opt.params cannot be assigned to: write into the array, opt.params[name][...] = values, "
             "then call opt.params_changed()",
         )
@@ -107,7 +111,7 @@ class Model(KnownAttributes):
         """Bytes of state, by kind, tensor and element."""
         by_tensor = {
             name: {kind: array.nbytes for kind, array in state.items()}
-            for name, state in self.state.items()
+            for name, state in ((x.name, x.state) for x in self._all_tensors())
         }
         for name, array in self._accumulated.sums.items():
             by_tensor[name]["sum"] = array.nbytes

@@ -8,6 +8,7 @@
 #include "bindings/buffers.hpp"
 #include "bindings/written_memory.hpp"
 #include "engine/carried.hpp"
+#include "engine/finite_result.hpp"
 
 namespace adafactor {
 
@@ -23,6 +24,9 @@ public:
 
     // Throws ValueError if it is not what it was, or no longer writeable.
     Array now(const Name& name) const;
+
+    // Whether somebody else than this and a Tensor of Python has it, or a view of it.
+    bool is_shared() const { return exists() && Py_REFCNT(object_.ptr()) > 2; }
 
 private:
     // Whether it is as it was, by the fields of NumPy's own struct: what nearly every step finds.
@@ -49,6 +53,7 @@ struct HeldTensor {
     std::int64_t t = 0;
     std::uint64_t random_key = 0;  // of its name, "0" without one, for RandomStream
     CarriedSquares carried;
+    KnownNumbers known;
 
     // Holds a model's Tensor of Python, whose attributes are called as the fields here. Throws
     // TypeError or ValueError if its arrays do not go together.
@@ -60,6 +65,12 @@ struct HeldTensor {
 
     HeldTensor(const HeldTensor&) = delete;
     HeldTensor& operator=(const HeldTensor&) = delete;
+
+    // Whether somebody may write to its state without a word: then nothing is known of it.
+    bool shares_state() const {
+        return exp_row.is_shared() || exp_col.is_shared() || v.is_shared() || m.is_shared() ||
+               master.is_shared();
+    }
 
     Name name_of(const char* word) const { return is_named ? Name(word, name) : Name(word); }
 

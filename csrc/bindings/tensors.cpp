@@ -1,9 +1,11 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -103,7 +105,9 @@ public:
         memory_.require_disjoint(param_object, param, "param");
         memory_.require_disjoint(grad_object, grad, "grad");
         require_count_left();
+        if (state_was_seen_.exchange(false)) forget_numbers();
         Tensor tensor = planned(plan, held, param, grad, 1);
+        held.known.param = KnownNumbers::kUnknown;  // it may be another than the last time
         if (tensor.carried != nullptr && !(last_param_ && last_param_().is(param_object))) {
             held.carried.forget();
             last_param_ = py::weakref(param_object);
@@ -117,18 +121,20 @@ public:
         }
         if (plan.nonfinite != NonFinite::skip)
             throw_floating_point_error(
-                fault_text(outcome, tensor, param_object, "param", grad_object, "grad") +
+                fault_text(outcome, tensor, held, {param_object, "param"}, {grad_object, "grad"}) +
                 "; nothing was changed");
         ++skipped_;
         return kSkipped;
     }
 
     // One step of all tensors whose grad is not None. Returns what make_report makes of the arrays
-    // that the step fills: it is called before, for nothing may fail after a step.
+    // that the step fills: it is called before, for nothing may fail after a step. A tensor whose
+    // param is found to be another than its master's follows it: follow(its position).
     py::object step(const Plan& plan, const py::sequence& grads_given, double grad_scale,
-                    const py::function& make_report) {
+                    const py::function& make_report, const py::function& follow) {
         const StepLock lock(occupancy_);
         require_count_left();
+        if (state_was_seen_.exchange(false)) forget_numbers();
         const py::tuple given(grads_given);  // holds them all, whatever becomes of the list
         if (given.size() != held_.size() || plan.rules.size() != n_groups_)
             throw py::value_error("as many grads as tensors, and rules as groups, are needed");
@@ -152,6 +158,7 @@ public:
             options.skip_norm_above = norms_.limit(plan.skip_above);
         else
             norms_.clear();
+        follow_params(options.threads, follow);
         reports_.assign(tensors_.size(), {});
         Results results(held_.size());
         const py::object report = make_report(results.numbers, results.norms, results.stepped,
@@ -217,6 +224,9 @@ public:
         forget_carried();
     }
 
+    // Python has been given arrays of the state: the next step looks at them whole.
+    void state_was_seen() { state_was_seen_ = true; }
+
     // What the function returns; no step begins while it runs.
     py::object alone(const py::function& function, bool loads) {
         const StepLock lock(occupancy_,
@@ -265,6 +275,23 @@ private:
                 "state with a smaller t and skipped");
     }
 
+    static bool is_rounded(const Tensor& tensor, int threads) {
+        constexpr std::size_t elements_under_gil = std::size_t(1) << 16;  // a sixteenth is read
+        std::optional<py::gil_scoped_release> no_python_below;
+        if (size_of(tensor.param) > elements_under_gil) no_python_below.emplace();
+        return is_still_rounded(tensor, threads);
+    }
+
+    void follow_params(int threads, const py::function& follow) {
+        for (std::size_t k = 0; k < tensors_.size(); ++k) {
+            HeldTensor& held = *held_[positions_[k]];
+            if (!held.master.exists() || is_rounded(tensors_[k], threads)) continue;
+            follow(positions_[k]);
+            held.carried.forget();
+            held.known.forget();
+        }
+    }
+
     // The gradients, arrays where they were something that becomes one: all are, before the first
     // is looked at. The same tuple, where there is no such gradient.
     py::tuple arrays_from(const py::tuple& given) const {
@@ -294,11 +321,20 @@ private:
             tensor.carried = &held.carried;
         else
             held.carried.forget();
+        if (held.shares_state()) held.known.forget();
+        tensor.known = &held.known;
+        // Not every tensor's turn is the same.
+        held.known.turn = (std::uint64_t(held.t) + held.random_key) % KnownNumbers::kRotation;
         return tensor;
     }
 
     void forget_carried() {
         for (const auto& held : held_) held->carried.forget();
+        forget_numbers();
+    }
+
+    void forget_numbers() {
+        for (const auto& held : held_) held->known.forget();
     }
 
     [[noreturn]] void raise(const Outcome& outcome, const py::tuple& grads,
@@ -311,9 +347,9 @@ private:
             options.all_or_none || !any
                 ? "; nothing was changed"
                 : "; neither it nor the tensors behind it were changed, those before it were";
-        throw_floating_point_error(fault_text(outcome, tensors_[outcome.tensor],
-                                              held.param.object(), held.name_of("param"), grads[k],
-                                              held.name_of("grad")) +
+        throw_floating_point_error(fault_text(outcome, tensors_[outcome.tensor], held,
+                                              {held.param.object(), held.name_of("param")},
+                                              {grads[k], held.name_of("grad")}) +
                                    changed);
     }
 
@@ -349,6 +385,7 @@ private:
     std::vector<std::unique_ptr<HeldTensor>> held_;
     WrittenMemory memory_;
     py::weakref last_param_;  // of update, if its RMS is carried
+    std::atomic<bool> state_was_seen_{true};
 
     // These belong to the step under way, and are kept for the next one's use.
     std::vector<Tensor> tensors_;
@@ -377,7 +414,8 @@ void bind_tensors(py::module_& m) {
              "One step of the only tensor, in place; what was unusual, as flags.", py::arg("plan"),
              py::arg("param"), py::arg("grad"))
         .def("step", &Tensors::step, "One step of all tensors whose grad is not None, in place.",
-             py::arg("plan"), py::arg("grads"), py::arg("grad_scale"), py::arg("make_report"))
+             py::arg("plan"), py::arg("grads"), py::arg("grad_scale"), py::arg("make_report"),
+             py::arg("follow"))
         .def("arrays", &Tensors::arrays,
              "Gradients as a step would read them: arrays, where they become some.",
              py::arg("grads"))
@@ -394,6 +432,8 @@ void bind_tensors(py::module_& m) {
              "Norms of the last steps' gradients, the oldest first, where skip_above needs them.")
         .def("set_norms", &Tensors::set_norms, py::arg("norms"))
         .def("forget_params", &Tensors::forget_params)
+        .def("state_was_seen", &Tensors::state_was_seen,
+             "Say that somebody may write to the state: the next step looks at it whole.")
         .def_property_readonly("t", &Tensors::t)
         .def_property_readonly("skipped", &Tensors::skipped);
 }
