@@ -224,17 +224,17 @@ class AdaFactor(KnownAttributes):
     @property
     def exp_row(self) -> Means | None:
         """Running means over each row, shape (rows,), written by `update`; None if unfactored."""
-        return self._exp_row
+        return self._seen(self._exp_row)
 
     @property
     def exp_col(self) -> Means | None:
         """Running means over each column, shape (cols,), written by `update`; None if unfactored."""
-        return self._exp_col
+        return self._seen(self._exp_col)
 
     @property
     def v(self) -> Means | None:
         """The second moment itself, of shape `shape`, written by `update`; None if factored."""
-        return self._v
+        return self._seen(self._v)
 
     @property
     def state_dtype(self) -> np.dtype[Any]:
@@ -381,6 +381,11 @@ class AdaFactor(KnownAttributes):
             If another thread is in `update` of this object.
         """
         self.load_state_dict(state_files.load(path), convert=convert)
+
+    def _seen(self, state: Means | None) -> Means | None:
+        """Return an array that the caller may write to: the next step looks at all of it."""
+        self._tensors.state_was_seen()
+        return state
 
     def _copied_state(self) -> dict[str, npt.NDArray[Any]]:
         return {name: array.copy() for name, array in self._live_state().items()}

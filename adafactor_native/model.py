@@ -67,13 +67,17 @@ class Model(KnownAttributes):
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """The parameters with their state and factored axes, in the order of `names`."""
+        self._tensors.state_was_seen()
+        return self._all_tensors()
+
+    def _all_tensors(self) -> tuple[Tensor, ...]:
         return tuple(tensor for group in self._groups for tensor in group.tensors)
 
     @property
     def params(self) -> dict[str, Array]:
         """The parameters themselves, by name; write to the arrays, then call `params_changed`."""
         return ReadOnlyDict(
-            {tensor.name: tensor.param for tensor in self.tensors},
+            {tensor.name: tensor.param for tensor in self._all_tensors()},
             "opt.params cannot be assigned to: write into the array, opt.params[name][...] = values, "
             "then call opt.params_changed()",
         )
@@ -110,7 +114,7 @@ class Model(KnownAttributes):
         """Bytes of state, by kind, tensor and element."""
         by_tensor = {
             name: {kind: array.nbytes for kind, array in state.items()}
-            for name, state in self.state.items()
+            for name, state in ((x.name, x.state) for x in self._all_tensors())
         }
         for name, array in self._accumulated.sums.items():
             by_tensor[name]["sum"] = array.nbytes
@@ -145,6 +149,14 @@ class Model(KnownAttributes):
         self._names += tuple(tensor.name for group in added for tensor in group.tensors)
         self._params_are_new = True
         self._cell.plan = None
+
+    def _follow_param(self, position: int) -> None:
+        """Let one tensor's master follow its param, which a step has found to be another's."""
+        for group in self._groups:
+            if position < len(group.tensors):
+                follow_params([group.tensors[position]], group["rounding"] == "stochastic")
+                return
+            position -= len(group.tensors)
 
     def _follow_params(self) -> None:
         self._tensors.forget_params()  # or raise, if another thread is in a step

@@ -169,6 +169,7 @@ class ModelArrivals(Model):
             grad,
             scale,
             partial(StepReport, self._names, lr=self._cell.lr),
+            self._follow_param,
         )
         return report
 

@@ -339,9 +339,22 @@ class Optimizer(ModelArrivals, ModelChanges, ModelStates, ModelCopies):
         Notes
         -----
         The first step after the optimizer was made, got more tensors or loaded a state looks
-        whether each param is still what its master rounds to. Where somebody has written other
-        weights to it, the master follows the param: weights are never reverted. After an overwrite
-        at any other time call `params_changed`.
+        whether each param is still what its master rounds to; every other step looks at a sixteenth
+        of each, in rotation. Where somebody has written other weights to it, the master follows the
+        param: weights that are overwritten as a whole are never reverted. After an overwrite of some
+        elements call `params_changed`.
+
+        A step is refused, too, where a finite gradient would make a number infinite: of param, of
+        its copy, or of the first moment. Bounds that the step knows anyway decide that for nothing,
+        nearly always; only where they leave it open are the numbers looked at. Where param is rounded
+        at random, has a copy or is split, and there is no `scale_parameter`, a bound of its numbers
+        is carried from step to step, and a sixteenth of them is looked at in each.
+
+        Arrays of the state that hold what no step leaves there (a nan, an infinity, a negative mean
+        of squares) are refused. They are looked at whole where somebody may have written to them:
+        after `state` or `tensors` was asked for or a state loaded, and while somebody holds such an
+        array; otherwise a sixteenth at each step. To hold an array of first moments makes every step
+        read them once more.
         """
         if self._params_are_new:
             self._follow_params()
@@ -368,6 +381,7 @@ class Optimizer(ModelArrivals, ModelChanges, ModelStates, ModelCopies):
             ordered,
             scale * divisor,
             partial(StepReport, self._names, lr=self._cell.lr),
+            self._follow_param,
             scale,
         )
         self._accumulated = none_left
@@ -437,7 +451,7 @@ class Optimizer(ModelArrivals, ModelChanges, ModelStates, ModelCopies):
                         f"grads[{name!r}] must be None, as the next step has a gradient of it by "
                         "opt.measure or opt.step_tensor: take that step by opt.step()"
                     )
-            self._accumulated.add(self.tensors, self._tensors.arrays(ordered))
+            self._accumulated.add(self._all_tensors(), self._tensors.arrays(ordered))
 
     def params_changed(self) -> None:
         """Say that somebody else has written to params: the next step reads all of them.
@@ -446,7 +460,7 @@ class Optimizer(ModelArrivals, ModelChanges, ModelStates, ModelCopies):
         lower halves become zeros); and with `copies`, which are written, rounded to nearest.
         """
         self._tensors.forget_params()
-        for tensor in self.tensors:
+        for tensor in self._all_tensors():
             take_params(tensor)
         self._params_are_new = False
 

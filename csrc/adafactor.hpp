@@ -67,6 +67,7 @@ struct HyperParameters {
 
 class CarriedSquares;
 class Measured;
+struct KnownNumbers;
 
 // One tensor with its state. Halves are read as float32, and the new param is a float32 until it is
 // rounded. A factored tensor is a batch of matrices over all axes but row_axis and col_axis; it has
@@ -85,6 +86,7 @@ struct Tensor {
     Array m;     // the first moment, of param's shape; its data is null if there is none
     Array copy;  // halves, of param's shape, that get a float32 param rounded; null likewise
     CarriedSquares* carried;  // null: RMS(param) is measured, if it is needed
+    KnownNumbers* known;      // null: all numbers are looked at, where it matters
     HyperParameters hyper;
     bool stochastic = false;       // halves are rounded at random, not to the nearest
     RandomStream random{};         // the random bits that they are rounded by
@@ -96,7 +98,10 @@ enum class Fault {
     none,
     grad,           // an element, or the sum of the squares (float64 only), is not finite
     param,          // the same, where it would spread through RMS(param)
-    second_moment,  // the state is not finite, or it is zero where nothing is added to it
+    second_moment,  // the state is not finite, negative, larger than any gradient makes it, or zero
+                    // where nothing is added to it
+    first_moment,   // an element, or the sum of the squares (float64 only), is not finite
+    result,         // an element of param, copy or m would not be, though all that makes it is
     state_format,   // a number of the new state is beyond the float32 that it is kept in
 };
 
@@ -125,12 +130,17 @@ struct Options {
 struct Outcome {
     Fault fault = Fault::none;
     std::size_t tensor = 0;
-    // The first bad element in C order, of grad or param; -1 if only their sum overflows.
+    // The first bad element in C order, of grad, param or m; -1 if only their sum overflows, and of
+    // a second moment. Of a result the first in param's memory.
     std::ptrdiff_t index = -1;
     double grad_norm =
         std::numeric_limits<double>::quiet_NaN();  // of all tensors, after grad_scale
     bool is_spike = false;                         // that is above skip_norm_above
 };
+
+// Whether `copy` of a tensor with `known` still is what its param of float32 was rounded to, in
+// this turn's sixteenth.
+bool is_still_rounded(const Tensor& tensor, int threads);
 
 // Takes one step of each tensor, in place, and fills one report for each. If a tensor has a fault,
 // all_or_none leaves the whole list as it was; otherwise that tensor stays as it was, and so do

@@ -157,3 +157,45 @@ def test_a_copy_that_is_read_only_refuses_the_load():
     with pytest.raises(ValueError, match=r"copies\['w'\] is read-only, must be writeable"):
         opt.load_state_dict(state)
     assert_same(params, weights(2, np.float32))
+
+
+@pytest.mark.parametrize("shape", [(3,), (70, 80), (9, 9, 3, 3)])
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize("dtype", [BF16, np.dtype(np.float16)])
+def test_weights_that_are_overwritten_in_the_middle_of_a_run_are_never_reverted(
+    dtype, rounding, shape
+):
+    """Every step looks at some of each param, and follows all of it where one is not its master's."""
+    rng = np.random.default_rng(5)
+    zeros = np.zeros(shape, np.float32)
+    for steps in range(1, 18):
+        param = rng.standard_normal(shape).astype(dtype)
+        opt = Optimizer({"w": param}, masters="float32", rounding=rounding)
+        for _ in range(steps):
+            opt.step([rng.standard_normal(shape).astype(np.float32)])
+        other = rng.standard_normal(shape).astype(dtype)
+        param[...] = other
+        opt.step([zeros])
+        # An element that happens to be its master's keeps the master.
+        gap = np.abs(np.spacing(other).astype(np.float32)) if rounding == "stochastic" else 0
+        assert (np.abs(param.astype(np.float32) - other.astype(np.float32)) <= gap).all()
+        followed = opt.state["w"]["master"] == other.astype(np.float32)
+        assert followed.mean() > 0.6
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize("dtype", [BF16, np.dtype(np.float16)])
+def test_masters_of_any_magnitude_are_known_again(dtype, rounding):
+    """No master is followed, and so loses its lower digits, that its param was rounded from."""
+    rng = np.random.default_rng(6)
+    exponents = rng.uniform(-30, 4, 3000)
+    param = (np.sign(rng.standard_normal(3000)) * 10**exponents).astype(dtype)
+    opt = Optimizer(
+        {"w": param}, masters="float32", rounding=rounding, lr=1e-9, scale_parameter=False
+    )
+    opt.step([rng.standard_normal(3000).astype(np.float32)])
+    followed = []
+    opt.__dict__["_follow_param"] = followed.append
+    for _ in range(40):
+        opt.step([rng.standard_normal(3000).astype(np.float32)])
+    assert not followed

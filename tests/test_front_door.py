@@ -58,9 +58,9 @@ def test_a_plan_fits_its_rules_and_its_tensors():
         plan(lr=[0.5, 0.5])
     opt = Optimizer([np.ones(3)])
     with pytest.raises(ValueError, match="as many grads as tensors, and rules as groups"):
-        opt._tensors.step(plan(rules=[], lr=[], decay=[]), [np.ones(3)], 1.0, list)
+        opt._tensors.step(plan(rules=[], lr=[], decay=[]), [np.ones(3)], 1.0, list, list)
     with pytest.raises(ValueError, match="as many grads as tensors, and rules as groups"):
-        opt._tensors.step(plan(), [], 1.0, list)
+        opt._tensors.step(plan(), [], 1.0, list, list)
     with pytest.raises(ValueError, match="as many counts as tensors"):
         opt._tensors.set_counts(1, 0, [])
 

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "bindings/dlpack.hpp"
+#include "bindings/without_gil.hpp"
 
 namespace adafactor {
 namespace {
@@ -149,8 +150,9 @@ std::string shape_text(int ndim, const std::ptrdiff_t* shape) {
     return text(axes);
 }
 
-py::object array_from(py::handle object, const Name& name) {
-    if (py::isinstance<py::array>(object)) return py::reinterpret_borrow<py::object>(object);
+namespace {
+
+py::object array_made_from(py::handle object, const Name& name) {
     const py::module_ numpy = py::module_::import("numpy");
     if (py::isinstance(object, numpy.attr("floating")) ||
         text(py::type::of(object).attr("__name__")) == "bfloat16")
@@ -168,6 +170,13 @@ py::object array_from(py::handle object, const Name& name) {
         py::raise_from(error, PyExc_TypeError, message.c_str());
         throw py::error_already_set();
     }
+}
+
+}  // namespace
+
+py::object array_from(py::handle object, const Name& name) {
+    if (py::isinstance<py::array>(object)) return py::reinterpret_borrow<py::object>(object);
+    return stops_where_unwound([&] { return array_made_from(object, name); });
 }
 
 Array array_of(py::handle object, const Name& name, Access access) {

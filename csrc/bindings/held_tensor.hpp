@@ -10,6 +10,7 @@
 #include "bindings/measured_grad.hpp"
 #include "bindings/written_memory.hpp"
 #include "engine/carried.hpp"
+#include "engine/finite_result.hpp"
 
 namespace adafactor {
 
@@ -25,6 +26,9 @@ public:
 
     // Throws ValueError if it is not what it was, or no longer writeable.
     Array now(const Name& name) const;
+
+    // Whether somebody else than this and a Tensor of Python has it, or a view of it.
+    bool is_shared() const { return exists() && Py_REFCNT(object_.ptr()) > 2; }
 
 private:
     // Whether it is as it was, by the fields of NumPy's own struct: what nearly every step finds.
@@ -51,6 +55,7 @@ struct HeldTensor {
     std::int64_t t = 0;
     std::uint64_t random_key = 0;  // of its name, "0" without one, for RandomStream
     CarriedSquares carried;
+    KnownNumbers known;
     std::unique_ptr<MeasuredGrad> measured_grad;  // what waits for a step, or null
 
     // Holds a model's Tensor of Python, whose attributes are called as the fields here. Throws
@@ -63,6 +68,12 @@ struct HeldTensor {
 
     HeldTensor(const HeldTensor&) = delete;
     HeldTensor& operator=(const HeldTensor&) = delete;
+
+    // Whether somebody may write to its state without a word: then nothing is known of it.
+    bool shares_state() const {
+        return exp_row.is_shared() || exp_col.is_shared() || v.is_shared() || m.is_shared() ||
+               master.is_shared();
+    }
 
     Name name_of(const char* word) const { return is_named ? Name(word, name) : Name(word); }
 

@@ -10,6 +10,8 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/without_gil.hpp"
+
 namespace adafactor {
 
 namespace py = pybind11;
@@ -58,9 +60,10 @@ private:
 struct ModelStep {
     // Returns make_report(the arrays) in the end.
     ModelStep(std::size_t n, const py::function& make_report)
-        : results(n),
-          report(make_report(results.numbers, results.norms, results.stepped, results.stuck,
-                             results.t, results.flags)) {}
+        : results(n), report(stops_where_unwound([&] {
+              return make_report(results.numbers, results.norms, results.stepped, results.stuck,
+                                 results.t, results.flags);
+          })) {}
 
     Results results;
     py::object report;

@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "bindings/without_gil.hpp"
+#include "engine/finite_result.hpp"
 
 namespace adafactor {
 namespace {
@@ -11,22 +12,78 @@ namespace {
 // Below this a step takes less time than another thread needs to take the GIL and give it back.
 constexpr std::size_t kElementsUnderGil = 4096;
 
-std::string bad_element(const Name& name, py::handle object, const Array& array,
-                        std::ptrdiff_t index) {
-    if (index < 0) return "the squares of " + name.text() + " add up to more than float64 holds";
-    py::tuple at(array.ndim);
-    std::string place;
-    for (int d = array.ndim - 1; d >= 0; --d) {
-        const std::ptrdiff_t k = index % array.shape[d];
-        index /= array.shape[d];
-        at[std::size_t(d)] = k;
-        place = std::to_string(k) + (place.empty() ? "" : ", ") + place;
+// An element of an array of this shape by its index in C order.
+struct Element {
+    std::string place, text;  // text: name[place] is value
+    double value;
+
+    Element(const NamedArray& array, int ndim, const std::ptrdiff_t* shape, std::ptrdiff_t index) {
+        py::tuple at(ndim);
+        for (int d = ndim - 1; d >= 0; --d) {
+            const std::ptrdiff_t k = index % shape[d];
+            index /= shape[d];
+            at[std::size_t(d)] = k;
+            place = std::to_string(k) + (place.empty() ? "" : ", ") + place;
+        }
+        if (place.empty()) place = "()";
+        value = array.object[at].cast<double>();
+        text = array.name.text() + "[" + place + "] is " + shown();
     }
-    if (place.empty()) place = "()";
-    const auto value = object[at].cast<double>();
-    const std::string what =
-        name.text() + "[" + place + "] is " + py::str(py::float_(value)).cast<std::string>();
-    return what + (std::isfinite(value) ? ", whose square overflows float64" : ", must be finite");
+
+    // The same of an array of the state: m[place] of 'w' is value.
+    std::string of_state(const Name& name) const {
+        return std::string(name.word) + "[" + place + "]" + name.of_tensor() + " is " + shown();
+    }
+
+private:
+    std::string shown() const { return py::str(py::float_(value)).cast<std::string>(); }
+};
+
+std::string bad_element(const NamedArray& named, const Array& array, std::ptrdiff_t index) {
+    if (index < 0)
+        return "the squares of " + named.name.text() + " add up to more than float64 holds";
+    const Element element(named, array.ndim, array.shape, index);
+    return element.text +
+           (std::isfinite(element.value) ? ", whose square overflows float64" : ", must be finite");
+}
+
+std::string bad_first_moment(const NamedArray& m, const Array& array, std::ptrdiff_t index) {
+    if (index < 0)
+        return "the squares of m" + m.name.of_tensor() + " add up to more than float64 holds";
+    const Element element(m, array.ndim, array.shape, index);
+    return element.of_state(m.name) +
+           (std::isfinite(element.value) ? ", whose square overflows float64" : ", must be finite");
+}
+
+std::string infinite_result(const NamedArray& param, const Array& array, std::ptrdiff_t index) {
+    const Element element(param, array.ndim, array.shape, index);
+    if (!std::isfinite(element.value)) return element.text + ", must be finite";
+    return element.text +
+           ", and this step would make it, its copy or its first moment infinite: it must be "
+           "smaller, the step too, or the dtype wider";
+}
+
+// What is wrong with a running mean, or nothing if all are what gradients can have made them.
+std::string bad_second_moment(const Tensor& tensor, const HeldTensor& held) {
+    const double limit = largest_second_moment(tensor.grad.format);
+    const auto bad_of = [&](const char* word, const HeldArray& array, const void* means) {
+        const std::size_t n = array.exists() ? size_of(array.now(held.name_of(word))) : 0;
+        for (std::size_t k = 0; k < n; ++k) {
+            const double mean = tensor.state_format == Format::float64
+                                    ? static_cast<const double*>(means)[k]
+                                    : static_cast<const float*>(means)[k];
+            if (mean >= 0 && mean <= limit) continue;
+            const Array shape = array.now(held.name_of(word));
+            const Name name = held.name_of(word);
+            return Element({array.object(), name}, shape.ndim, shape.shape, std::ptrdiff_t(k))
+                       .of_state(name) +
+                   ", must be finite, at least 0 and not larger than squares of gradients";
+        }
+        return std::string();
+    };
+    std::string bad = bad_of("v", held.v, tensor.v);
+    if (bad.empty()) bad = bad_of("exp_row", held.exp_row, tensor.exp_row);
+    return bad.empty() ? bad_of("exp_col", held.exp_col, tensor.exp_col) : bad;
 }
 
 }  // namespace
@@ -40,17 +97,19 @@ Outcome take_step(const Tensor* tensors, std::size_t n_tensors, const Options& o
     return step(tensors, n_tensors, options, reports);
 }
 
-std::string fault_text(const Outcome& outcome, const Tensor& tensor, py::handle param,
-                       const Name& param_name, py::handle grad, const Name& grad_name) {
-    if (outcome.fault == Fault::grad)
-        return bad_element(grad_name, grad, tensor.grad, outcome.index);
-    if (outcome.fault == Fault::param)
-        return bad_element(param_name, param, tensor.param, outcome.index);
-    const std::string of = param_name.of_tensor();
+std::string fault_text(const Outcome& outcome, const Tensor& tensor, const NamedArray& param,
+                       const NamedArray& grad, const NamedArray& m, const HeldTensor* held) {
+    if (outcome.fault == Fault::grad) return bad_element(grad, tensor.grad, outcome.index);
+    if (outcome.fault == Fault::param) return bad_element(param, tensor.param, outcome.index);
+    if (outcome.fault == Fault::first_moment) return bad_first_moment(m, tensor.m, outcome.index);
+    if (outcome.fault == Fault::result) return infinite_result(param, tensor.param, outcome.index);
     if (outcome.fault == Fault::state_format)
-        return (tensor.v != nullptr ? "v" : "exp_row or exp_col") + of +
+        return (tensor.v != nullptr ? "v" : "exp_row or exp_col") + param.name.of_tensor() +
                " would have a mean of squares above 3.4e38, must be at most that in float32: "
                "state_dtype='float64' holds it";
+    const std::string bad = held != nullptr ? bad_second_moment(tensor, *held) : "";
+    if (!bad.empty()) return bad;
+    const std::string of = param.name.of_tensor();
     if (tensor.v != nullptr)
         return "v" + of +
                " is not finite, or holds a zero while eps is zero: the update would not be finite";

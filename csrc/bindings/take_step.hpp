@@ -7,6 +7,7 @@
 
 #include "adafactor.hpp"
 #include "bindings/buffers.hpp"
+#include "bindings/held_tensor.hpp"
 
 namespace adafactor {
 
@@ -16,10 +17,16 @@ namespace py = pybind11;
 Outcome take_step(const Tensor* tensors, std::size_t n_tensors, const Options& options,
                   TensorReport* reports);
 
-// What FloatingPointError says of a tensor, `arrays` being Python's own: the bad element and what
-// was changed.
-std::string fault_text(const Outcome& outcome, const Tensor& tensor, py::handle param,
-                       const Name& param_name, py::handle grad, const Name& grad_name);
+// An array of Python's, and how a message calls it.
+struct NamedArray {
+    py::handle object;
+    Name name;
+};
+
+// What FloatingPointError says of a tensor: which number is bad, and why. `m` matters with a first
+// moment; `held`, which may be null, holds the running means whose bad element is to be named.
+std::string fault_text(const Outcome& outcome, const Tensor& tensor, const NamedArray& param,
+                       const NamedArray& grad, const NamedArray& m, const HeldTensor* held);
 
 [[noreturn]] void throw_floating_point_error(const std::string& message);
 

@@ -1,6 +1,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <memory>
 #include <optional>
@@ -17,6 +18,7 @@
 #include "bindings/results.hpp"
 #include "bindings/step_lock.hpp"
 #include "bindings/take_step.hpp"
+#include "bindings/without_gil.hpp"
 #include "bindings/written_memory.hpp"
 
 namespace adafactor {
@@ -74,7 +76,9 @@ public:
         memory_.require_disjoint(param_object, param, "param");
         memory_.require_disjoint(grad_object, grad, "grad");
         require_count_left();
+        if (state_was_seen_.exchange(false)) forget_numbers();
         Tensor tensor = planned(plan, held, param, grad, 1);
+        held.known.param = KnownNumbers::kUnknown;  // it may be another than the last time
         if (tensor.carried != nullptr && !(last_param_ && last_param_().is(param_object))) {
             held.carried.forget();
             last_param_ = py::weakref(param_object);
@@ -87,9 +91,10 @@ public:
             return note_stuck(held, is_stuck(tensor.hyper, report)) ? kNewlyStuck : 0;
         }
         if (plan.nonfinite != NonFinite::skip)
-            throw_floating_point_error(
-                fault_text(outcome, tensor, param_object, "param", grad_object, "grad") +
-                "; nothing was changed");
+            throw_floating_point_error(fault_text(outcome, tensor, {param_object, "param"},
+                                                  {grad_object, "grad"}, {held.m.object(), "m"},
+                                                  &held) +
+                                       "; nothing was changed");
         ++skipped_;
         return kSkipped;
     }
@@ -97,11 +102,14 @@ public:
     // One step of all tensors whose grad is not None, or was measured; it ends the step that
     // step_tensor has begun. What was measured is divided by measured_scale, all else by
     // grad_scale. Returns what make_report makes of the arrays that the step fills: it is called
-    // before, for nothing may fail after a step.
+    // before, for nothing may fail after a step. A tensor whose param is found to be another than
+    // its master's follows it: follow(its position).
     py::object step(const Plan& plan, const py::sequence& grads_given, double grad_scale,
-                    const py::function& make_report, double measured_scale) {
+                    const py::function& make_report, const py::function& follow,
+                    double measured_scale) {
         const StepLock lock(occupancy_);
         require_count_left();
+        if (state_was_seen_.exchange(false)) forget_numbers();
         const py::tuple given(grads_given);  // holds them all, whatever becomes of the list
         if (given.size() != held_.size() || plan.rules.size() != n_groups_)
             throw py::value_error("as many grads as tensors, and rules as groups, are needed");
@@ -119,6 +127,7 @@ public:
             options.skip_norm_above = norms_.limit(plan.skip_above);
         else
             norms_.clear();
+        follow_params(options.threads, follow);
         reports_.assign(tensors_.size(), {});
         std::optional<ModelStep> own;
         if (open_ == nullptr) own.emplace(held_.size(), make_report);
@@ -159,6 +168,7 @@ public:
                 " is measured already and waits for a step: take it by opt.step(), or drop it by "
                 "opt.discard_measured()");
         require_not_stepped(k);
+        if (state_was_seen_.exchange(false)) forget_numbers();
         begin_list();
         add_to_list(plan, k, object, grad_scale.value_or(1));
         auto measured = std::make_unique<MeasuredGrad>(object, tensors_[0].grad, grad_scale);
@@ -190,9 +200,11 @@ public:
     // Steps tensor k, as part of a step of the model that it begins where none is open. Returns
     // the report of that step, so far.
     py::object step_tensor(const Plan& plan, std::size_t k, py::handle grad_given,
-                           double grad_scale, const py::function& make_report) {
+                           double grad_scale, const py::function& make_report,
+                           const py::function& follow) {
         const StepLock lock(occupancy_);
         require_count_left();
+        if (state_was_seen_.exchange(false)) forget_numbers();
         const HeldTensor& held = *held_.at(k);
         const Name grad_name = held.name_of("grad");
         const py::object grad = array_from(grad_given, grad_name);
@@ -204,6 +216,7 @@ public:
         begin_list();
         add_to_list(plan, k, grad, grad_scale);
         const Options options = plan.options();
+        follow_params(options.threads, follow);
         reports_.assign(1, {});
         std::unique_ptr<OpenStep> begun;
         if (open_ == nullptr) begun = std::make_unique<OpenStep>(held_.size(), make_report, t_ + 1);
@@ -283,11 +296,14 @@ public:
         forget_carried();
     }
 
+    // Python has been given arrays of the state: the next step looks at them whole.
+    void state_was_seen() { state_was_seen_ = true; }
+
     // What the function returns; no step begins while it runs.
     py::object alone(const py::function& function, bool loads) {
         const StepLock lock(occupancy_,
                             loads ? StepLock::Entry::alone_load : StepLock::Entry::alone);
-        return function();
+        return stops_where_unwound([&] { return py::object(function()); });
     }
 
 private:
@@ -368,6 +384,25 @@ private:
             throw py::value_error(
                 "the count of steps is 2**53, the largest that every number of it holds: load a "
                 "state with a smaller t and skipped");
+    }
+
+    static bool is_rounded(const Tensor& tensor, int threads) {
+        constexpr std::size_t elements_under_gil = std::size_t(1) << 16;  // a sixteenth is read
+        std::optional<WithoutGil> no_python_below;
+        if (size_of(tensor.param) > elements_under_gil) no_python_below.emplace();
+        return is_still_rounded(tensor, threads);
+    }
+
+    void follow_params(int threads, const py::function& follow) {
+        for (std::size_t k = 0; k < tensors_.size(); ++k) {
+            HeldTensor& held = *held_[positions_[k]];
+            if (!held.master.exists() || is_rounded(tensors_[k], threads)) continue;
+            stops_where_unwound([&] { follow(positions_[k]); });
+            held.carried.forget();
+            held.known.forget();
+            tensors_[k].measured = nullptr;
+            if (held.measured_grad != nullptr) held.measured_grad->forget();
+        }
     }
 
     // The gradients, arrays where they were something that becomes one: all are, before the first
@@ -458,6 +493,10 @@ private:
             tensor.carried = &held.carried;
         else
             held.carried.forget();
+        if (held.shares_state()) held.known.forget();
+        tensor.known = &held.known;
+        // Not every tensor's turn is the same.
+        held.known.turn = (std::uint64_t(held.t) + held.random_key) % KnownNumbers::kRotation;
         return tensor;
     }
 
@@ -466,14 +505,20 @@ private:
             held->carried.forget();
             if (held->measured_grad != nullptr) held->measured_grad->forget();
         }
+        forget_numbers();
+    }
+
+    void forget_numbers() {
+        for (const auto& held : held_) held->known.forget();
     }
 
     [[noreturn]] void raise(const Outcome& outcome, const py::object& grad,
                             const std::string& changed) const {
         const HeldTensor& held = *held_[positions_[outcome.tensor]];
         throw_floating_point_error(fault_text(outcome, tensors_[outcome.tensor],
-                                              held.param.object(), held.name_of("param"), grad,
-                                              held.name_of("grad")) +
+                                              {held.param.object(), held.name_of("param")},
+                                              {grad, held.name_of("grad")},
+                                              {held.m.object(), held.name_of("m")}, &held) +
                                    changed);
     }
 
@@ -558,6 +603,7 @@ private:
     std::vector<std::unique_ptr<HeldTensor>> held_;
     WrittenMemory memory_;
     py::weakref last_param_;  // of update, if its RMS is carried
+    std::atomic<bool> state_was_seen_{true};
 
     std::size_t n_measured_ = 0;      // gradients that wait for a step
     std::unique_ptr<OpenStep> open_;  // or null
@@ -591,7 +637,7 @@ void bind_tensors(py::module_& m) {
              py::arg("param"), py::arg("grad"))
         .def("step", &Tensors::step, "One step of all tensors whose grad is not None, in place.",
              py::arg("plan"), py::arg("grads"), py::arg("grad_scale"), py::arg("make_report"),
-             py::arg("measured_scale") = 1.0)
+             py::arg("follow"), py::arg("measured_scale") = 1.0)
         .def("arrays", &Tensors::arrays,
              "Gradients as a step would read them: arrays, where they become some.",
              py::arg("grads"))
@@ -605,7 +651,8 @@ void bind_tensors(py::module_& m) {
         .def_property_readonly("waits", &Tensors::waits)
         .def("step_tensor", &Tensors::step_tensor,
              "Step one tensor, as part of a step of the model that step ends.", py::arg("plan"),
-             py::arg("position"), py::arg("grad"), py::arg("grad_scale"), py::arg("make_report"))
+             py::arg("position"), py::arg("grad"), py::arg("grad_scale"), py::arg("make_report"),
+             py::arg("follow"))
         .def_property_readonly("is_open", &Tensors::is_open)
         .def("given", &Tensors::given, "Which tensors had a gradient in the last step.")
         .def("alone", &Tensors::alone,
@@ -621,6 +668,8 @@ void bind_tensors(py::module_& m) {
              "Norms of the last steps' gradients, the oldest first, where skip_above needs them.")
         .def("set_norms", &Tensors::set_norms, py::arg("norms"))
         .def("forget_params", &Tensors::forget_params)
+        .def("state_was_seen", &Tensors::state_was_seen,
+             "Say that somebody may write to the state: the next step looks at it whole.")
         .def_property_readonly("t", &Tensors::t)
         .def_property_readonly("skipped", &Tensors::skipped);
 }

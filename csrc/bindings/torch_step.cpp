@@ -230,12 +230,14 @@ private:
         if (PyDict_SetItem(state.ptr(), key.ptr(), value.ptr()) != 0) throw py::error_already_set();
     }
 
-    [[noreturn]] static void raise(const Outcome& outcome, const GatheredTensor& one,
-                                   const Tensor& tensor) {
+    [[noreturn]] void raise(const Outcome& outcome, const GatheredTensor& one,
+                            const Tensor& tensor) const {
         const std::string name = one.group->name_of(one.index);
-        throw_floating_point_error(fault_text(outcome, tensor, one.param,
-                                              name_of("param", one, name), one.grad,
-                                              name_of("grad", one, name)) +
+        const py::object m = tensor.m.data != nullptr ? one.state[names_.moment] : py::none();
+        throw_floating_point_error(fault_text(outcome, tensor,
+                                              {one.param, name_of("param", one, name)},
+                                              {one.grad, name_of("grad", one, name)},
+                                              {m, name_of("m", one, name)}, nullptr) +
                                    "; nothing was changed");
     }
 

@@ -1,38 +1,45 @@
-// Work that other Python threads need not wait for.
+// Work that other Python threads need not wait for, and what becomes of a thread whose interpreter
+// ends.
 #pragma once
 
 #include <unistd.h>
+
+#ifdef __GLIBCXX__
+#include <cxxabi.h>
+#endif
 
 #include "bindings/bindings.hpp"
 
 namespace adafactor {
 
-// Lets the GIL go while it lives. pybind11's own guard ends the process where the interpreter has
-// ended meanwhile: Python then unwinds a daemon thread that asks for the GIL, out of a destructor.
+// What `call` returns, in which the thread may wait for the GIL. Where the interpreter has ended
+// meanwhile, Python unwinds a thread that waits, with all C++ above it, whose destructors may not
+// throw and need the GIL: that would end the process. Such a thread stops here instead, as Python
+// itself stops it from version 3.14 on; the process is about to end.
+template <class Call>
+auto stops_where_unwound(const Call& call) {
+#ifdef __GLIBCXX__
+    try {
+        return call();
+    } catch (abi::__forced_unwind&) {
+        for (;;) pause();
+    }
+#else
+    return call();
+#endif
+}
+
+// Lets the GIL go while it lives.
 class WithoutGil {
 public:
     WithoutGil() : state_(PyEval_SaveThread()) {}
-    ~WithoutGil() { take_back(state_); }
+    ~WithoutGil() {
+        stops_where_unwound([this] { PyEval_RestoreThread(state_); });
+    }
     WithoutGil(const WithoutGil&) = delete;
     WithoutGil& operator=(const WithoutGil&) = delete;
 
 private:
-    // Stops the thread that is unwound, as Python itself does from version 3.14 on: nothing that it
-    // holds could be given back without the GIL, and the process is about to end.
-    struct Stop {
-        bool unwound = true;
-        ~Stop() {
-            while (unwound) pause();
-        }
-    };
-
-    // Not inlined: where nothing may be thrown, unwinding would end the process before Stop.
-    __attribute__((noinline)) static void take_back(PyThreadState* state) noexcept(false) {
-        Stop stop;
-        PyEval_RestoreThread(state);
-        stop.unwound = false;
-    }
-
     PyThreadState* state_;
 };
 

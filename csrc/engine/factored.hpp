@@ -94,6 +94,8 @@ private:
     void apply_in_place(std::size_t chunk, std::size_t tile, Walk walk) const;
     void apply_by_parts(std::size_t chunk, std::size_t tile, char* scratch) const;
     void apply_copies(std::size_t matrix, const Rect& part, char* copies) const;
+    void look(std::size_t task) override;
+    void look_at(std::size_t matrix, const Rect& part);
 
     double* written(std::size_t matrix, std::size_t tile) const {
         return param_squares_.written(matrix * geometry_.tiling.n_tiles + tile);

@@ -5,6 +5,11 @@
 #include "engine/factored.hpp"
 
 namespace adafactor {
+namespace {
+
+constexpr std::size_t kLookRows = 4;  // of a part whose result is looked at, for its copies' size
+
+}  // namespace
 
 void FactoredStep::begin_apply() {
     const std::size_t n = geometry_.n_matrices;
@@ -79,6 +84,37 @@ void FactoredStep::apply_copies(std::size_t matrix, const Rect& part, char* copi
     put_back(blocks.param, at.param);
     put_back(blocks.m, at.m);
     put_back(blocks.copy, at.copy);
+}
+
+void FactoredStep::look(std::size_t task) {
+    const Geometry& at = geometry_;
+    for (auto tile = task % at.apply_turns; tile < at.tiling.n_tiles; tile += at.apply_turns) {
+        const Rect whole = at.tiling[tile];
+        at.for_matrices(task / at.apply_turns, [&](std::size_t m) {
+            for (std::size_t r = 0; r < whole.rows; r += kLookRows)
+                for (std::size_t c = 0; c < whole.cols; c += kPartCols)
+                    look_at(m, {whole.i + r, whole.j + c, std::min(kLookRows, whole.rows - r),
+                                std::min(kPartCols, whole.cols - c)});
+        });
+    }
+}
+
+void FactoredStep::look_at(std::size_t matrix, const Rect& part) {
+    const Geometry& at = geometry_;
+    alignas(kPadding) char copies[4][kLookRows * kPartCols * sizeof(double)];
+    StepBlocks blocks;
+    blocks.param = gather(at.param[matrix], part, copies[0]);
+    if (at.m.exists()) blocks.m = gather(at.m[matrix], part, copies[1]);
+    blocks.grad = gather(at.grad_like_param[matrix], part, copies[2]);
+    if (at.copy.exists()) blocks.copy = block_for_copy(at.copy[matrix], part, copies[3]);
+    kernels_.apply(blocks, factors_of(matrix, part), resolved_.descent[matrix],
+                   rounding_of(matrix, part), false);
+    for (const Block& block : {blocks.param, blocks.m, blocks.copy}) {
+        const std::ptrdiff_t found = first_infinite(block);
+        if (found < 0) continue;
+        const std::size_t i = std::size_t(found) / part.cols, j = std::size_t(found) % part.cols;
+        note_infinite(at.param[matrix].at(part.i + i, part.j + j));
+    }
 }
 
 // The factors of a part of a matrix, in param's order.

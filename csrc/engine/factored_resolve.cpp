@@ -217,9 +217,28 @@ private:
             u_sq += mean_u_sq_[m];
             param_sq += step_.mean_param_sq_[m];
         }
+        bound(u_sq, param_sq);
         const double n = double(at_.n_matrices);
         report.rms_u = std::sqrt(u_sq / n);
         if (hyper_.scale_parameter) report.rms_param = std::sqrt(param_sq / n);
+    }
+
+    // Of the sums of means over matrices. Where nothing is clipped u may not be known: no element
+    // exceeds the gradient's over the least root.
+    void bound(double u_sq, double param_sq) {
+        if (std::isnan(u_sq)) {
+            u_sq = 0;
+            for (std::size_t m = 0; m < at_.n_matrices; ++m) {
+                const SecondMoment& moment = moments_[m];
+                const double root =
+                    std::max({least_root(moment), hyper_.eps_root, hyper_.root_floor});
+                u_sq += moment.row_summary.sum_sq * step_.grad_sq_scale() / (root * root);
+            }
+        } else {
+            u_sq *= at_.n_elements();
+        }
+        const std::size_t n = hyper_.per_matrix ? at_.n_matrices : 1;
+        step_.bound(to_.descent, n, u_sq, param_sq * at_.n_elements());
     }
 
     bool float_will_do(bool literal) const {

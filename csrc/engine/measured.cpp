@@ -36,6 +36,7 @@ Measured::Measured(const Tensor& tensor, int threads) : tensor_(tensor) {
     const Place place = place_of(item * size_of(tensor_.param));
     step_ = make_step(tensor_, report_, memory_, running_kernels(), place);
     step_->allocate(memory_);
+    looked_at_all_ = step_->looks_at_all();
 
     Scratch& for_step = Scratch::of_this_threads_step();
     Scratch& for_measure = Scratch::of_this_threads_measure();
@@ -59,7 +60,9 @@ bool Measured::serves(const Tensor& tensor) const {
            tensor_.row_axis == tensor.row_axis && tensor_.col_axis == tensor.col_axis &&
            tensor_.exp_row == tensor.exp_row && tensor_.exp_col == tensor.exp_col &&
            tensor_.v == tensor.v && tensor_.state_format == tensor.state_format &&
-           tensor_.carried == tensor.carried && measure_alike(tensor_.hyper, tensor.hyper);
+           tensor_.carried == tensor.carried && tensor_.known == tensor.known &&
+           (looked_at_all_ || (tensor.known != nullptr && tensor.known->means)) &&
+           measure_alike(tensor_.hyper, tensor.hyper);
 }
 
 TensorStep* Measured::take_over(const Tensor& tensor, TensorReport& report) {

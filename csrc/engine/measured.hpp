@@ -47,6 +47,7 @@ private:
     std::vector<std::ptrdiff_t> lengths_;  // the shape, then the strides of each array
     TensorReport report_;
     TensorStep* step_;
+    bool looked_at_all_;  // of v
     Samples grad_samples_, param_samples_;
 };
 

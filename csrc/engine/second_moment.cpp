@@ -24,9 +24,13 @@ bool is_usable(const SecondMoment& moment, const HyperParameters& hyper) {
            (smallest > 0 || (smallest == 0 && zero_is_fine));
 }
 
+double least_root(const SecondMoment& moment) {
+    return std::sqrt(moment.row_summary.smallest_live / moment.mean) *
+           std::sqrt(moment.col_summary.smallest_live);
+}
+
 bool eps_is_lost(const SecondMoment& moment, const HyperParameters& hyper, int digits) {
-    const double root = std::sqrt(moment.row_summary.smallest_live / moment.mean) *
-                        std::sqrt(moment.col_summary.smallest_live);
+    const double root = least_root(moment);
     return std::ldexp(hyper.eps_root, digits) <= root && hyper.root_floor <= root;
 }
 

@@ -16,6 +16,9 @@ struct SecondMoment {
 // all are zero, and none is while nothing is added to the root.
 bool is_usable(const SecondMoment& moment, const HyperParameters& hyper);
 
+// The smallest sqrt(V) where the gradient is not zero.
+double least_root(const SecondMoment& moment);
+
 // Whether max(sqrt(V) + eps_root, root_floor) is sqrt(V), to `digits` binary digits, wherever the
 // gradient is not zero.
 bool eps_is_lost(const SecondMoment& moment, const HyperParameters& hyper, int digits);

@@ -93,11 +93,13 @@ public:
         if (hyper_.scale_parameter) report_->rms_param = std::sqrt(param_sq / n_all);
         if (!hyper_.per_matrix) {
             find_step_size(0, u_sq / n_all, param_sq / n_all);
+            bound(descent_, 1, u_sq, param_sq);
             return fault;
         }
         for (std::size_t m = 0; m < n_matrices_; ++m)
             find_step_size(m, u_sq_[m] * grad_sq_scale() / n,
                            hyper_.scale_parameter ? param_sq_[m] / n : 0);
+        bound(descent_, n_matrices_, u_sq, param_sq);
         return fault;
     }
 
@@ -196,6 +198,34 @@ private:
         const std::size_t end = std::min(begin + matrices_per_task_, n_matrices_);
         for (std::size_t m = begin; m < end; m += matrices_per_call_)
             body(m, std::min(matrices_per_call_, end - m));
+    }
+
+    void look(std::size_t task) override {
+        for_calls(task, [&](std::size_t first, std::size_t n) {
+            Copies copies;
+            double rows[kSmallRun], cols[kSmallRun];
+            const Means old(*this, first, n);
+            SmallState means = old.state;
+            std::copy_n(means.exp_row, n * rows_, rows);
+            std::copy_n(means.exp_col, n * cols_, cols);
+            means.exp_row = rows;
+            means.exp_col = cols;
+            const auto run = [&](const MatrixBatch& batch, char* to) {
+                return copied_run(batch.run(first, n, to), to);
+            };
+            const StepBlocks blocks{run(param_, copies.param), run(m_, copies.m),
+                                    run(grad_, copies.grad), run(copy_, copies.copy)};
+            const Descent* const descent = descent_ + (hyper_.per_matrix ? first : 0);
+            const Rounding by = rounding(first_number(first));
+            kernels_.apply_small(blocks, means, moment(), descent, hyper_.per_matrix, by);
+            for (const Block& block : {blocks.param, blocks.m, blocks.copy}) {
+                const std::ptrdiff_t found = first_infinite(block);
+                if (found < 0) continue;
+                const std::size_t k = std::size_t(found) % (rows_ * cols_);
+                const MatrixView view = param_[first + std::size_t(found) / (rows_ * cols_)];
+                note_infinite(view.at(k / cols_, k % cols_));
+            }
+        });
     }
 
     void find_step_size(std::size_t m, double mean_u_sq, double mean_param_sq) {

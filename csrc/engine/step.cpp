@@ -16,8 +16,9 @@ constexpr std::size_t kWaveElements = std::size_t(1) << 19;
 // A tensor above this has work for all threads in every phase.
 constexpr std::size_t kAloneElements = std::size_t(1) << 17;
 
-// The first element in C order whose square is not finite, or -1.
-std::ptrdiff_t first_bad_of(const Array& array, const KernelTable& kernels) {
+// The first element in C order for which test(it) holds, or -1.
+template <class Test>
+std::ptrdiff_t first_of(const Array& array, const Test& test) {
     const auto size = std::ptrdiff_t(size_of(array));
     for (std::ptrdiff_t k = 0; k < size; ++k) {
         char* p = array.data;
@@ -25,7 +26,7 @@ std::ptrdiff_t first_bad_of(const Array& array, const KernelTable& kernels) {
             p += rest % array.shape[d] * array.strides[d];
             rest /= array.shape[d];
         }
-        if (!std::isfinite(kernels.sum_squares({p, 0, 1, 1, array.format, array.low}))) return k;
+        if (test(Block{p, 0, 1, 1, array.format, array.low})) return k;
     }
     return -1;
 }
@@ -106,7 +107,8 @@ private:
 
     // Applies nothing before all is measured and well.
     void take_as_a_whole(bool clips) {
-        if (!measure_all()) return;
+        const bool is_last = !clips && !std::isfinite(options_.skip_norm_above);
+        if (!measure_all(is_last)) return;
         if (std::isfinite(options_.skip_norm_above)) {
             const double norm = grad_norm();
             outcome_.is_spike = std::isfinite(norm) && norm > options_.skip_norm_above;
@@ -116,16 +118,27 @@ private:
             const double ratio = options_.max_grad_norm / (grad_norm() + 1e-6);
             if (!(ratio >= 1)) {
                 for (std::size_t k = 0; k < all_.end; ++k) steps_[k]->scale_grad(ratio);
-                if (!measure_all()) return;
+                if (!measure_all(true)) return;
+                return apply(all_);
             }
         }
+        if (!is_last && !check_all()) return;
         apply(all_);
     }
 
-    bool measure_all() {
+    // The last time that all are measured they are also checked.
+    bool measure_all(bool is_last) {
         for (Wave wave = wave_from(0); wave.begin < wave.end; wave = wave_from(wave.end)) {
             measure(wave);
-            resolve(wave);
+            resolve(wave, is_last);
+            if (has_fault(wave)) return false;
+        }
+        return true;
+    }
+
+    bool check_all() {
+        for (Wave wave = wave_from(0); wave.begin < wave.end; wave = wave_from(wave.end)) {
+            check(wave);
             if (has_fault(wave)) return false;
         }
         return true;
@@ -157,7 +170,7 @@ private:
         for (Wave wave = wave_from(0); wave.begin < wave.end;) {
             const Wave next = wave_from(wave.end);
             measure(wave);
-            resolve(wave);
+            resolve(wave, true);
             const bool is_last = has_fault(wave) && !options_.skips;
             if (!options_.propagate) leave_out_faults(wave);
             apply(wave);
@@ -217,21 +230,37 @@ private:
         allocate_sums(wave);
         for_all_tasks(
             wave, Order::forwards,
-            [](const TensorStep& step) {
-                return step.is_measured() ? std::size_t(0) : step.n_measure_tasks();
-            },
-            [](TensorStep& step, std::size_t task, char* scratch) { step.measure(task, scratch); });
+            [](const TensorStep& step) { return step.n_measure_tasks_left(); },
+            [](TensorStep& step, std::size_t task, char* scratch) {
+                if (!step.is_measured()) step.measure(task, scratch);
+                step.look_at_due(task);
+            });
     }
 
-    void resolve(const Wave& wave) {
+    void resolve(const Wave& wave, bool checks) {
+        for_each(wave, [&](TensorStep& step, const Team& team) {
+            step.report().fault = step.resolve(team, options_.propagate);
+            if (checks) check(step, team);
+        });
+    }
+
+    void check(const Wave& wave) {
+        for_each(wave, [&](TensorStep& step, const Team& team) { check(step, team); });
+    }
+
+    void check(TensorStep& step, const Team& team) {
+        if (options_.propagate || step.report().fault != Fault::none) return;
+        step.report().fault = step.check(team);
+    }
+
+    // Calls body(step, the team for it) for the steps of a wave.
+    template <class Body>
+    void for_each(const Wave& wave, const Body& body) {
         const Team team = team_for(wave);
-        const auto resolve_one = [&](std::size_t k, const Team& by) {
-            steps_[k]->report().fault = steps_[k]->resolve(by, options_.propagate);
-        };
         const std::size_t n = wave.end - wave.begin;
-        if (n == 1) return resolve_one(wave.begin, team);
+        if (n == 1) return body(*steps_[wave.begin], team);
         team.for_tasks(n, Order::forwards, [&](std::size_t k, int thread, char*) {
-            resolve_one(wave.begin + k, team.alone(thread));
+            body(*steps_[wave.begin + k], team.alone(thread));
         });
     }
 
@@ -242,19 +271,28 @@ private:
         for (std::size_t k = wave.begin; k < wave.end; ++k) {
             const TensorReport& report = steps_[k]->report();
             if (report.fault == Fault::none) continue;
-            if (outcome_.fault == Fault::none) note_fault(report);
+            if (outcome_.fault == Fault::none) note_fault(*steps_[k]);
             return true;
         }
         return false;
     }
 
-    void note_fault(const TensorReport& report) {
-        outcome_.fault = report.fault;
-        outcome_.tensor = std::size_t(&report - reports_);
-        if (report.fault != Fault::grad && report.fault != Fault::param) return;
+    void note_fault(TensorStep& step) {
+        outcome_.fault = step.report().fault;
+        outcome_.tensor = std::size_t(&step.report() - reports_);
         const Tensor& tensor = tensors_[outcome_.tensor];
-        outcome_.index =
-            first_bad_of(report.fault == Fault::grad ? tensor.grad : tensor.param, kernels_);
+        const auto not_finite = [&](const Block& element) {
+            return !std::isfinite(kernels_.sum_squares(element));
+        };
+        if (outcome_.fault == Fault::result)
+            outcome_.index = first_of(tensor.param, [&](const Block& element) {
+                return element.data == step.infinite_param();
+            });
+        else if (outcome_.fault != Fault::second_moment && outcome_.fault != Fault::state_format)
+            outcome_.index = first_of(outcome_.fault == Fault::grad    ? tensor.grad
+                                      : outcome_.fault == Fault::param ? tensor.param
+                                                                       : tensor.m,
+                                      not_finite);
     }
 
     void apply(const Wave& wave) {
@@ -266,6 +304,10 @@ private:
             [](TensorStep& step, std::size_t task, char* scratch) { step.apply(task, scratch); });
         for (std::size_t k = wave.begin; k < wave.end; ++k) {
             steps_[k]->end_apply();
+            if (options_.propagate)
+                steps_[k]->forget();
+            else
+                steps_[k]->remember();
             steps_[k]->report().stepped = true;
         }
     }

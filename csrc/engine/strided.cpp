@@ -140,6 +140,19 @@ void MatrixBatch::for_rows(std::size_t first, std::size_t n, const Copy& copy) c
     }
 }
 
+Block copied_run(const Block& run, char* to) {
+    if (run.data == to || run.format == Format::none) return run;
+    const std::size_t bytes = run.cols * item_size(run.format);
+    Block copy = run;
+    copy.data = to;
+    std::memcpy(to, run.data, bytes);
+    if (run.format == Format::split) {
+        std::memcpy(to + bytes, run.data + run.low, bytes);
+        copy.low = std::ptrdiff_t(bytes);
+    }
+    return copy;
+}
+
 Block MatrixBatch::run(std::size_t first, std::size_t n, char* to) const {
     if (!exists()) return {};
     const std::size_t size = first_.outer * first_.inner;

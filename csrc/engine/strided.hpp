@@ -49,6 +49,9 @@ Block block_for_copy(const MatrixView& view, const Rect& part, char* to);
 Block gather(const MatrixView& view, const Rect& part, char* to);
 void scatter(const Block& from, const MatrixView& view, const Rect& part);
 
+// The copy at `to` of a block of one row, unless it is that already.
+Block copied_run(const Block& run, char* to);
+
 // The matrices of an array over two of its axes, one for each index of the others. An array without
 // data has matrices of no format.
 class MatrixBatch {
@@ -122,6 +125,8 @@ public:
     Block run(int a, std::size_t k, std::size_t n, char* to) const;
     void scatter(const Block& from, int a, std::size_t k, std::size_t n) const;
 
+    char* at(int a, std::size_t k) const;
+
 private:
     bool is_run(int a, std::size_t k, std::size_t n) const;
     void gather_items(int a, std::size_t k, std::size_t n, char* to, std::ptrdiff_t offset) const;
@@ -129,7 +134,6 @@ private:
                        std::ptrdiff_t offset) const;
     template <class Visit>
     void visit_runs(int a, std::size_t k, std::size_t n, Visit visit) const;
-    char* at(int a, std::size_t k) const;
 
     std::size_t size_ = 1;
     int n_axes_ = 0;

@@ -1,7 +1,10 @@
 // The phases of one tensor's step, each but resolve as tasks that threads may take in any order.
 #pragma once
 
+#include <atomic>
+
 #include "adafactor.hpp"
+#include "engine/finite_result.hpp"
 #include "engine/scratch.hpp"
 #include "engine/threads.hpp"
 #include "engine/walk_choice.hpp"
@@ -46,13 +49,35 @@ public:
 
     virtual std::size_t n_measure_tasks() const = 0;
     virtual void measure(std::size_t task, char* scratch) = 0;
+    // Beside measure: what of m and param is to be looked at in this step.
+    void look_at_due(std::size_t task) {
+        if (looks_at_numbers()) look_at_due(task, n_measure_tasks());
+    }
+    // Those that a step has left to do: what was measured before it was not looked at then.
+    std::size_t n_measure_tasks_left() const {
+        return is_measured_ && !looks_at_numbers() ? 0 : n_measure_tasks();
+    }
+    // Whether measure looks at all of v, not at its turn only.
+    bool looks_at_all() const { return tensor_.known == nullptr || !tensor_.known->means; }
     // Finds what apply needs. With a fault, only if it is to `propagate`.
     virtual Fault resolve(const Team& team, bool propagate) = 0;
+
+    // After resolve, before apply: whether the state is sound, and all is finite that apply leaves.
+    Fault check(const Team& team);
 
     virtual std::size_t n_apply_tasks() const = 0;
     virtual void begin_apply() {}
     virtual void apply(std::size_t task, char* scratch) = 0;
     virtual void end_apply() {}
+
+    // After apply: carries the bounds of numbers over to the next step, or forgets them.
+    void remember();
+    void forget() {
+        if (tensor_.known != nullptr) tensor_.known->forget();
+    }
+
+    // Where the param lies whose result is not finite, the first in memory.
+    const char* infinite_param() const { return first_infinite_; }
 
     // Scales the gradient of a step that is measured again.
     void scale_grad(double factor) {
@@ -89,6 +114,26 @@ protected:
                 hyper_.eps_root, hyper_.root_floor,  hyper_.mean_floor};
     }
 
+    // For check, of the descents of n matrices. `sum_u_sq`: of u times grad_scale; `sum_param_sq`
+    // matters with scale_parameter.
+    void bound(const Descent* descents, std::size_t n, double sum_u_sq, double sum_param_sq) {
+        descents_ = descents;
+        n_descents_ = n;
+        sum_u_sq_ = sum_u_sq;
+        sum_param_sq_ = sum_param_sq;
+    }
+
+    // Looks at the chunk of v with this number, if it is due. Any thread may.
+    void look_at_v(std::size_t chunk, const Block& v) {
+        if (!looks_at_all() && (chunk + tensor_.known->turn) % KnownNumbers::kRotation != 0) return;
+        if (!kernels_.are_within(v, largest_mean())) v_is_sound_ = false;
+    }
+
+    // Does what the task of apply with this number will, in memory of its own, and calls
+    // note_infinite for a param that it makes infinite, or a copy or m of it.
+    virtual void look(std::size_t task) = 0;
+    void note_infinite(const char* param);
+
     // The rounding of elements that are numbered as in struct Rounding.
     Rounding rounding(std::uint64_t first, std::uint64_t row_step = 0) const {
         return {tensor_.stochastic, tensor_.random.key, tensor_.random.stream, first, row_step};
@@ -100,6 +145,37 @@ protected:
     const KernelTable& kernels_;
 
 private:
+    Fault check_numbers(const Team& team);
+    bool looks_at_numbers() const { return has_momentum() || tracks_param(); }
+    bool has_sound_means() const;
+    double largest_mean() const;
+    // What of n things is looked at in this step.
+    TurnOf due(std::size_t n, bool all) const {
+        TurnOf part(n, all ? 0 : tensor_.known->turn);
+        if (all) part.end = n;
+        return part;
+    }
+    void look_at_due(std::size_t task, std::size_t n_tasks);
+    double largest_sum_sq(const Array& array, std::size_t begin, std::size_t end) const;
+    // A bound of the absolute values of an array, likewise infinite.
+    double largest_in(const Array& array, const Team& team) const;
+
+    // Whether a bound of |param| is carried from step to step.
+    bool tracks_param() const { return !hyper_.scale_parameter && !is_bounded_by_move(tensor_); }
+    double known_m() const { return tensor_.known ? tensor_.known->m : KnownNumbers::kUnknown; }
+    double known_param() const {
+        return tensor_.known ? tensor_.known->param : KnownNumbers::kUnknown;
+    }
+
+    const Descent* descents_ = nullptr;
+    std::size_t n_descents_ = 0;
+    double sum_u_sq_ = 0, sum_param_sq_ = 0;
+    // Bounds of what apply leaves, for the next step.
+    double next_param_ = KnownNumbers::kUnknown, next_m_ = KnownNumbers::kUnknown;
+    std::atomic<bool> v_is_sound_{true};
+    std::atomic<double> seen_m_sq_{0}, seen_param_sq_{0};  // sums over chunks of numbers
+    std::atomic<const char*> first_infinite_{nullptr};
+
     bool is_measured_ = false;
 };
 

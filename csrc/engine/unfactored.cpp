@@ -76,6 +76,7 @@ public:
         const StepSize size = clip_and_scale(hyper_, has_momentum(), mean_u_sq, mean_param_sq_);
         descent_ = size.descent;
         note(size, true, *report_);
+        bound(&descent_, 1, mean_u_sq * n, mean_param_sq_ * n);
         report_->rms_u = std::sqrt(mean_u_sq);
         if (hyper_.scale_parameter) report_->rms_param = std::sqrt(mean_param_sq_);
         return fault;
@@ -114,6 +115,22 @@ private:
         alignas(64) char of[kArrays][kChunk * sizeof(double)];
     };
 
+    void look(std::size_t tile) override {
+        for_runs(tile, [&](std::size_t k, std::size_t n) {
+            Copies copies;
+            const auto run = [&](int array) {
+                return copied_run(order_.run(array, k, n, copies.of[array]), copies.of[array]);
+            };
+            const Block v = run(kV);
+            const StepBlocks blocks{run(kParam), run(kM), run(kGrad), run(kCopy)};
+            kernels_.apply_unfactored(blocks, v, moment(), descent_, rounding(k), sums_[tile].wide);
+            for (const Block& block : {blocks.param, blocks.m, blocks.copy}) {
+                const std::ptrdiff_t found = first_infinite(block);
+                if (found >= 0) note_infinite(order_.at(kParam, k + std::size_t(found)));
+            }
+        });
+    }
+
     static void add(const UnfactoredSums& more, UnfactoredSums& sums) {
         sums.grad_sq += more.grad_sq;
         sums.u_sq += more.u_sq;
@@ -132,8 +149,9 @@ private:
         UnfactoredSums sums{};
         for_runs(tile, [&](std::size_t k, std::size_t n) {
             Copies copies;
-            add(kernels_.measure_unfactored(order_.run(kGrad, k, n, copies.of[kGrad]),
-                                            order_.run(kV, k, n, copies.of[kV]), moment(),
+            const Block v = order_.run(kV, k, n, copies.of[kV]);
+            look_at_v(k / kChunk, v);
+            add(kernels_.measure_unfactored(order_.run(kGrad, k, n, copies.of[kGrad]), v, moment(),
                                             !is_all_float()),
                 sums);
         });

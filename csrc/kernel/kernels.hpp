@@ -185,11 +185,17 @@ struct KernelTable {
     void (*add_groups)(const CrossSums& sums, std::size_t begin, std::size_t end,
                        const Axis& crossed);
     AxisSummary (*summarize)(const Axis& axis);
+    // Whether all numbers of one run, of float32 or float64, are in [0, limit].
+    bool (*are_within)(const Block& run, double limit);
     double (*sum_over_means)(const Axis& axis, const double* weighted);
     void (*fill_float_factors)(const Axis& axis, const FactorRule& rule, std::size_t begin,
                                std::size_t end, float* out);
     void (*fill_double_factors)(const Axis& axis, const FactorRule& rule, std::size_t begin,
                                 std::size_t end, double* out);
+
+    // Whether halves are what floats are rounded to, or may be if `stochastic`: of one run of at
+    // most kChunk elements.
+    bool (*are_rounded)(const Block& floats, const Block& halves, bool stochastic);
 };
 
 extern const KernelTable kernels_baseline;

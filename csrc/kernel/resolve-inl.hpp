@@ -38,6 +38,30 @@ AxisSummary summarize(const Axis& axis) {
             smallest_lane(smallest_live), largest_lane(largest_live)};
 }
 
+// The bits of numbers from 0 to `limit`, as integers, are from 0 to its own.
+template <class T, class Bits>
+bool are_all_within(const T* numbers, std::size_t n, T limit) {
+    Bits limit_bits, outside = 0;
+    __builtin_memcpy(&limit_bits, &limit, sizeof(limit));
+    for (std::size_t k = 0; k < n; ++k) {
+        Bits bits;
+        __builtin_memcpy(&bits, numbers + k, sizeof(bits));
+        outside |= (limit_bits - bits) | bits;
+    }
+    if (outside >> (8 * sizeof(Bits) - 1) == 0) return true;
+    for (std::size_t k = 0; k < n; ++k)  // a zero may be negative
+        if (!(numbers[k] >= 0 && numbers[k] <= limit)) return false;
+    return true;
+}
+
+bool are_within(const Block& run, double limit) {
+    if (run.format == Format::float64)
+        return are_all_within<double, std::uint64_t>(numbers_of<const double>(run), run.cols,
+                                                     limit);
+    const float most = limit < __FLT_MAX__ ? float(limit) : __FLT_MAX__;
+    return are_all_within<float, std::uint32_t>(numbers_of<const float>(run), run.cols, most);
+}
+
 // sum of weighted / (running mean + eps_means), over lines with a gradient.
 double sum_over_means(const Axis& axis, const double* weighted) {
     const Doubles zero = broadcast(0.0), eps_means = broadcast(axis.eps_means);

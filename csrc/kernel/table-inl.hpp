@@ -41,6 +41,7 @@ namespace {
 #include "apply-inl.hpp"
 //
 #include "apply_usual-inl.hpp"
+#include "rounded-inl.hpp"
 #include "unfactored-inl.hpp"
 //
 #include "transpose-inl.hpp"
@@ -50,9 +51,10 @@ namespace {
 }  // namespace
 
 extern const KernelTable ADAFACTOR_TABLE = {
-    sum_squares,        measure_rows,     measure_cols,        sum_u_squares,        apply,
-    measure_unfactored, apply_unfactored, measure_small,       apply_small,          add_groups,
-    summarize,          sum_over_means,   fill_factors<float>, fill_factors<double>,
+    sum_squares,        measure_rows,     measure_cols,   sum_u_squares,       apply,
+    measure_unfactored, apply_unfactored, measure_small,  apply_small,         add_groups,
+    summarize,          are_within,       sum_over_means, fill_factors<float>, fill_factors<double>,
+    are_rounded,
 };
 
 }  // namespace adafactor
