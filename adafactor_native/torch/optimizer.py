@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,6 +19,7 @@ from adafactor_native.guards import SkippedStepWarning
 from adafactor_native.rules import are_constant, rates_at, rule_of
 from adafactor_native.threads import get_num_threads
 from adafactor_native.torch import loading, others, state
+from adafactor_native.torch.fused_backward import FusedBackward
 from adafactor_native.torch.masters import Followers
 from adafactor_native.torch.options import OF_GROUPS, NativeOptions
 from adafactor_native.torch.reading import reader
@@ -177,6 +180,56 @@ class NativeOptimizer(torch.optim.Optimizer):
             raise ValueError("group is none of param_groups, must be one")
         self._take_step([(index, group, [p], first + i, _names(group, i))])
 
+    def fuse_backward(self) -> FusedBackward:
+        """Step every parameter inside backward, as soon as its gradient is complete, and free that.
+
+        Gradients of one layer exist at a time, not those of the model. The bits are those of plain
+        steps. ``step()`` finds no gradients then, and may be called or not. Parameters that are made
+        to require a gradient later are stepped by ``step()``, or watched after another call of this.
+
+        Each parameter is stepped for itself, so that a step is not all or nothing: where one would
+        not be finite, with ``nonfinite="raise"``, backward raises a FloatingPointError that says
+        which were stepped before. With "skip" a parameter at fault is left out.
+
+        Returns
+        -------
+        FusedBackward
+            ``remove()`` ends it.
+
+        Raises
+        ------
+        ValueError
+            With `max_grad_norm`, which needs all gradients at once. Gradients must not be scaled by
+            a GradScaler either: ``scaler.step(opt)`` finds none and fails.
+
+        Notes
+        -----
+        ``with opt.accumulating():`` around a backward adds its gradients up; the first backward
+        outside steps with their sum. In conventions whose parameters have one t (optax's and
+        big_vision's) all that is stepped in a backward has the same; activation checkpoints must not
+        be reentrant there, as those run a backward of their own for each part.
+        """
+        if self.options.max_grad_norm is not None:
+            raise ValueError(
+                f"max_grad_norm is {self.options.max_grad_norm}, must be None with fuse_backward: the "
+                "norm is that of all gradients, which never exist at once"
+            )
+        fused: FusedBackward = self.__dict__.setdefault("_fused", FusedBackward(self))
+        for index, group in enumerate(self.param_groups):
+            fused.watch(index, group)
+        return fused
+
+    def accumulating(self) -> AbstractContextManager[None]:
+        """Return a context in which backward adds gradients up, and `fuse_backward` steps nothing."""
+        fused = self.__dict__.get("_fused")
+        return contextlib.nullcontext() if fused is None else fused.accumulating()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as in torch; `fuse_backward` steps it too."""
+        super().add_param_group(param_group)
+        if "_fused" in self.__dict__:
+            self._fused.watch(len(self.param_groups) - 1, self.param_groups[-1])
+
     def params_changed(self) -> None:
         """Let float32 masters follow weights that were written since the last step.
 
@@ -213,8 +266,11 @@ class NativeOptimizer(torch.optim.Optimizer):
         lock: _StepLock = self.__dict__.setdefault("_lock", _StepLock())
         return lock
 
-    def _take_step(self, parts: Sequence[tuple[Any, ...]] | None = None) -> None:
-        """Take one step of parts of groups: (index, group, params, position of the first, names)."""
+    def _take_step(self, parts: Sequence[tuple[Any, ...]] | None = None, t: int = 0) -> None:
+        """Take one step of parts of groups: (index, group, params, position of the first, names).
+
+        `t` is that of parameters which share one, 0: one more than any of `parts` has taken.
+        """
         found_inf = getattr(self, "found_inf", None)
         if found_inf is not None and float(found_inf) != 0:
             return
@@ -224,7 +280,7 @@ class NativeOptimizer(torch.optim.Optimizer):
         given = self._parts() if parts is None else parts
         settings = [self._settings(index, group) for index, group, *_ in given]
         groups = [
-            (one.native, *self._rates(one, group), params, first, names)
+            (one.native, *self._rates(one, group, t), params, first, names)
             for one, (_, group, params, first, names) in zip(settings, given)
         ]
         followers = self._followers() if any(one.kept.masters for one in settings) else None
@@ -232,7 +288,7 @@ class NativeOptimizer(torch.optim.Optimizer):
             for one, part in zip(settings, given):
                 stochastic = one.switches["rounding"] == "stochastic"
                 followers.follow(part[2], self.state, self._dialect.names, stochastic)
-        options = self._native_options()
+        options = self._native_options(t)
         stepped, unready, foreign, norm, skipped = native.step(groups, self.state, options)
         if stepped is None:
             if not self._made_ready(unready, foreign, given):
@@ -316,7 +372,9 @@ class NativeOptimizer(torch.optim.Optimizer):
         """Return the learning rate of a group; None where its value does not matter."""
         return group["lr"]
 
-    def _rates(self, settings: Settings, group: Mapping[str, Any]) -> tuple[float, float]:
+    def _rates(
+        self, settings: Settings, group: Mapping[str, Any], t: int = 0
+    ) -> tuple[float, float]:
         lr = self._lr(group)
         switches = settings.switches
         if lr is not None:
@@ -328,10 +386,11 @@ class NativeOptimizer(torch.optim.Optimizer):
                 if not math.isfinite(lr):
                     raise ValueError(f"lr is {lr}, must be finite")
             switches["lr"] = lr
-        t = 1 if are_constant(switches) else self._steps_taken() + 1
-        return rates_at(switches, t)
+        if not are_constant(switches):
+            t = t or self._steps_taken() + 1
+        return rates_at(switches, max(t, 1))
 
-    def _native_options(self) -> _core.TorchOptions:
+    def _native_options(self, t: int = 0) -> _core.TorchOptions:
         options = self.options
         scale = getattr(self, "grad_scale", None)
         norm = options.max_grad_norm
@@ -341,7 +400,7 @@ class NativeOptimizer(torch.optim.Optimizer):
             num_threads=self._num_threads(),
             seed=options.seed,
             grad_scale=1.0 if scale is None else float(scale),
-            t=0,
+            t=t,
         )
 
     def _num_threads(self) -> int:
