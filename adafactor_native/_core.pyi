@@ -167,11 +167,12 @@ class TorchOptions:
         seed: int,
         grad_scale: float,
         t: int,
+        only_looks: bool,
     ) -> None: ...
 
 class TorchSteps:
     def __init__(self, reader: TorchReader, names: TorchNames) -> None: ...
-    # groups: (TorchGroup, lr, decay, params, position of the first, names or None)
+    # groups: (TorchGroup, lr, decay, params, position of the first, names or None, grads or None)
     # Returns: stepped, or None if nothing was done because of what follows; (group, param) whose
     # state must be made or changed; (group, param) that are no plain tensors; the norm of all
     # gradients; whether a step was left out.

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from adafactor_native.torch.optimizer import Dialect, NativeOptimizer
+from adafactor_native.torch.optimizer import NativeOptimizer
+from adafactor_native.torch.settings import Dialect
 from adafactor_native.torch.state import TORCH_NAMES
 
 

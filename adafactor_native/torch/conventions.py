@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from adafactor_native.torch.optimizer import Dialect, NativeOptimizer
+from adafactor_native.torch.optimizer import NativeOptimizer
+from adafactor_native.torch.settings import Dialect
 from adafactor_native.torch.state import TORCH_NAMES
 
 Rate = Any  # a number, or a callable of the count of steps

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from adafactor_native.torch.stepping import Part
+
 if TYPE_CHECKING:
     from adafactor_native.torch.optimizer import NativeOptimizer
 
@@ -81,7 +83,7 @@ class FusedBackward:
         group = opt.param_groups[index]
         names = group.get("param_names")
         shown = repr(names[i]) if names else str(position)
-        part = (index, group, [p], position, [names[i]] if names else None)
+        part = Part(index, group, [p], position, [names[i]] if names else None)
         try:
             opt._take_step([part], t=self._t)
         except FloatingPointError as error:

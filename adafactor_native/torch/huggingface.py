@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from adafactor_native.torch.optimizer import Dialect, NativeOptimizer
+from adafactor_native.torch.optimizer import NativeOptimizer
+from adafactor_native.torch.settings import Dialect
 from adafactor_native.torch.state import HUGGINGFACE_NAMES
 
 
@@ -105,8 +106,8 @@ class HuggingFaceAdafactor(NativeOptimizer):
             size *= max(param_group["eps"][1], param_state["RMS"])
         return size
 
-    def _placeholder_lr(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        return {"lr": None if given["relative_step"] else 0.0}
+    def _placeholder_lr(self, group: Mapping[str, Any]) -> Any:
+        return None if group["relative_step"] else 0.0
 
     def _lr(self, group: Mapping[str, Any]) -> Any:
         if group["relative_step"]:  # whatever a schedule has written there

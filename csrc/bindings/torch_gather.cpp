@@ -95,7 +95,9 @@ void Gatherer::gather(const std::vector<GatheredGroup>& groups, std::size_t firs
         for (std::size_t k = g == first_group ? first_index : 0; k < group.params.size(); ++k) {
             const py::handle param = PyList_GET_ITEM(group.params.ptr(), Py_ssize_t(k));
             const py::handle state = states.find(param);
-            py::object grad = steal(PyObject_GetAttr(param.ptr(), Interned::all().grad.ptr()));
+            py::object grad = group.grads.is_none()
+                                  ? steal(PyObject_GetAttr(param.ptr(), Interned::all().grad.ptr()))
+                                  : py::object(group.grads[py::int_(k)]);
             if (grad.is_none()) continue;
             GatheredTensor& one = found.tensors.emplace_back();
             one.group = &group;

@@ -21,6 +21,7 @@ struct GatheredGroup {
     py::list params;
     std::int64_t first_position;  // of its first parameter, among all of the optimizer's
     py::object names;             // of its parameters: a list of str, or None
+    py::object grads;             // likewise: a list, or None where each has its own
 
     // What the parameter is called: its name, or else its position.
     std::string name_of(std::size_t index) const;

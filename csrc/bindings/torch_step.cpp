@@ -33,7 +33,8 @@ struct StepOptions {
     int num_threads;
     std::uint64_t seed;
     double grad_scale;
-    std::int64_t t;  // of tensors that share it; 0: one more than any has taken
+    std::int64_t t;   // of tensors that share it; 0: one more than any has taken
+    bool only_looks;  // whether anything must be made ready, and takes no step
 
     // Whether one tensor's fault is another's affair.
     bool is_whole() const {
@@ -71,7 +72,11 @@ public:
             groups.push_back({group[0].cast<const TorchGroup*>(), group[1].cast<double>(),
                               group[2].cast<double>(), py::list(group[3]),
                               group[4].cast<std::int64_t>(),
-                              py::reinterpret_borrow<py::object>(group[5])});
+                              py::reinterpret_borrow<py::object>(group[5]),
+                              py::reinterpret_borrow<py::object>(group[6])});
+            const GatheredGroup& added = groups.back();
+            if (!added.grads.is_none() && py::len(added.grads) != added.params.size())
+                throw py::value_error("as many grads as params are needed");
             shares_t |= groups.back().group->rule.shared_t;
         }
         const Gatherer gatherer(reader_, names_, state);
@@ -87,13 +92,14 @@ public:
             refuse_own_overlap(gathered.tensors[work->overlaps.first_in_itself()]);
         copy_overlapped_grads(*work);
         const py::list unready = gathered.unready, foreign = gathered.foreign;
-        if (py::len(unready) > 0 || (options.is_whole() && py::len(foreign) > 0))
+        if (n < gathered.tensors.size() && options.is_whole()) refuse_shared(gathered.tensors[n]);
+        if (options.only_looks || py::len(unready) > 0 ||
+            (options.is_whole() && py::len(foreign) > 0))
             return py::make_tuple(py::none(), unready, foreign, 0.0, false);
 
         py::list stepped;
         double grad_sq = 0;
         bool skipped = false;
-        if (n < gathered.tensors.size() && options.is_whole()) refuse_shared(gathered.tensors[n]);
         while (!gathered.tensors.empty()) {
             const std::size_t size = gathered.tensors.size();
             const auto next = n < size
@@ -293,11 +299,12 @@ void bind_torch(py::module_& m) {
 
     py::class_<StepOptions>(m, "TorchOptions", "How a step is taken. Immutable.")
         .def(py::init([](NonFinite nonfinite, double max_grad_norm, int num_threads,
-                         std::uint64_t seed, double grad_scale, std::int64_t t) {
-                 return StepOptions{nonfinite, max_grad_norm, num_threads, seed, grad_scale, t};
+                         std::uint64_t seed, double grad_scale, std::int64_t t, bool only_looks) {
+                 return StepOptions{nonfinite, max_grad_norm, num_threads, seed, grad_scale,
+                                    t,         only_looks};
              }),
              py::kw_only(), py::arg("nonfinite"), py::arg("max_grad_norm"), py::arg("num_threads"),
-             py::arg("seed"), py::arg("grad_scale"), py::arg("t"));
+             py::arg("seed"), py::arg("grad_scale"), py::arg("t"), py::arg("only_looks"));
 
     py::class_<TorchSteps>(m, "TorchSteps", "Steps tensors of torch, found anew each time.")
         .def(py::init<const py::object&, const py::object&>(), py::arg("reader"), py::arg("names"))

@@ -251,7 +251,7 @@ def test_another_thread_in_a_step_is_refused():
     p = torch.nn.Parameter(torch.ones(4))
     opt = Adafactor([p])
     p.grad = torch.ones(4)
-    with opt._alone(), pytest.raises(RuntimeError, match="being updated by another thread"):
+    with opt._lock(), pytest.raises(RuntimeError, match="being updated by another thread"):
         opt.step()
     opt.step()
 

@@ -1,0 +1,207 @@
+"""One step of some of an optimizer's parameters: found, made ready where they must be, stepped."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from adafactor_native.guards import SkippedStepWarning
+from adafactor_native.torch import others, state
+from adafactor_native.torch.settings import is_schedule
+
+if TYPE_CHECKING:
+    from adafactor_native.torch.optimizer import NativeOptimizer
+
+Places = Sequence[tuple[int, torch.Tensor]]  # of parameters: the part, and which
+
+
+class Part(NamedTuple):
+    """Parameters of one group that take a step.
+
+    Attributes
+    ----------
+    place : int
+        The group's index.
+    group : dict
+    params : list of Tensor
+    first : int
+        The position of the first, among all of the optimizer's.
+    names : list of str or None
+        Theirs.
+    grads : list of (Tensor or None), or None
+        Their gradients, where they are not those that they have.
+    """
+
+    place: int
+    group: dict[str, Any]
+    params: list[torch.Tensor]
+    first: int
+    names: list[str] | None
+    grads: list[torch.Tensor | None] | None = None
+
+    def gradients(self) -> list[torch.Tensor | None]:
+        return [p.grad for p in self.params] if self.grads is None else self.grads
+
+
+def all_parts(opt: NativeOptimizer) -> list[Part]:
+    parts, first = [], 0
+    for index, group in enumerate(opt.param_groups):
+        params = group["params"]
+        parts.append(Part(index, group, params, first, group.get("param_names")))
+        first += len(params)
+    return parts
+
+
+class StepCall:
+    """A step that is to be taken, with the values that the groups had when it was asked for.
+
+    Parameters
+    ----------
+    opt : NativeOptimizer
+    parts : list of Part
+    t : int
+        That of parameters which share one; 0: one more than any of the parts has taken.
+    states : dict or None
+        By parameter; None: the optimizer's.
+    """
+
+    def __init__(
+        self,
+        opt: NativeOptimizer,
+        parts: list[Part],
+        t: int = 0,
+        states: dict[torch.Tensor, Any] | None = None,
+    ) -> None:
+        self._opt, self._parts, self._t = opt, parts, t
+        self._states = opt.state if states is None else states
+        self._settings = [opt._settings(part.place, part.group) for part in parts]
+        self._groups = [
+            (
+                one.native,
+                *opt._rates(one, part.group, t),
+                part.params,
+                part.first,
+                part.names,
+                part.grads,
+            )
+            for one, part in zip(self._settings, parts)
+        ]
+        keeps_masters = any(one.kept.masters for one in self._settings)
+        self._followers = opt._followers() if keeps_masters else None
+        if self._followers is not None:
+            for one, part in zip(self._settings, parts):
+                self._followers.follow(
+                    part.params, self._states, opt._dialect.names, one.is_stochastic
+                )
+
+    def make_ready(self) -> bool:
+        """Make what a step needs. False if no step is to follow, or only `take` can take it."""
+        options = self._opt._native_options(self._t, only_looks=True)
+        _, unready, foreign, _, _ = self._opt._native_steps().step(
+            self._groups, self._states, options
+        )
+        return (not unready or self._made_ready(unready, foreign)) and not foreign
+
+    def take(self) -> None:
+        opt = self._opt
+        native, options = opt._native_steps(), opt._native_options(self._t)
+        stepped, unready, foreign, norm, skipped = native.step(self._groups, self._states, options)
+        if stepped is None:
+            if not self._made_ready(unready, foreign):
+                return
+            stepped, unready, foreign, norm, skipped = native.step(
+                self._groups, self._states, options
+            )
+            if stepped is None:
+                raise RuntimeError("the state that was just made is not what a step needs")
+        torch.autograd.graph.increment_version(stepped)
+        if self._followers is not None:
+            self._followers.saw(stepped, self._states, opt._dialect.names)
+        opt.grad_norm = norm
+        if foreign:
+            self._require_steppable(foreign)
+            for part, param in foreign:
+                with torch.no_grad():
+                    others.step([param], self._states, self._parts[part].group)
+        if skipped and opt.options.nonfinite == "skip":
+            note_skipped(opt)
+
+    def _made_ready(self, unready: Places, foreign: Places) -> bool:
+        """Make the state that a step needs. False if that was all that was asked for."""
+        if foreign:
+            self._require_steppable(foreign)
+        allocates = self._only_allocates()
+        names = self._opt._dialect.names
+        ready: list[tuple[torch.Tensor, dict[str, Any]]] = []
+        for part, param in unready:
+            kept = self._settings[part].kept
+            mine = self._states.get(param)
+            shown = self._shown(part, param)
+            if mine:
+                ready.append((param, state.taken_over(mine, names, kept, shown, param)))
+            else:
+                fresh: dict[str, Any] = {}
+                state.begin(fresh, names, kept, shown, param)
+                ready.append((param, fresh))
+        for param, values in ready:  # nothing fails from here on
+            self._states[param].update(values)
+        if allocates:
+            for _, param in foreign:
+                if not self._states[param]:
+                    others.begin(self._states[param], param)
+        return not allocates
+
+    def _only_allocates(self) -> bool:
+        """Whether a step is to make the state and do nothing else.
+
+        Distributed checkpoints take such steps: there is no state, every lr is 0 and every gradient
+        of the model is zero. A warm-up that begins at 0 has gradients that are not.
+        """
+        if any(self._states.values()):
+            return False
+        for part in self._parts:
+            lr = part.group["lr"]
+            if lr is None or is_schedule(lr) or float(lr) != 0:
+                return False
+            if any(grad is not None and bool(grad.any()) for grad in part.gradients()):
+                return False
+        return True
+
+    def _require_steppable(self, foreign: Places) -> None:
+        """Raise unless torch's own function may step tensors that are not plain."""
+        opt = self._opt
+        others.require_supported([param for _, param in foreign])
+        for part, param in foreign:
+            what = (
+                f"{self._shown(part, param)} is a {torch.typename(param)} of {param.dtype} on "
+                f"{param.device}"
+            )
+            if not opt._dialect.has_others or self._parts[part].grads is not None:
+                raise TypeError(f"{what}, must be a plain tensor in this machine's memory")
+            if opt.options.nonfinite != "propagate" or opt.options.max_grad_norm is not None:
+                raise ValueError(
+                    f"{what}, which torch's own function steps: nonfinite must be 'propagate' and "
+                    "max_grad_norm None"
+                )
+            one = self._settings[part]
+            if one.kept.masters is not None or one.is_stochastic:
+                raise ValueError(
+                    f"{what}, which torch's own function steps: masters must be None and rounding "
+                    "'nearest'"
+                )
+
+    def _shown(self, index: int, param: torch.Tensor) -> str:
+        part = self._parts[index]
+        k = next(k for k, other in enumerate(part.params) if other is param)
+        name: Any = part.first + k if part.names is None else part.names[k]
+        return f"params[{name!r}]"
+
+
+def note_skipped(opt: NativeOptimizer) -> None:
+    opt.skipped += 1
+    if opt.skipped & (opt.skipped - 1) == 0:  # 1, 2, 4, ...
+        count = "a step was" if opt.skipped == 1 else f"{opt.skipped} steps were"
+        warnings.warn(f"{count} left out, as nonfinite is 'skip'", SkippedStepWarning, stacklevel=5)
