@@ -4,6 +4,9 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import re
+import runpy
+from pathlib import Path
 
 import pytest
 
@@ -30,3 +33,19 @@ def test_arguments_are_documented(name):
         if shown == "**options" and "See `NativeOptions`" in documented:
             continue
         assert shown in documented, argument
+
+
+README = Path(__file__).parents[2] / "adafactor_native" / "torch" / "README.md"
+
+
+def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    (example,) = re.findall(r"^```py\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "example.py").write_text(example)
+    runpy.run_path(str(tmp_path / "example.py"))
+    assert float(capsys.readouterr().out) < 64
+
+
+def test_links_of_the_readme_lead_somewhere():
+    for link in re.findall(r"\]\(([^)#]+)\)", README.read_text()):
+        assert (README.parent / link).exists(), link
