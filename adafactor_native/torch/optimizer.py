@@ -70,9 +70,12 @@ class NativeOptimizer(torch.optim.Optimizer):
             self.options = NativeOptions()
             self.skipped = 0
             self.grad_norm = math.nan
+        # Older states lack some. "differentiable", which torch adds to the defaults here, is no key of
+        # ours: another would keep a flattened checkpoint of torch's class from loading.
         for group in self.param_groups:
             for key, default in self.defaults.items():
-                group.setdefault(key, default)
+                if key != "differentiable":
+                    group.setdefault(key, default)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step of every parameter with a gradient, in place.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -39,3 +40,22 @@ def reader() -> _core.TorchReader:
     if choice not in ("exchange", "methods"):
         raise ValueError(f"ADAFACTOR_TORCH_READER is {choice!r}, must be 'exchange' or 'methods'")
     return make_reader(choice == "methods")
+
+
+@functools.cache
+def _versions_go_up_together() -> bool:
+    """Whether ``increment_version`` takes a list, as in later versions of torch."""
+    try:
+        torch.autograd.graph.increment_version([])
+    except TypeError:
+        return False
+    return True
+
+
+def increment_versions(params: Iterable[torch.Tensor]) -> None:
+    """Tell autograd that parameters were written to: a backward that needs the old ones must fail."""
+    if _versions_go_up_together():
+        torch.autograd.graph.increment_version(params)
+        return
+    for param in params:
+        torch.autograd.graph.increment_version(param)

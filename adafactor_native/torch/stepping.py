@@ -10,6 +10,7 @@ import torch
 
 from adafactor_native.guards import SkippedStepWarning
 from adafactor_native.torch import others, state
+from adafactor_native.torch.reading import increment_versions
 from adafactor_native.torch.settings import is_schedule
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class StepCall:
             )
             if stepped is None:
                 raise RuntimeError("the state that was just made is not what a step needs")
-        torch.autograd.graph.increment_version(stepped)
+        increment_versions(stepped)
         if self._followers is not None:
             self._followers.saw(stepped, self._states, opt._dialect.names)
         opt.grad_norm = norm

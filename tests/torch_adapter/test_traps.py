@@ -167,6 +167,26 @@ def test_unknown_group_keys_are_kept_and_ignored():
     other.step()
 
 
+def test_a_load_adds_no_group_keys():
+    """torch's own class has none, and a flattened checkpoint of it would lack them."""
+    opt, _ = stepped(4, 3)
+    keys = set(opt.param_groups[0])
+    for source in opt, torch.optim.Adafactor([torch.nn.Parameter(torch.ones(4, 3))]):
+        opt.load_state_dict(copy.deepcopy(source.state_dict()))
+        assert set(opt.param_groups[0]) == keys
+    assert set(pickle.loads(pickle.dumps(opt)).param_groups[0]) == keys
+
+
+def test_versions_go_up_one_by_one_in_older_torch(monkeypatch):
+    from adafactor_native.torch import reading
+
+    monkeypatch.setattr(reading, "_versions_go_up_together", lambda: False)
+    opt, p = stepped(4, 3)
+    version = p._version
+    opt.step()
+    assert p._version > version
+
+
 @pytest.mark.parametrize("flatten", [False, True])
 def test_distributed_checkpoints_in_both_directions(flatten):
     from torch.distributed.checkpoint.state_dict import (
