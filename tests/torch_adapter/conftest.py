@@ -16,7 +16,7 @@ class WithoutTorch(pytest.File):
 
 class Missing(pytest.Item):
     def runtest(self):
-        reason = "not installed: torch (pip install '.[peers]')"
+        reason = "not installed: torch (pip install '.[trainers]')"
         if self.config.getoption("--require-peers"):
             pytest.fail(reason)
         pytest.skip(reason)
