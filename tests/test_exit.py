@@ -28,5 +28,4 @@ def test_a_daemon_thread_in_a_step(python, class_name, shape, threads):
             begun.acquire()
         print("ends")
     """
-    for _ in range(3):
-        assert python(script) == "ends\n"
+    assert python(script) == "ends\n"
