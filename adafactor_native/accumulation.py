@@ -36,18 +36,19 @@ class Accumulated:
         for tensor, grad in given:
             _check(tensor, grad)
         writes: list[partial[Any]] = []
-        for tensor, grad in given:
-            name, own = tensor.name, self.sums.get(tensor.name)
-            wide = np.float64 in (tensor.param.dtype, grad.dtype)
-            dtype = np.dtype(np.float64 if wide else np.float32)
-            if own is None:
-                new = np.array(grad, dtype, order="K", subok=False)
-                writes.append(partial(setitem, self.sums, name, new))
-            elif own.dtype.itemsize < dtype.itemsize:
-                writes.append(partial(setitem, self.sums, name, np.add(own, grad, dtype=dtype)))
-            else:
-                writes.append(partial(np.add, own, grad, out=own, dtype=own.dtype))
         with np.errstate(all="ignore"):  # what is not finite is the step's to refuse
+            for tensor, grad in given:
+                name, own = tensor.name, self.sums.get(tensor.name)
+                wide = np.float64 in (tensor.param.dtype, grad.dtype)
+                dtype = np.dtype(np.float64 if wide else np.float32)
+                if own is None:
+                    new = np.array(grad, dtype, order="K", subok=False)
+                    writes.append(partial(setitem, self.sums, name, new))
+                elif own.dtype.itemsize < dtype.itemsize:
+                    new = np.add(own, grad, out=np.empty_like(own, dtype))
+                    writes.append(partial(setitem, self.sums, name, new))
+                else:
+                    writes.append(partial(np.add, own, grad, out=own, dtype=own.dtype))
             all_at_once([*writes, partial(vars(self).update, n=self.n + 1)])
 
     def divisor(self, reduce: str | None) -> int:

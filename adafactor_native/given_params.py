@@ -35,16 +35,9 @@ def copies_by_name(
 
     Positions of a sequence begin at `first`, as those of its params.
     """
-    copies = as_held(copies)
     if copies is None:
         return {}
-    if isinstance(copies, np.ndarray):
-        copies = [copies]
-    if not is_container(copies):
-        raise TypeError(
-            f"{shown} is a {type(copies).__name__}, must be a mapping from names to arrays, a "
-            "sequence of arrays or an array"
-        )
+    copies = _as_container(shown, copies)
     if isinstance(copies, Mapping) or is_pairs(copies) or any(map(is_branch, copies)):
         named = spread(flatten(copies, shown, first), params)
         unknown = next((name for name in named if name not in params), None)
@@ -71,15 +64,7 @@ def copies_by_name(
 
 def named_arrays(shown: str, params: Any, first: int) -> dict[str, Array]:
     """Return a group's "params" by name; those of a sequence are positions, from `first` on."""
-    params = as_held(params)
-    if isinstance(params, np.ndarray):
-        params = [params]
-    if not is_container(params):
-        raise TypeError(
-            f"{shown} is a {type(params).__name__}, must be a mapping from names to arrays, a "
-            "sequence of arrays or an array"
-        )
-    named = flatten(params, "params", first)
+    named = flatten(_as_container(shown, params), "params", first)
     for name, param in named.items():
         require_text(f"params has the name {name!r}", name)
         if not isinstance(param, np.ndarray):
@@ -88,6 +73,19 @@ def named_arrays(shown: str, params: Any, first: int) -> dict[str, Array]:
                 f"{_how_to_get_one(param)}"
             )
     return named
+
+
+def _as_container(shown: str, given: Any) -> Any:
+    """Return what holds arrays; an array stands for a sequence of itself."""
+    held = as_held(given)
+    if isinstance(held, np.ndarray):
+        return [held]
+    if not is_container(held):
+        raise TypeError(
+            f"{shown} is a {type(held).__name__}, must be a mapping from names to arrays, a "
+            "sequence of arrays or an array"
+        )
+    return held
 
 
 def require_text(shown: str, name: str) -> None:

@@ -108,10 +108,11 @@ def _of_leaves(
     leaves = spread(flatten(tree, shown), names)
     if isinstance(tree, Mapping):  # a list where an array belongs is for the extension to name
         lists = {name: tree[name] for name in names if name not in leaves and name in tree}
-        leaves = {n: leaf for n, leaf in leaves.items() if n.split("/")[0] not in lists} | lists
-    may_lack = set(may_lack).union(leaves)
+        if lists:
+            leaves = {n: leaf for n, leaf in leaves.items() if n.split("/")[0] not in lists} | lists
+    may_lack, known = set(may_lack).union(leaves), set(names)
     missing = next((name for name in names if name not in may_lack), None)
-    unknown = next((name for name in leaves if name not in names), None)
+    unknown = next((name for name in leaves if name not in known), None)
     if missing is not None:
         but = "" if unknown is None else f", but {unknown!r}"
         raise ValueError(

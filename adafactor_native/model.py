@@ -99,7 +99,7 @@ class Model(KnownAttributes):
 
     @property
     def skipped(self) -> int:
-        """Steps left out with ``nonfinite="skip"``."""
+        """Steps left out with ``nonfinite="skip"`` or by `skip_above`."""
         return self._tensors.skipped
 
     @property

@@ -257,7 +257,8 @@ class StateMemory:
     ----------
     by_tensor : dict of str to dict of str to int
         For each tensor the bytes of each kind that it keeps: "exp_row", "exp_col", "v", "m",
-        "master", "low"; and "sum", of gradients that were accumulated for the next step.
+        "master", "low"; "sum", of gradients that were accumulated for the next step; and
+        "measured", of what `measure` found for it.
     by_kind : dict of str to int
         Those of all tensors.
     total : int

@@ -94,8 +94,9 @@ def flatten(tree: Any, shown: str, first: int = 0) -> Leaves:
 
 def spread(leaves: Leaves, names: Iterable[str]) -> Leaves:
     """Return the same, with None for all tensors of a part of the tree that is None as a whole."""
-    known = list(names)
-    parts = {name for name, leaf in leaves.items() if leaf is None}.difference(known)
+    parts = {name for name, leaf in leaves.items() if leaf is None}
+    known = list(names) if parts else []
+    parts.difference_update(known)
     if not parts:
         return leaves
     below = {part: [name for name in known if name.startswith(part + "/")] for part in parts}

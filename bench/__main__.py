@@ -32,7 +32,9 @@ except ImportError as error:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer problems, in about a minute")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer problems, in about three minutes"
+    )
     parser.add_argument(
         "--only",
         metavar="TEXT",

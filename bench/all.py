@@ -16,6 +16,7 @@ from output import OUTPUT
 from readme_tables import README_FILES, led_by
 
 BENCH = Path(__file__).parent
+ARRIVALS = "arrivals.json"
 
 
 def main() -> None:
@@ -33,12 +34,18 @@ def main() -> None:
         mode = ["--quick"] if arguments.quick else []
         run_script(BENCH, "--require-peers", *mode, "--output", str(results / "speed.json"))
         run_script(BENCH / "half_memory.py", "--output", str(results / "half-memory.json"))
-    run_script(BENCH / "report.py", *map(str, sorted(results.glob("*.json"))))
+        run_script(BENCH / "arrivals.py", "--output", str(results / ARRIVALS))
+    run_script(BENCH / "report.py", *map(str, runs_with_reports(results)))
     for readme in () if arguments.quick else README_FILES:
         text = readme.read_text(encoding="utf-8")
         readme.write_text(led_by(arguments.machine, text), encoding="utf-8")
         print(readme)
     run_script(BENCH / "bounds.py", str(results / "speed.json"))
+
+
+def runs_with_reports(results: Path) -> list[Path]:
+    """Return the JSON files of a folder that report.py reads; arrivals.py prints its own table."""
+    return [run for run in sorted(results.glob("*.json")) if run.name != ARRIVALS]
 
 
 def run_script(script: Path, *arguments: str) -> None:

@@ -186,7 +186,8 @@ def least_of_numba(recorded: Recorded) -> float | None:
         ratio
         for problem in recorded.problems
         if (ratio := recorded.ratio(problem, NUMBA, NATIVE))
-        and not (recorded.over_limit(problem, NATIVE) or NEAR_LIMIT + 1) <= NEAR_LIMIT
+        and (over_limit := recorded.over_limit(problem, NATIVE))
+        and over_limit > NEAR_LIMIT
     ]
     return min(ratios, default=None)
 

@@ -143,7 +143,7 @@ def all_problems() -> list[Problem]:
 
 
 def quick_problems() -> list[Problem]:
-    """One of each kind and the smallest model: enough for a run of about a minute."""
+    """One of each kind and the smallest model: enough for a run of a few minutes."""
     cores = usable_cores()
     return [
         *(one_array("size", (n, n), cores) for n in (16, 64, 256, 1024, 2048)),

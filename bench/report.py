@@ -1,7 +1,7 @@
 """Tables and plots from the JSON of runs, and from nothing else.
 
 `python bench/report.py JSON ...` writes Markdown and pictures beside each JSON; with --readme the
-tables in README.md and bench/README.md are written anew, each from the run that its mark names.
+tables in README.md and those of bench/ are written anew, each from the run that its mark names.
 """
 
 from __future__ import annotations

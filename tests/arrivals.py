@@ -103,4 +103,5 @@ def all_of(opt):
 def assert_same(opt, other):
     """Two optimizers are so to the bit; names what is not."""
     ours, theirs = all_of(opt), all_of(other)
+    assert ours.keys() == theirs.keys()
     assert [key for key in theirs if ours[key] != theirs[key]] == []

@@ -17,7 +17,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--require-peers",
         action="store_true",
-        help="fail, rather than skip, where a library to compare with is not installed",
+        help="fail, rather than skip, where a library to compare with is not installed or too old",
     )
 
 

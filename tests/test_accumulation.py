@@ -70,6 +70,15 @@ def test_a_sum_becomes_wider_where_a_gradient_is():
     assert opt._accumulated.sums["w"].tolist() == [1.0 + 1e-12 + 1.0] * 3
 
 
+def test_a_sum_of_no_axes_becomes_wider_too():
+    opt = Optimizer({"w": np.ones(3, np.float32), "b": np.ones((), np.float32)})
+    for dtype in (np.float32, np.float64, np.float16):
+        opt.accumulate({"w": np.ones(3, dtype), "b": np.ones((), dtype)})
+    sums = opt._accumulated.sums
+    assert all(type(own) is np.ndarray and own.dtype == np.float64 for own in sums.values())
+    assert sums["w"].tolist() == [3.0] * 3 and sums["b"].tolist() == 3.0
+
+
 BAD = [
     ({"w": [1.0]}, ValueError, "grads has no 'b', must have every name"),
     ({"w": np.ones(3), "b": [1.0] * 2}, TypeError, "grads['b'] is a list, must be a numpy.ndarray"),
@@ -115,6 +124,14 @@ def test_sums_are_neither_lost_nor_mixed(tmp_path):
         opt.step()
     opt.step(grads)
     assert sorted(opt.state_dict()) == sorted(state) and opt.t == 1
+
+
+def test_infinities_that_meet_in_a_wider_sum_warn_nobody():
+    opt = Optimizer({"w": np.ones(3, np.float32)})
+    opt.accumulate({"w": np.full(3, np.inf, np.float32)})
+    opt.accumulate({"w": np.full(3, -np.inf)})
+    with pytest.raises(FloatingPointError, match=r"grads\['w'\]\[0\] is nan"):
+        opt.step()
 
 
 def test_what_is_not_finite_is_the_steps_to_refuse():

@@ -59,7 +59,8 @@ def _step(
                 names = None if part.names is None else [part.names[k]]
                 parts.append(Part(part.place, part.group, [param], part.first + k, names, [grad]))
                 states[param] = opt.state[own]
-    StepCall(opt, parts, states=states).take()
+    with opt._lock():
+        StepCall(opt, parts, states=states).take()
 
 
 torch.library.define(

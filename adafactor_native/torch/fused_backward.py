@@ -53,6 +53,7 @@ class FusedBackward:
         for _, hook in self._hooks.values():
             hook.remove()
         self._hooks.clear()
+        self._places.clear()
         opt = self._opt()
         if opt is not None and opt.__dict__.get("_fused") is self:
             del opt.__dict__["_fused"]

@@ -44,8 +44,8 @@ class HuggingFaceAdafactor(NativeOptimizer):
 
     Notes
     -----
-    Unlike theirs: running means are float64; ``state["RMS"]`` is a float, and is kept only where
-    `scale_parameter` needs it.
+    Unlike theirs: running means are float64; ``state["RMS"]`` is a float, and is brought up to date only
+    where `scale_parameter` needs it.
     """
 
     _dialect = Dialect(

@@ -21,7 +21,7 @@ from adafactor_native.torch.options import NativeOptions
 from adafactor_native.torch.reading import reader
 from adafactor_native.torch.settings import Dialect, Settings, key_of, rate_of, settings_of
 from adafactor_native.torch.step_handle import StepHandle
-from adafactor_native.torch.stepping import Part, StepCall, all_parts
+from adafactor_native.torch.stepping import Part, Ready, StepCall, all_parts
 
 
 class NativeOptimizer(torch.optim.Optimizer):
@@ -127,8 +127,10 @@ class NativeOptimizer(torch.optim.Optimizer):
         parts = [part._replace(grads=part.gradients()) for part in all_parts(self)]
         parts = [part._replace(params=list(part.params)) for part in parts]
         call = StepCall(self, parts)
-        if not call.make_ready():
+        ready = call.make_ready()
+        if ready is Ready.only_here:
             self._take_step()
+        if ready is not Ready.anywhere:
             return StepHandle()
         handle = self._pending = StepHandle(call.take)
         return handle
@@ -229,6 +231,7 @@ class NativeOptimizer(torch.optim.Optimizer):
         A step does so by itself where a parameter's version or memory shows that somebody wrote to
         it. What is written through ``p.data`` or NumPy shows nowhere: say so here.
         """
+        self._settle()
         for index, group in enumerate(self.param_groups):
             stochastic = self._settings(index, group).is_stochastic
             self._followers().follow(

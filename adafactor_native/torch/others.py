@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.optim._adafactor import adafactor
 
-from adafactor_native.torch.state import TORCH_NAMES
+from adafactor_native.torch.state import TORCH_NAMES, new_count
 
 _KEYS = (TORCH_NAMES.row, TORCH_NAMES.col, TORCH_NAMES.full)
 
@@ -25,8 +25,7 @@ def require_supported(params: Sequence[torch.Tensor]) -> None:
 def begin(state: MutableMapping[str, Any], param: torch.Tensor) -> None:
     """Fill an empty state as ``torch.optim.Adafactor`` does."""
     grad = param.grad
-    wide = torch.get_default_dtype() == torch.float64
-    state["step"] = torch.tensor(0.0, dtype=torch.float64 if wide else torch.float32)
+    state["step"] = new_count(TORCH_NAMES)
     if grad.dim() > 1:
         state["row_var"] = grad.new_zeros([*grad.shape[:-1], 1])
         state["col_var"] = grad.new_zeros([*grad.shape[:-2], 1, grad.shape[-1]])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -248,7 +247,3 @@ def _is_count(value: Any, names: StateNames) -> bool:
         and value.device.type == "cpu"
         and value.dtype in (torch.float32, torch.float64)
     )
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Number)

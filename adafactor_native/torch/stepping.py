@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from adafactor_native.guards import SkippedStepWarning
+from adafactor_native.rules import are_constant
 from adafactor_native.torch import others, state
 from adafactor_native.torch.reading import increment_versions
 from adafactor_native.torch.settings import is_schedule
@@ -56,6 +58,14 @@ def all_parts(opt: NativeOptimizer) -> list[Part]:
     return parts
 
 
+class Ready(enum.Enum):
+    """Where a step may be taken that was made ready."""
+
+    anywhere = enum.auto()
+    only_here = enum.auto()  # in the caller's thread: not all tensors are plain
+    no_step = enum.auto()  # its state was all that was asked for
+
+
 class StepCall:
     """A step that is to be taken, with the values that the groups had when it was asked for.
 
@@ -79,6 +89,8 @@ class StepCall:
         self._opt, self._parts, self._t = opt, parts, t
         self._states = opt.state if states is None else states
         self._settings = [opt._settings(part.place, part.group) for part in parts]
+        if not t and not all(are_constant(one.switches) for one in self._settings):
+            t = opt._steps_taken() + 1  # once, for the schedules of all groups
         self._groups = [
             (
                 one.native,
@@ -98,13 +110,17 @@ class StepCall:
                     part.params, self._states, opt._dialect.names, one.is_stochastic
                 )
 
-    def make_ready(self) -> bool:
-        """Make what a step needs. False if no step is to follow, or only `take` can take it."""
+    def make_ready(self) -> Ready:
+        """Make what a step needs, and say where it may be taken."""
         options = self._opt._native_options(self._t, only_looks=True)
         _, unready, foreign, _, _ = self._opt._native_steps().step(
             self._groups, self._states, options
         )
-        return (not unready or self._made_ready(unready, foreign)) and not foreign
+        if foreign:
+            return Ready.only_here
+        return (
+            Ready.anywhere if not unready or self._made_ready(unready, foreign) else Ready.no_step
+        )
 
     def take(self) -> None:
         opt = self._opt

@@ -1,4 +1,4 @@
-"""The step that is left when each gradient was measured as it came, where this version can."""
+"""The step that is left when each gradient was measured as it came."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import names
-from adafactor_native import Optimizer
 from contenders import bytes_moved, sweeps
 from contenders.contender import Contender
 from contenders.one_call import OneCall
@@ -36,17 +35,13 @@ def is_long(problem: Problem) -> bool:
     return problem.model == "GPT-2 small"
 
 
-CONTENDERS = (
-    [
-        Contender(
-            names.MEASURED,
-            partial(MeasuredOneCall, {}),
-            plain,
-            bytes_moved.floor,
-            sweeps.of_apply,
-            takes=is_long,
-        )
-    ]
-    if hasattr(Optimizer, "measure")
-    else []
-)
+CONTENDERS = [
+    Contender(
+        names.MEASURED,
+        partial(MeasuredOneCall, {}),
+        plain,
+        bytes_moved.floor,
+        sweeps.of_apply,
+        takes=is_long,
+    )
+]

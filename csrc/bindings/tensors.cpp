@@ -109,11 +109,11 @@ public:
                     double measured_scale) {
         const StepLock lock(occupancy_);
         require_count_left();
-        if (state_was_seen_.exchange(false)) forget_numbers();
         const py::tuple given(grads_given);  // holds them all, whatever becomes of the list
         if (given.size() != held_.size() || plan.rules.size() != n_groups_)
             throw py::value_error("as many grads as tensors, and rules as groups, are needed");
         const py::tuple grads = with_measured(arrays_from(given));
+        if (state_was_seen_.exchange(false)) forget_numbers();  // by what made arrays, too
         begin_list();
         for (std::size_t k = 0; k < held_.size(); ++k) {
             const py::handle grad = PyTuple_GET_ITEM(grads.ptr(), py::ssize_t(k));
@@ -204,7 +204,6 @@ public:
                            const py::function& follow) {
         const StepLock lock(occupancy_);
         require_count_left();
-        if (state_was_seen_.exchange(false)) forget_numbers();
         const HeldTensor& held = *held_.at(k);
         const Name grad_name = held.name_of("grad");
         const py::object grad = array_from(grad_given, grad_name);
@@ -213,6 +212,7 @@ public:
                                   " is measured and waits for opt.step(): drop it by "
                                   "opt.discard_measured() before opt.step_tensor");
         require_not_stepped(k);
+        if (state_was_seen_.exchange(false)) forget_numbers();
         begin_list();
         add_to_list(plan, k, grad, grad_scale);
         const Options options = plan.options();

@@ -64,25 +64,32 @@ std::string GatheredGroup::name_of(std::size_t index) const {
     return std::to_string(first_position + std::int64_t(index));
 }
 
-py::handle StateCursor::find(py::handle param) {
-    if (key_ == param.ptr()) {
-        const py::handle value = value_;
+py::object StateCursor::find(py::handle param) {
+    if (key_.is(param)) {
+        const py::object value = value_;
         advance();
         return value;
     }
-    return item_of(state_, param);
+    return py::reinterpret_borrow<py::object>(item_of(state_, param));
 }
 
 void StateCursor::advance() {
-    if (!PyDict_Next(state_.ptr(), &cursor_, &key_, &value_)) key_ = value_ = nullptr;
+    PyObject *key = nullptr, *value = nullptr;
+    if (!PyDict_Next(state_.ptr(), &cursor_, &key, &value)) key = value = nullptr;
+    key_ = py::reinterpret_borrow<py::object>(key);
+    value_ = py::reinterpret_borrow<py::object>(value);
 }
 
 void Gathered::reset() {
-    tensors.clear();
-    steps.clear();
+    clear();
     unready = py::list();
     foreign = py::list();
     arena.reset();
+}
+
+void Gathered::clear() {
+    tensors.clear();
+    steps.clear();
 }
 
 void Gatherer::gather(const std::vector<GatheredGroup>& groups, std::size_t first_group,
@@ -93,8 +100,9 @@ void Gatherer::gather(const std::vector<GatheredGroup>& groups, std::size_t firs
         const GatheredGroup& group = groups[g];
         // The size is read anew: what an attribute runs may change the list.
         for (std::size_t k = g == first_group ? first_index : 0; k < group.params.size(); ++k) {
-            const py::handle param = PyList_GET_ITEM(group.params.ptr(), Py_ssize_t(k));
-            const py::handle state = states.find(param);
+            const auto param = py::reinterpret_borrow<py::object>(
+                PyList_GET_ITEM(group.params.ptr(), Py_ssize_t(k)));
+            const py::object state = states.find(param);
             py::object grad = group.grads.is_none()
                                   ? steal(PyObject_GetAttr(param.ptr(), Interned::all().grad.ptr()))
                                   : py::object(group.grads[py::int_(k)]);
@@ -102,7 +110,7 @@ void Gatherer::gather(const std::vector<GatheredGroup>& groups, std::size_t firs
             GatheredTensor& one = found.tensors.emplace_back();
             one.group = &group;
             one.index = k;
-            one.param = py::reinterpret_borrow<py::object>(param);
+            one.param = param;
             one.grad = std::move(grad);
             Tensor& step = found.steps.emplace_back();
             py::list* const left_to = !find_arrays(one, step, found.arena)         ? &found.foreign
@@ -260,7 +268,7 @@ std::int64_t Gatherer::most_steps(const std::vector<GatheredGroup>& groups) cons
     StateCursor states(state_);
     for (const GatheredGroup& group : groups) {
         for (const py::handle param : group.params) {
-            const py::handle state = states.find(param);
+            const py::object state = states.find(param);
             GatheredTensor one;
             if (!state || !PyDict_Check(state.ptr()) || !PyDict_Size(state.ptr())) continue;
             one.state = py::reinterpret_borrow<py::object>(state);

@@ -52,14 +52,14 @@ public:
 
     // The parameter's state, or null. Parameters must be shown in their order, also those whose
     // state does not matter.
-    py::handle find(py::handle param);
+    py::object find(py::handle param);
 
 private:
     void advance();
 
     py::handle state_;
     Py_ssize_t cursor_ = 0;
-    PyObject *key_ = nullptr, *value_ = nullptr;
+    py::object key_, value_;  // held: attributes of parameters run code, which may change the dict
 };
 
 // What is found. Tensors that cannot be stepped as they are are Python's affair.
@@ -72,6 +72,7 @@ struct Gathered {
     AxesArena arena;
 
     void reset();
+    void clear();  // of references to tensors, without an allocation
 };
 
 class Gatherer {

@@ -14,7 +14,9 @@ std::size_t Overlaps::first_in(const std::vector<GatheredTensor>& tensors) {
             if (low < high) now_.push_back({low, high, k});
         }
     }
-    if (now_ == given_) return first_;
+    // Tensors that write nothing leave no piece, and count all the same.
+    if (n_tensors_ == tensors.size() && now_ == given_) return first_;
+    n_tensors_ = tensors.size();
     given_.swap(now_);
     sorted_ = given_;
     std::sort(sorted_.begin(), sorted_.end(),

@@ -36,7 +36,7 @@ private:
     bool lower_first();
 
     std::vector<Piece> given_, now_, sorted_;
-    std::size_t first_ = 0, first_in_itself_ = 0;
+    std::size_t n_tensors_ = 0, first_ = 0, first_in_itself_ = 0;
     bool are_disjoint_ = true;
 };
 

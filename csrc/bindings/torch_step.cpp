@@ -61,9 +61,9 @@ public:
     TorchSteps(const TorchSteps&) = delete;
     TorchSteps& operator=(const TorchSteps&) = delete;
 
-    // One step of all parameters with a gradient. Returns those stepped, or None where nothing was
-    // done because of what follows: (group, param) whose state must be made or changed, those that
-    // are no plain tensors, the norm of the gradients, whether the step was left out.
+    // One step of all parameters with a gradient. Returns five things: those stepped, or None where
+    // nothing was done because of the next two; (group, param) whose state must be made or changed;
+    // those that are no plain tensors; the norm of the gradients; whether the step was left out.
     py::tuple step(const py::sequence& given, const py::dict& state, const StepOptions& options) {
         std::vector<GatheredGroup> groups;
         bool shares_t = false;
@@ -116,7 +116,6 @@ public:
                 refuse_own_overlap(gathered.tensors[work->overlaps.first_in_itself()]);
             copy_overlapped_grads(*work);
         }
-        gathered.reset();
         return py::make_tuple(stepped, unready, foreign, std::sqrt(grad_sq), skipped);
     }
 
@@ -138,7 +137,7 @@ private:
             if (work_ == nullptr) work_ = new Workspace;
         }
         ~Borrowed() {
-            work_->gathered.reset();
+            work_->gathered.clear();
             delete owner_.spare_.exchange(work_);
         }
         Borrowed(const Borrowed&) = delete;
@@ -214,8 +213,9 @@ private:
         for (std::size_t k = 0; k < n; ++k) {
             if (!work.reports[k].stepped) continue;
             note_step(gathered[k], work.reports[k]);
-            stepped.append(gathered[k].param);
         }
+        for (std::size_t k = 0; k < n; ++k)
+            if (work.reports[k].stepped) stepped.append(gathered[k].param);
         if (outcome.fault != Fault::none && options.nonfinite == NonFinite::raise)
             raise(outcome, gathered[outcome.tensor], tensors[outcome.tensor]);
         return outcome;

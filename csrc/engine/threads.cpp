@@ -25,8 +25,7 @@ int granted_beside_this(int threads) {
         granted.reserve(std::size_t(threads));
         while (int(granted.size()) < threads)
             granted.emplace_back([&] { all_are_there.wait(false); });
-    } catch (
-        const std::system_error&) {  // has no room for the stack of another, or may not have it
+    } catch (const std::exception&) {  // there is no memory for another, or no permission
     }
     all_are_there = true;
     all_are_there.notify_all();

@@ -28,6 +28,12 @@ def pytest_pycollect_makemodule(module_path, parent):
     return None
 
 
+@pytest.fixture
+def skip_for_old_torch(request):
+    """Return a function of a reason that skips; with --require-peers, which is with a new torch, fails."""
+    return pytest.fail if request.config.getoption("--require-peers") else pytest.skip
+
+
 @pytest.fixture(params=["exchange", "methods"])
 def each_reader(request, monkeypatch):
     """Run the test with both ways to find tensors: of torch 2.10 and later, and of older ones."""

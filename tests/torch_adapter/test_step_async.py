@@ -55,6 +55,17 @@ def test_the_bits_of_step(dtype, options):
         assert_same_bits(digest(a), digest(b))
 
 
+def test_a_step_that_only_makes_the_state_is_not_counted():
+    """As `step` has it: every lr and every gradient are zero, and there is no state."""
+    ours, a, theirs, b = pair(lr=0.0)
+    for p in (*ours, *theirs):
+        p.grad = torch.zeros_like(p)
+    a.step_async().wait()
+    b.step()
+    assert [float(a.state[p]["step"]) for p in ours] == [0.0] * len(ours)
+    assert_same_bits(digest(a), digest(b))
+
+
 def test_what_a_step_raises_is_raised_once_by_wait():
     _, a = poisoned()
     before = digest(a)
