@@ -122,6 +122,14 @@ def test_bounds_say_what_is_kept_missed_and_not_measured(recorded):
 LEAST_OF_NUMBA = "least numba / step where the step is not within 1.05 of its limit"
 
 
+def test_a_problem_without_a_limit_has_no_row_with_a_limit():
+    """Its sweeps are not measured: who is faster there is another question."""
+    run = run_of({names.NATIVE: (3, 3), names.NUMBA: (1, 1)})
+    for result in run["results"]:
+        result["sweeps"] = None
+    assert bounds.least_of_numba(Recorded(None, run)) is None
+
+
 def test_bound_is_compared_as_it_is_printed():
     bound = bounds.Bound("work", "ratio", 1.15, at_least=False, got=lambda recorded: 1.1532)
     assert bound.row(None) == ["work", "ratio", "at most 1.15", "1.15", "kept"]
@@ -146,6 +154,8 @@ def test_every_bound_finds_its_contenders_in_a_full_run():
             "problem": {**first["problem"], "name": name, "threads": threads},
             "contender": contender,
             "sweeps": {"reads": 1, "floors": 1, "fetches": 2},
+            # above its limit, as one bound looks at no other problems
+            **({"cold": timed(9)} if contender == names.NATIVE else {}),
         }
         for (name, threads), contenders in measured.items()
         for contender in contenders | {names.TORCH, names.TORCH_ADAMW, names.OPTAX}
