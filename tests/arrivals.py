@@ -1,5 +1,8 @@
 """A model with a tensor of every kind that measure can take ahead, and how conventions step it."""
 
+import copy
+import pickle
+
 import numpy as np
 
 from adafactor_native import Optimizer
@@ -105,3 +108,19 @@ def assert_same(opt, other):
     ours, theirs = all_of(opt), all_of(other)
     assert ours.keys() == theirs.keys()
     assert [key for key in theirs if ours[key] != theirs[key]] == []
+
+
+def uses_of_state(opt, state, path):
+    """Return calls of all that reads or writes the state as of the last step, or the tensors."""
+    return (
+        opt.state_dict,
+        lambda: opt.save(path),
+        lambda: opt.load_state_dict(state),
+        lambda: opt.replace("tiles", np.ones_like(opt.params["tiles"])),
+        lambda: opt.resize("panels", np.ones((301, 70), np.float32)),
+        lambda: opt.remove("tiles"),
+        lambda: opt.reset("panels"),
+        lambda: copy.copy(opt),
+        lambda: copy.deepcopy(opt),
+        lambda: pickle.dumps(opt),
+    )

@@ -1,7 +1,6 @@
 """Gradients that are measured as they arrive step with the bits of a plain step, or nothing is changed."""
 
 import copy
-import pickle
 import re
 import threading
 import warnings
@@ -12,7 +11,16 @@ import pytest
 
 from adafactor_native import Optimizer, SkippedStepWarning
 from arrays import normal
-from arrivals import KINDS, RUNS, SHAPES, all_of, assert_same, gradients, optimizer
+from arrivals import (
+    KINDS,
+    RUNS,
+    SHAPES,
+    all_of,
+    assert_same,
+    gradients,
+    optimizer,
+    uses_of_state,
+)
 from buffers import LAYOUTS, Buffer
 
 
@@ -424,19 +432,7 @@ def test_nothing_that_waits_is_lost(tmp_path):
     param = opt.params["panels"]
     opt.measure("panels", gradients(0)["panels"])
     before = all_of(opt)
-    uses = (
-        opt.state_dict,
-        lambda: opt.save(tmp_path / "state.npz"),
-        lambda: opt.load_state_dict(state),
-        lambda: opt.replace("tiles", np.ones_like(opt.params["tiles"])),
-        lambda: opt.resize("panels", np.ones((301, 70), np.float32)),
-        lambda: opt.remove("tiles"),
-        lambda: opt.reset("panels"),
-        lambda: copy.copy(opt),
-        lambda: copy.deepcopy(opt),
-        lambda: pickle.dumps(opt),
-    )
-    for use in uses:
+    for use in uses_of_state(opt, state, tmp_path / "state.npz"):
         with pytest.raises(
             ValueError, match=r"^1 measured gradients wait for a step, .*opt\.discard_measured\(\)$"
         ):

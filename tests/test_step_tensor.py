@@ -1,16 +1,24 @@
 """Tensors that are stepped one by one take one step of the model, with the bits of a plain one."""
 
-import copy
-import pickle
 import re
 import weakref
+from functools import partial
 
 import numpy as np
 import pytest
 
 from adafactor_native import Optimizer, SkippedStepWarning
 from arrays import normal
-from arrivals import KINDS, RUNS, SHAPES, all_of, assert_same, gradients, optimizer
+from arrivals import (
+    KINDS,
+    RUNS,
+    SHAPES,
+    all_of,
+    assert_same,
+    gradients,
+    optimizer,
+    uses_of_state,
+)
 from buffers import LAYOUTS, Buffer
 
 
@@ -301,19 +309,8 @@ def test_no_state_in_the_middle_of_a_step(tmp_path):
     state = opt.state_dict()
     opt.step_tensor("panels", gradients(0)["panels"])
     before = all_of(opt)
-    uses = (
-        opt.state_dict,
-        lambda: opt.save(tmp_path / "state.npz"),
-        lambda: opt.load_state_dict(state),
-        lambda: opt.add_param_group({"params": {"new": np.ones(3)}}),
-        lambda: opt.replace("tiles", np.ones_like(opt.params["tiles"])),
-        lambda: opt.resize("panels", np.ones((301, 70), np.float32)),
-        lambda: opt.remove("tiles"),
-        lambda: opt.reset("panels"),
-        lambda: copy.copy(opt),
-        lambda: pickle.dumps(opt),
-    )
-    for use in uses:
+    add = partial(opt.add_param_group, {"params": {"new": np.ones(3)}})
+    for use in (*uses_of_state(opt, state, tmp_path / "state.npz"), add):
         with pytest.raises(
             ValueError, match=r"^a step that opt\.step_tensor has begun is open, .*: end"
         ):

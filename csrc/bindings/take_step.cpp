@@ -39,19 +39,15 @@ private:
     std::string shown() const { return py::str(py::float_(value)).cast<std::string>(); }
 };
 
-std::string bad_element(const NamedArray& named, const Array& array, std::ptrdiff_t index) {
+// `is_state`: the array is one of the state, which messages call otherwise.
+std::string bad_element(const NamedArray& named, const Array& array, std::ptrdiff_t index,
+                        bool is_state = false) {
+    const Name& name = named.name;
     if (index < 0)
-        return "the squares of " + named.name.text() + " add up to more than float64 holds";
+        return "the squares of " + (is_state ? name.word + name.of_tensor() : name.text()) +
+               " add up to more than float64 holds";
     const Element element(named, array.ndim, array.shape, index);
-    return element.text +
-           (std::isfinite(element.value) ? ", whose square overflows float64" : ", must be finite");
-}
-
-std::string bad_first_moment(const NamedArray& m, const Array& array, std::ptrdiff_t index) {
-    if (index < 0)
-        return "the squares of m" + m.name.of_tensor() + " add up to more than float64 holds";
-    const Element element(m, array.ndim, array.shape, index);
-    return element.of_state(m.name) +
+    return (is_state ? element.of_state(name) : element.text) +
            (std::isfinite(element.value) ? ", whose square overflows float64" : ", must be finite");
 }
 
@@ -101,7 +97,7 @@ std::string fault_text(const Outcome& outcome, const Tensor& tensor, const Named
                        const NamedArray& grad, const NamedArray& m, const HeldTensor* held) {
     if (outcome.fault == Fault::grad) return bad_element(grad, tensor.grad, outcome.index);
     if (outcome.fault == Fault::param) return bad_element(param, tensor.param, outcome.index);
-    if (outcome.fault == Fault::first_moment) return bad_first_moment(m, tensor.m, outcome.index);
+    if (outcome.fault == Fault::first_moment) return bad_element(m, tensor.m, outcome.index, true);
     if (outcome.fault == Fault::result) return infinite_result(param, tensor.param, outcome.index);
     if (outcome.fault == Fault::state_format)
         return (tensor.v != nullptr ? "v" : "exp_row or exp_col") + param.name.of_tensor() +

@@ -87,10 +87,7 @@ public:
         const Borrowed work(*this);
         Gathered& gathered = work->gathered;
         gatherer.gather(groups, 0, 0, gathered);
-        std::size_t n = work->overlaps.first_in(gathered.tensors);
-        if (work->overlaps.first_in_itself() < gathered.tensors.size())
-            refuse_own_overlap(gathered.tensors[work->overlaps.first_in_itself()]);
-        copy_overlapped_grads(*work);
+        std::size_t n = sort_out_overlaps(*work);
         const py::list unready = gathered.unready, foreign = gathered.foreign;
         if (n < gathered.tensors.size() && options.is_whole()) refuse_shared(gathered.tensors[n]);
         if (options.only_looks || py::len(unready) > 0 ||
@@ -111,10 +108,7 @@ public:
             skipped |= outcome.fault != Fault::none;
             if (n == size) break;
             gatherer.gather(groups, next.first, next.second, gathered);
-            n = work->overlaps.first_in(gathered.tensors);
-            if (work->overlaps.first_in_itself() < gathered.tensors.size())
-                refuse_own_overlap(gathered.tensors[work->overlaps.first_in_itself()]);
-            copy_overlapped_grads(*work);
+            n = sort_out_overlaps(*work);
         }
         return py::make_tuple(stepped, unready, foreign, std::sqrt(grad_sq), skipped);
     }
@@ -149,6 +143,16 @@ private:
         TorchSteps& owner_;
         Workspace* work_;
     };
+
+    // How many of the first tensors share no memory with each other: these can be stepped at once.
+    std::size_t sort_out_overlaps(Workspace& work) const {
+        const std::vector<GatheredTensor>& tensors = work.gathered.tensors;
+        const std::size_t n = work.overlaps.first_in(tensors);
+        if (work.overlaps.first_in_itself() < tensors.size())
+            refuse_own_overlap(tensors[work.overlaps.first_in_itself()]);
+        copy_overlapped_grads(work);
+        return n;
+    }
 
     // Gradients that lie in memory that is written are copied first.
     void copy_overlapped_grads(Workspace& work) const {
