@@ -9,7 +9,7 @@ static_assert(kFloatsBetween % kDrawn == 0);
 // Asks for what comes so many bytes behind element j, while this piece is stepped.
 template <class T>
 ADAFACTOR_INLINE void prefetch_ahead(const Row<T>& row, std::size_t j,
-                                     std::size_t bytes = kChunk * sizeof(T)) {
+                                     std::ptrdiff_t bytes = kChunk * sizeof(T)) {
     const char* const next = row.template at<const char>(j) + bytes;
     __builtin_prefetch(next);
     if constexpr (std::is_same_v<T, Split>) __builtin_prefetch(row.lower(next));

@@ -79,16 +79,26 @@ ADAFACTOR_INLINE void sum_squares_of_some_rows(const Block& block, std::size_t i
 // Bytes ahead of one long stream that memory is asked for.
 constexpr std::size_t kReadAhead = 8192;
 
+// The distance in memory from element j of a row to those bytes: they are counted along the rows,
+// one after the other, and what lies between rows is left out.
+template <class T>
+ADAFACTOR_INLINE std::ptrdiff_t read_ahead(const Block& block, std::size_t j) {
+    const std::size_t row = block.cols * sizeof(T);
+    const std::ptrdiff_t gap = block.stride - std::ptrdiff_t(row);
+    if (gap == 0) return kReadAhead;
+    return kReadAhead + std::ptrdiff_t((j * sizeof(T) + kReadAhead) / row) * gap;
+}
+
 // The lanes' sums of squares of elements [begin, end) of a run, at most kChunkOf<Acc>.
 template <class Acc, class T>
 ADAFACTOR_INLINE Lanes<Acc> sum_squares_of_chunk(const Row<T>& run, std::size_t begin,
-                                                 std::size_t end) {
+                                                 std::size_t end, std::ptrdiff_t ahead) {
     Lanes<Acc> sum = broadcast(Acc(0));
     std::size_t j = begin;
 #pragma GCC unroll 4
     for (; j + kLanes<Acc> <= end; j += kLanes<Acc>) {
         const Lanes<Acc> x = read<Acc>(run, j);
-        prefetch_ahead(run, j, kReadAhead);
+        prefetch_ahead(run, j, ahead);
         sum = sum + x * x;
     }
     if (j < end) {
@@ -109,9 +119,10 @@ ADAFACTOR_INLINE void sum_squares_one_by_one(const Block& block, std::size_t beg
     Lanes<Acc> four[4];
     double sums[4];
     if (cols <= chunk) {
+        const std::ptrdiff_t ahead = read_ahead<T>(block, 0);
         for (; i + 4 <= end; i += 4) {
             for (std::size_t r = 0; r < 4; ++r)
-                four[r] = sum_squares_of_chunk<Acc>(row_of<T>(block, i + r), 0, cols);
+                four[r] = sum_squares_of_chunk<Acc>(row_of<T>(block, i + r), 0, cols, ahead);
             sum_lanes(four, sums);
             for (std::size_t r = 0; r < 4; ++r) sum_sq[i + r - begin] = sums[r];
         }
@@ -122,13 +133,15 @@ ADAFACTOR_INLINE void sum_squares_one_by_one(const Block& block, std::size_t beg
         std::size_t j = 0;
         for (; j + 4 * chunk <= cols; j += 4 * chunk) {
             for (std::size_t k = 0; k < 4; ++k)
-                four[k] = sum_squares_of_chunk<Acc>(run, j + k * chunk, j + (k + 1) * chunk);
+                four[k] = sum_squares_of_chunk<Acc>(run, j + k * chunk, j + (k + 1) * chunk,
+                                                    read_ahead<T>(block, j + k * chunk));
             sum_lanes(four, sums);
             for (std::size_t k = 0; k < 4; ++k) sum += sums[k];
         }
         for (; j < cols; j += chunk) {
             const std::size_t to = cols - j < chunk ? cols : j + chunk;
-            sum += double(sum_lanes(sum_squares_of_chunk<Acc>(run, j, to)));
+            sum +=
+                double(sum_lanes(sum_squares_of_chunk<Acc>(run, j, to, read_ahead<T>(block, j))));
         }
         sum_sq[i - begin] = sum;
     }
