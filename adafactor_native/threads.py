@@ -39,10 +39,13 @@ def set_num_threads(num_threads: int) -> None:
 
 
 def get_num_threads() -> int:
-    """Return the limit of `set_num_threads`.
+    """Return how many threads a step may use whose optimizer names no limit of its own.
 
-    At first it is ``ADAFACTOR_NUM_THREADS``, or else ``OMP_NUM_THREADS``, or else the number of
-    processors that this process may use: its affinity, within the quota of its container.
+    It is what `set_num_threads` was given last; before, ``ADAFACTOR_NUM_THREADS``. Without either it
+    is a default: ``OMP_NUM_THREADS``, or else the number of processors that this process may use,
+    its affinity within the quota of its container. A default is lowered, never raised, by the limit
+    that other libraries (threadpoolctl, joblib, torch, ``omp_set_num_threads``) have set in the same
+    OpenMP runtime. OpenMP keeps that limit for each calling thread.
     """
     return _core.max_threads()
 
@@ -86,12 +89,7 @@ def _processors() -> int:
     return max(1, min(granted, int(min(_quota_of_cgroup(), granted) + 0.5)))
 
 
-def _threads_of_environment() -> int:
-    ours = os.environ.get("ADAFACTOR_NUM_THREADS")
-    if ours is not None:
-        if not ours.strip().isdecimal() or int(ours) == 0:
-            raise ValueError(f"ADAFACTOR_NUM_THREADS is {ours!r}, must be a positive int")
-        return check_num_threads(int(ours), "ADAFACTOR_NUM_THREADS")
+def _default_threads() -> int:
     # One number for each level of nesting; what is no such list, OpenMP ignores, and so do we.
     outermost = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     if outermost.isdecimal() and int(outermost) > 0:
@@ -99,4 +97,13 @@ def _threads_of_environment() -> int:
     return _processors()
 
 
-set_num_threads(_threads_of_environment())
+def _set_from_environment() -> None:
+    ours = os.environ.get("ADAFACTOR_NUM_THREADS")
+    if ours is None:
+        return _core.set_default_threads(min(_default_threads(), 2**31 - 1))
+    if not ours.strip().isdecimal() or int(ours) == 0:
+        raise ValueError(f"ADAFACTOR_NUM_THREADS is {ours!r}, must be a positive int")
+    return _core.set_max_threads(check_num_threads(int(ours), "ADAFACTOR_NUM_THREADS"))
+
+
+_set_from_environment()

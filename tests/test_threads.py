@@ -85,6 +85,48 @@ def test_limit_from_the_affinity(python):
     assert 1 <= int(python(SHOW_LIMIT)) <= len(os.sched_getaffinity(0))
 
 
+WITHIN_LIMITS = """
+    import threading
+    import adafactor_native as an, numpy as np, psutil
+    from threadpoolctl import threadpool_limits
+
+    def elsewhere():
+        seen = []
+        thread = threading.Thread(target=lambda: seen.append(an.get_num_threads()))
+        thread.start()
+        thread.join()
+        return seen[0]
+
+    def started(**threads):
+        before = psutil.Process().num_threads()
+        an.AdaFactor((1031, 517), **threads).update(np.ones((1031, 517)), np.ones((1031, 517)))
+        return psutil.Process().num_threads() - before
+
+    assert an.show_config(mode="dicts")["openmp"]["enabled"]
+    print(an.get_num_threads())
+    with threadpool_limits(1):
+        print(an.get_num_threads(), started(), elsewhere())
+    with threadpool_limits(9):
+        print(an.get_num_threads())
+    with threadpool_limits(1):
+        print(started(num_threads=3))
+        an.set_num_threads(2)
+        print(an.get_num_threads())
+"""
+
+
+@pytest.mark.skipif(not an.show_config(mode="dicts")["openmp"]["enabled"], reason="no OpenMP")
+def test_default_is_lowered_by_limits_of_the_openmp_runtime(python):
+    """threadpoolctl calls omp_set_num_threads, as joblib and torch do: for the calling thread."""
+    assert python(WITHIN_LIMITS, OMP_NUM_THREADS="2").split() == ["2", "1", "0", "2", "2", "2", "2"]
+
+
+@pytest.mark.skipif(not an.show_config(mode="dicts")["openmp"]["enabled"], reason="no OpenMP")
+def test_what_we_are_told_counts_more_than_limits_of_the_openmp_runtime(python):
+    ours = {"OMP_NUM_THREADS": "2", "ADAFACTOR_NUM_THREADS": "3"}
+    assert python(WITHIN_LIMITS, **ours).split() == ["3", "3", "2", "3", "3", "0", "2"]
+
+
 @pytest.mark.parametrize("value", ["", "0", "-1", "abc", "1.5", "99999999999"])
 def test_limit_that_is_nonsense(python, value):
     output = python(SHOW_ERROR, ADAFACTOR_NUM_THREADS=value)

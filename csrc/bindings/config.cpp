@@ -70,6 +70,7 @@ void bind_config(py::module_& m) {
           py::arg("name"));
     m.def("max_threads", &max_threads);
     m.def("set_max_threads", &set_max_threads, py::arg("threads"));
+    m.def("set_default_threads", &set_default_threads, py::arg("threads"));
     m.def(
         "task_counts",
         [](std::size_t rows, std::size_t cols) {

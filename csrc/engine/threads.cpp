@@ -13,6 +13,7 @@ namespace {
 constexpr std::size_t kElementsPerThread = 65536;
 
 std::atomic<int> limit_for_all{1};
+std::atomic<bool> is_limit_by_default{true};
 std::atomic<bool> in_forked_child{false};
 
 const int at_fork = pthread_atfork(nullptr, nullptr, [] { in_forked_child = true; });
@@ -51,9 +52,22 @@ bool has_openmp() {
 #endif
 }
 
-int max_threads() { return limit_for_all; }
+int max_threads() {
+#ifdef _OPENMP
+    if (is_limit_by_default) return std::min<int>(limit_for_all, omp_get_max_threads());
+#endif
+    return limit_for_all;
+}
 
-void set_max_threads(int threads) { limit_for_all = threads; }
+void set_max_threads(int threads) {
+    is_limit_by_default = false;
+    limit_for_all = threads;
+}
+
+void set_default_threads(int threads) {
+    is_limit_by_default = true;
+    limit_for_all = threads;
+}
 
 Share* shares_of_this_thread() {
     static thread_local Share shares[kMaxThreads];

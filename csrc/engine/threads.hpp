@@ -16,9 +16,11 @@ namespace adafactor {
 
 bool has_openmp();
 
-// The limit where a call names none; at least 1.
+// The limit where a call names none; at least 1. A default is no more than OpenMP's own limit for
+// the calling thread, which other libraries may have lowered by omp_set_num_threads.
 int max_threads();
 void set_max_threads(int threads);
+void set_default_threads(int threads);
 
 // The team for `elements` elements of work: small tensors are done before a second thread wakes.
 // A child of fork() stays on one thread: the OpenMP runtime's threads do not exist in it. Where the
