@@ -1,6 +1,7 @@
 // A step of a list of tensors: the order of the phases, and whether a step is all or nothing.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "adafactor.hpp"
 #include "dispatch/isa.hpp"
@@ -115,7 +116,8 @@ private:
             if (outcome_.is_spike) return;
         }
         if (clips) {
-            const double ratio = options_.max_grad_norm / (grad_norm() + 1e-6);
+            norm_ = norm_to_clip_by();
+            const double ratio = options_.max_grad_norm / (norm_ + 1e-6);
             if (!(ratio >= 1)) {
                 for (std::size_t k = 0; k < all_.end; ++k) steps_[k]->scale_grad(ratio);
                 if (!measure_all(true)) return;
@@ -124,6 +126,29 @@ private:
         }
         if (!is_last && !check_all()) return;
         apply(all_);
+    }
+
+    // The norm of all gradients. Sums of float32 are good for steps of float32, not for those of
+    // float64: where it clips such ones, all is summed in float64.
+    double norm_to_clip_by() {
+        const double norm = grad_norm();
+        TensorStep **const begin = steps_, **const end = steps_ + all_.end;
+        const auto is_wide = [](const TensorStep* step) { return step->is_wide(); };
+        const bool is_mixed = std::any_of(begin, end, is_wide) && !std::all_of(begin, end, is_wide);
+        if (!is_mixed || norm < 0.999 * options_.max_grad_norm) return norm;
+        std::size_t n_tiles = 0;
+        for (TensorStep** step = begin; step < end; ++step)
+            n_tiles = std::max(n_tiles, (*step)->n_tiles());
+        double* const sums = Scratch::of_this_threads_step().take<double>(n_tiles);
+        const Team team = team_for(all_);
+        double sum = 0;
+        for (TensorStep** step = begin; step < end; ++step) {
+            const TensorReport& report = (*step)->report();
+            const double scale = tensors_[&report - reports_].hyper.grad_scale;
+            sum += (scale * scale) *
+                   (is_wide(*step) ? report.grad_sq : (*step)->sum_grad_sq_in_double(team, sums));
+        }
+        return std::sqrt(sum);
     }
 
     // The last time that all are measured they are also checked.
@@ -323,7 +348,7 @@ private:
     }
 
     void finish_reports(bool steps_empty_tensors) {
-        outcome_.grad_norm = grad_norm();
+        outcome_.grad_norm = std::isnan(norm_) ? grad_norm() : norm_;
         for (std::size_t k = 0; k < n_tensors_; ++k) {
             const std::size_t size = size_of(tensors_[k].param);
             if (size == 0) reports_[k].stepped = steps_empty_tensors;
@@ -338,6 +363,7 @@ private:
     TensorReport* reports_;
     const KernelTable& kernels_;
     Outcome outcome_;
+    double norm_ = std::numeric_limits<double>::quiet_NaN();  // that clips, where one is asked for
     Wave all_{};
     TensorStep** steps_ = nullptr;       // (all_.end,)
     std::size_t* n_elements_ = nullptr;  // (all_.end,)

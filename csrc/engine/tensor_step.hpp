@@ -79,6 +79,13 @@ public:
     // Where the param lies whose result is not finite, the first in memory.
     const char* infinite_param() const { return first_infinite_; }
 
+    // Whether the step is rounded as float64 is, and so has a use for a norm as exact.
+    bool is_wide() const { return !is_all_float(); }
+    // The sum of grad^2 in float64 throughout; measure sums what is narrower in float32. `sums`:
+    // one for each of n_tiles().
+    double sum_grad_sq_in_double(const Team& team, double* sums) const;
+    std::size_t n_tiles() const;  // of kTaskElements elements
+
     // Scales the gradient of a step that is measured again.
     void scale_grad(double factor) {
         hyper_.grad_scale *= factor;

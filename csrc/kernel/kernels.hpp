@@ -157,6 +157,8 @@ struct KernelTable {
     // The sum of squares: in fp32 by panels where elements are narrower than float64, where it is
     // right, or else in fp64.
     double (*sum_squares)(const Block& param);
+    // The same in fp64 throughout.
+    double (*sum_squares_in_double)(const Block& grad);
 
     // grad: at most kPanelRows whole rows. scratch: 2 cols doubles, padded.
     void (*measure_rows)(const Block& grad, const Statistics& out, void* scratch);

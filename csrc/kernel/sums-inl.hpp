@@ -193,6 +193,24 @@ ADAFACTOR_INLINE double sum_by_fours(const double* x, std::size_t n) {
     return total;
 }
 
+// As sum_squares, in fp64 whatever the format.
+double sum_squares_in_double(const Block& block) {
+    return with_any_type(block.format, [&](auto type) {
+        using T = decltype(type);
+        double total = 0, sum_sq[4];
+        std::size_t i = 0;
+        for (; i + 4 <= block.rows; i += 4) {
+            sum_squares_of_some_rows<double, 4, T>(block, i, sum_sq);
+            total += sum_by_fours(sum_sq, 4);
+        }
+        for (; i < block.rows; ++i) {
+            sum_squares_of_some_rows<double, 1, T>(block, i, sum_sq);
+            total += sum_sq[0];
+        }
+        return total;
+    });
+}
+
 double sum_squares(const Block& block) {
     return with_any_type(block.format, [&](auto type) {
         using T = decltype(type);

@@ -51,9 +51,14 @@ namespace {
 }  // namespace
 
 extern const KernelTable ADAFACTOR_TABLE = {
-    sum_squares,        measure_rows,     measure_cols,   sum_u_squares,       apply,
-    measure_unfactored, apply_unfactored, measure_small,  apply_small,         add_groups,
-    summarize,          are_within,       sum_over_means, fill_factors<float>, fill_factors<double>,
+    sum_squares,         sum_squares_in_double,
+    measure_rows,        measure_cols,
+    sum_u_squares,       apply,
+    measure_unfactored,  apply_unfactored,
+    measure_small,       apply_small,
+    add_groups,          summarize,
+    are_within,          sum_over_means,
+    fill_factors<float>, fill_factors<double>,
     are_rounded,
 };
 
