@@ -335,6 +335,52 @@ def nonfinite() -> Named:
                 yield f"{grads} {eps} {policy}, {param} {grad}", problem
 
 
+def nans() -> Named:
+    """What a step leaves that propagates what is not finite, and what the next steps make of it."""
+    common = {"nonfinite": "propagate", "factored_axes": "last_two"}
+    variants: dict[str, dict[str, Any]] = {
+        "decayed": {"weight_decay": 0.1, "scale_parameter": False},
+        "beta1": {"beta1": 0.9, "weight_decay": 0.1, "scale_parameter": False},
+        "of u": {"beta1": 0.9, "momentum_of": "u"},
+        "direct": {"eps": 1e-3, "clip_threshold": None},
+        "float32 state": {"state_dtype": "float32", "scale_parameter": False},
+        "matrix": {"rms_scope": "matrix", "max_grad_norm": 1.0},
+    }
+    for grads, dtype, name in itertools.product(("infinite", "nan"), DTYPES, variants):
+        problem = Problem(
+            model(param=dtype, grad=dtype), "seed", {**common, **variants[name]}, grads
+        )
+        yield f"{grads} {name}, {dtype}", problem
+    for grads, rounding in itertools.product(("infinite", "nan"), ("nearest", "stochastic")):
+        arguments = {**common, "rounding": rounding, "beta1": 0.9, "momentum_dtype": "bfloat16"}
+        for copy in HALVES:
+            problem = Problem(model(copy=copy, layout="both steps"), "paper", arguments, grads)
+            yield f"{grads} copy {copy}, {rounding}", problem
+        if rounding == "nearest":
+            split = {**arguments, "masters": "split"}
+            yield f"{grads} split", Problem(model(param="bfloat16"), "paper", split, grads)
+        one = (Tensor((131, 77), "float16", "float16"),)
+        yield (
+            f"{grads} one array, {rounding}",
+            Problem(one, None, {"nonfinite": "propagate", "rounding": rounding}, grads),
+        )
+    # Params overflow to infinity without a fault; decay makes nans of those.
+    for dtype in HALVES:
+        arguments = {
+            **common,
+            "lr": 1e5 if dtype == "float16" else 1e39,
+            "scale_parameter": False,
+            "weight_decay": 0.1,
+            "weight_decay_mode": "alone",
+        }
+        problem = Problem(model(param=dtype, grad=dtype), "seed", arguments)
+        yield f"params that overflow, {dtype}", problem
+        yield (
+            f"params that overflow, beta1, {dtype}",
+            replace(problem, arguments={**arguments, "beta1": 0.5}),
+        )
+
+
 def layouts() -> Named:
     shapes = ((131, 77), (5, 5, 3, 3), (3, 20, 33), (33, 5, 7), (1500,))
     pairs = [
@@ -567,6 +613,7 @@ GROUPS = (
     epsilons,
     magnitudes,
     nonfinite,
+    nans,
     layouts,
     batches,
     large,

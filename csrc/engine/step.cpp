@@ -32,6 +32,9 @@ std::ptrdiff_t first_of(const Array& array, const Test& test) {
     return -1;
 }
 
+// A nan without sign and payload for any, as in what is written.
+double one_nan(double x) { return std::isnan(x) ? std::numeric_limits<double>::quiet_NaN() : x; }
+
 class ListStep {
 public:
     ListStep(const Tensor* tensors, std::size_t n_tensors, const Options& options,
@@ -256,9 +259,9 @@ private:
         for_all_tasks(
             wave, Order::forwards,
             [](const TensorStep& step) { return step.n_measure_tasks_left(); },
-            [](TensorStep& step, std::size_t task, char* scratch) {
+            [this](TensorStep& step, std::size_t task, char* scratch) {
                 if (!step.is_measured()) step.measure(task, scratch);
-                step.look_at_due(task);
+                if (!options_.propagate) step.look_at_due(task);
             });
     }
 
@@ -329,10 +332,12 @@ private:
             [](TensorStep& step, std::size_t task, char* scratch) { step.apply(task, scratch); });
         for (std::size_t k = wave.begin; k < wave.end; ++k) {
             steps_[k]->end_apply();
-            if (options_.propagate)
+            if (options_.propagate) {
+                steps_[k]->make_nans_one(team_for(wave));
                 steps_[k]->forget();
-            else
+            } else {
                 steps_[k]->remember();
+            }
             steps_[k]->report().stepped = true;
         }
     }
@@ -348,12 +353,16 @@ private:
     }
 
     void finish_reports(bool steps_empty_tensors) {
-        outcome_.grad_norm = std::isnan(norm_) ? grad_norm() : norm_;
+        outcome_.grad_norm = one_nan(std::isnan(norm_) ? grad_norm() : norm_);
         for (std::size_t k = 0; k < n_tensors_; ++k) {
             const std::size_t size = size_of(tensors_[k].param);
             if (size == 0) reports_[k].stepped = steps_empty_tensors;
             reports_[k].rms_grad = std::sqrt(reports_[k].grad_sq / double(size)) *
                                    std::abs(tensors_[k].hyper.grad_scale);
+            TensorReport& report = reports_[k];
+            for (double* number : {&report.grad_sq, &report.rms_grad, &report.rms_u,
+                                   &report.clip_divisor, &report.rms_param, &report.step_size})
+                *number = one_nan(*number);
         }
     }
 

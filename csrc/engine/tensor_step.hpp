@@ -86,6 +86,13 @@ public:
     double sum_grad_sq_in_double(const Team& team, double* sums) const;
     std::size_t n_tiles() const;  // of kTaskElements elements
 
+    // After apply, of a step that propagates what is not finite: gives all nans that it may have
+    // left the bits of one. Which bits arithmetic gives them is the compiler's and the machine's
+    // choice.
+    void make_nans_one(const Team& team) {
+        if (may_leave_nans()) rewrite_nans(team);
+    }
+
     // Scales the gradient of a step that is measured again.
     void scale_grad(double factor) {
         hyper_.grad_scale *= factor;
@@ -153,6 +160,9 @@ protected:
 
 private:
     Fault check_numbers(const Team& team);
+    bool moves_little() const;
+    bool may_leave_nans() const;
+    void rewrite_nans(const Team& team) const;
     bool looks_at_numbers() const { return has_momentum() || tracks_param(); }
     bool has_sound_means() const;
     double largest_mean() const;
