@@ -22,9 +22,9 @@ struct Name {
     const std::string* tensor = nullptr;
     bool is_position = false;
 
-    Name(const char* word) : word(word) {}
-    Name(const char* word, const std::string& tensor, bool is_position = false)
-        : word(word), tensor(&tensor), is_position(is_position) {}
+    Name(const char* array) : word(array) {}
+    Name(const char* array, const std::string& its_tensor, bool has_position = false)
+        : word(array), tensor(&its_tensor), is_position(has_position) {}
 
     std::string text() const;
     std::string of_tensor() const;  // " of 'w'", or nothing

@@ -63,10 +63,10 @@ Array HeldArray::now(const Name& name) const {
     return array;
 }
 
-HeldTensor::HeldTensor(const py::object& tensor, std::size_t group)
+HeldTensor::HeldTensor(const py::object& tensor, std::size_t its_group)
     : name(name_of_param(tensor.attr("name"))),
       is_named(true),
-      group(group),
+      group(its_group),
       random_key(RandomStream::key_of(name)) {
     const py::object object = tensor.attr("param");
     const Array array = array_of(object, name_of("param"), Access::write);
@@ -92,16 +92,16 @@ HeldTensor::HeldTensor(const py::object& tensor, std::size_t group)
     }
 }
 
-HeldTensor::HeldTensor(std::vector<std::ptrdiff_t> shape, const py::object& exp_row,
-                       const py::object& exp_col, const py::object& v)
-    : shape(std::move(shape)), random_key(RandomStream::key_of("0")) {
-    const bool is_factored = this->shape.size() == 2;
+HeldTensor::HeldTensor(std::vector<std::ptrdiff_t> its_shape, const py::object& rows,
+                       const py::object& cols, const py::object& full)
+    : shape(std::move(its_shape)), random_key(RandomStream::key_of("0")) {
+    const bool is_factored = shape.size() == 2;
     if (is_factored) row_axis = 0, col_axis = 1;
-    if (v.is_none() != is_factored || exp_row.is_none() == is_factored ||
-        exp_col.is_none() == is_factored)
+    if (full.is_none() != is_factored || rows.is_none() == is_factored ||
+        cols.is_none() == is_factored)
         throw py::value_error(
             "an array of two axes must have exp_row and exp_col, any other v, and no others");
-    hold_state(exp_row, exp_col, v);
+    hold_state(rows, cols, full);
 }
 
 void HeldTensor::hold_state(const py::object& rows, const py::object& cols,
@@ -131,39 +131,40 @@ void HeldTensor::hold_state(const py::object& rows, const py::object& cols,
                              " must be of one dtype");
 }
 
-void HeldTensor::hold_copy(py::object object, Format param) {
+void HeldTensor::hold_copy(py::object object, Format of_param) {
     if (object.is_none()) return;
-    const Name name = name_of("copy");
-    const Array halves = array_of(object, name, Access::write);
-    require_shape(halves, name, int(shape.size()), shape.data());
-    if (param != Format::float32 || !is_half(halves.format))
-        throw py::type_error(name.text() +
+    const Name called = name_of("copy");
+    const Array halves = array_of(object, called, Access::write);
+    require_shape(halves, called, int(shape.size()), shape.data());
+    if (of_param != Format::float32 || !is_half(halves.format))
+        throw py::type_error(called.text() +
                              " must be of float16 or bfloat16, and params[...] of float32");
     copy = HeldArray(std::move(object), halves);
 }
 
-void HeldTensor::hold_moment(py::object object, Format param) {
+void HeldTensor::hold_moment(py::object object, Format of_param) {
     if (object.is_none()) return;
-    const Name name = name_of("m");
-    const Array moment = array_of(object, name, Access::write);
-    require_shape(moment, name, int(shape.size()), shape.data());
-    const bool fits = param == Format::float64
+    const Name called = name_of("m");
+    const Array moment = array_of(object, called, Access::write);
+    require_shape(moment, called, int(shape.size()), shape.data());
+    const bool fits = of_param == Format::float64
                           ? moment.format == Format::float64
                           : moment.format == Format::float32 || moment.format == Format::bfloat16;
     if (!fits)
-        throw py::type_error(name.text() +
+        throw py::type_error(called.text() +
                              " must be of float64 with a param of float64, or else of float32 or "
                              "bfloat16");
     m = HeldArray(std::move(object), moment);
 }
 
-void HeldTensor::hold_master(py::object object, Format param) {
+void HeldTensor::hold_master(py::object object, Format of_param) {
     if (object.is_none()) return;
-    const Name name = name_of("master");
-    const Array floats = array_of(object, name, Access::write);
-    require_shape(floats, name, int(shape.size()), shape.data());
-    if (!is_half(param) || floats.format != Format::float32)
-        throw py::type_error(name.text() + " must be of float32, and param of float16 or bfloat16");
+    const Name called = name_of("master");
+    const Array floats = array_of(object, called, Access::write);
+    require_shape(floats, called, int(shape.size()), shape.data());
+    if (!is_half(of_param) || floats.format != Format::float32)
+        throw py::type_error(called.text() +
+                             " must be of float32, and param of float16 or bfloat16");
     master = HeldArray(std::move(object), floats);
 }
 

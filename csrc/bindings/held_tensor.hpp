@@ -60,11 +60,11 @@ struct HeldTensor {
 
     // Holds a model's Tensor of Python, whose attributes are called as the fields here. Throws
     // TypeError or ValueError if its arrays do not go together.
-    HeldTensor(const py::object& tensor, std::size_t group);
+    HeldTensor(const py::object& tensor, std::size_t its_group);
 
     // Holds a state without a name and a param, which every step is given.
-    HeldTensor(std::vector<std::ptrdiff_t> shape, const py::object& exp_row,
-               const py::object& exp_col, const py::object& v);
+    HeldTensor(std::vector<std::ptrdiff_t> its_shape, const py::object& rows,
+               const py::object& cols, const py::object& full);
 
     HeldTensor(const HeldTensor&) = delete;
     HeldTensor& operator=(const HeldTensor&) = delete;
@@ -84,10 +84,10 @@ struct HeldTensor {
     Tensor with(const Array& param, const Array& grad) const;
 
 private:
-    void hold_state(const py::object& exp_row, const py::object& exp_col, const py::object& v);
-    void hold_copy(py::object object, Format param);
-    void hold_moment(py::object object, Format param);
-    void hold_master(py::object object, Format param);
+    void hold_state(const py::object& rows, const py::object& cols, const py::object& full);
+    void hold_copy(py::object object, Format of_param);
+    void hold_moment(py::object object, Format of_param);
+    void hold_master(py::object object, Format of_param);
 };
 
 }  // namespace adafactor

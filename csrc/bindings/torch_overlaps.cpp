@@ -53,7 +53,8 @@ bool Overlaps::is_written(const Array& array) const {
                          [](const Piece& piece, const char* end) { return piece.low < end; });
     // Where pieces overlap each other, one that begins earlier may reach further.
     auto piece = are_disjoint_ && above != sorted_.begin() ? std::prev(above) : sorted_.begin();
-    return std::any_of(piece, above, [&](const Piece& one) { return one.high > low; });
+    const char* const begin = low;  // Clang's OpenMP captures no structured binding
+    return std::any_of(piece, above, [=](const Piece& one) { return one.high > begin; });
 }
 
 }  // namespace adafactor

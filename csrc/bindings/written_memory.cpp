@@ -20,8 +20,8 @@ void require_disjoint_pieces(const WrittenMemory::Piece& a, const WrittenMemory:
 
 }  // namespace
 
-WrittenMemory::Piece::Piece(py::handle object, const Array& array, const Name& name)
-    : object(object), name(name) {
+WrittenMemory::Piece::Piece(py::handle holder, const Array& array, const Name& its_name)
+    : object(holder), name(its_name) {
     std::tie(low, high) = extent(array);
 }
 

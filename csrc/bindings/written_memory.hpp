@@ -12,7 +12,7 @@ class WrittenMemory {
 public:
     // An array's bytes, from the first to one past the last. Borrows the array and its name.
     struct Piece {
-        Piece(py::handle object, const Array& array, const Name& name);
+        Piece(py::handle holder, const Array& array, const Name& its_name);
 
         py::handle object;
         Name name;

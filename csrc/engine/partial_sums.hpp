@@ -20,10 +20,10 @@ struct PartialSums {
     std::size_t n_groups;  // the partition's, or 1 where they have been added up
 
     PartialSums() = default;
-    PartialSums(const Geometry& geometry, std::size_t n_groups, Scratch& scratch)
+    PartialSums(const Geometry& geometry, std::size_t groups, Scratch& scratch)
         : row_sq(scratch.take<double>(geometry.n_matrices * geometry.rows)),
           col_sq(scratch.take<double>(geometry.n_matrices * geometry.cols)),
-          n_groups(n_groups) {
+          n_groups(groups) {
         const std::size_t n = geometry.n_matrices * n_groups * geometry.partition.n_cross;
         group_sq = scratch.take<double>(n);
         group_weighted = scratch.take<double>(n);

@@ -77,16 +77,16 @@ ADAFACTOR_INLINE void sum_squares_of_some_rows(const Block& block, std::size_t i
 }
 
 // Bytes ahead of one long stream that memory is asked for.
-constexpr std::size_t kReadAhead = 8192;
+constexpr std::ptrdiff_t kReadAhead = 8192;
 
 // The distance in memory from element j of a row to those bytes: they are counted along the rows,
 // one after the other, and what lies between rows is left out.
 template <class T>
 ADAFACTOR_INLINE std::ptrdiff_t read_ahead(const Block& block, std::size_t j) {
-    const std::size_t row = block.cols * sizeof(T);
-    const std::ptrdiff_t gap = block.stride - std::ptrdiff_t(row);
+    const auto row = std::ptrdiff_t(block.cols * sizeof(T));
+    const std::ptrdiff_t gap = block.stride - row;
     if (gap == 0) return kReadAhead;
-    return kReadAhead + std::ptrdiff_t((j * sizeof(T) + kReadAhead) / row) * gap;
+    return kReadAhead + (std::ptrdiff_t(j * sizeof(T)) + kReadAhead) / row * gap;
 }
 
 // The lanes' sums of squares of elements [begin, end) of a run, at most kChunkOf<Acc>.
