@@ -171,6 +171,15 @@ class TorchOptions:
         only_looks: bool,
     ) -> None: ...
 
+class TorchMeasured:
+    def __init__(self) -> None: ...
+    def drop_gone(self) -> None: ...
+    def __len__(self) -> int: ...
+    @property
+    def n_bytes(self) -> int: ...
+    @property
+    def n_taken(self) -> int: ...  # by steps that found nothing changed
+
 class TorchSteps:
     def __init__(self, reader: TorchReader, names: TorchNames) -> None: ...
     # groups: (TorchGroup, lr, decay, params, position of the first, names or None, grads or None)
@@ -178,5 +187,9 @@ class TorchSteps:
     # state must be made or changed; (group, param) that are no plain tensors; the norm of all
     # gradients; whether a step was left out.
     def step(
-        self, groups: Sequence[tuple[Any, ...]], state: dict[Any, Any], options: TorchOptions
+        self,
+        groups: Sequence[tuple[Any, ...]],
+        state: dict[Any, Any],
+        options: TorchOptions,
+        measured: TorchMeasured | None = None,
     ) -> tuple[list[Any] | None, list[tuple[int, Any]], list[tuple[int, Any]], float, bool]: ...

@@ -7,7 +7,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
@@ -15,13 +15,22 @@ from adafactor_native._runtime import _core
 from adafactor_native.rules import are_constant, rates_at
 from adafactor_native.threads import get_num_threads
 from adafactor_native.torch import compiled, loading, state
+from adafactor_native.torch.backward_hooks import BackwardHooks
 from adafactor_native.torch.fused_backward import FusedBackward
 from adafactor_native.torch.masters import Followers
+from adafactor_native.torch.measured_backward import MeasuredBackward
 from adafactor_native.torch.options import NativeOptions
 from adafactor_native.torch.reading import reader
 from adafactor_native.torch.settings import Dialect, Settings, key_of, rate_of, settings_of
 from adafactor_native.torch.step_handle import StepHandle
 from adafactor_native.torch.stepping import Part, Ready, StepCall, all_parts
+
+Hooks = TypeVar("Hooks", bound=BackwardHooks)
+
+_HOOKED_BY: dict[type[BackwardHooks], str] = {
+    FusedBackward: "fuse_backward",
+    MeasuredBackward: "measure_in_backward",
+}
 
 
 class NativeOptimizer(torch.optim.Optimizer):
@@ -126,7 +135,7 @@ class NativeOptimizer(torch.optim.Optimizer):
             return StepHandle()
         parts = [part._replace(grads=part.gradients()) for part in all_parts(self)]
         parts = [part._replace(params=list(part.params)) for part in parts]
-        call = StepCall(self, parts)
+        call = StepCall(self, parts, measured_by=self._measured_in_backward())
         ready = call.make_ready()
         if ready is Ready.only_here:
             self._take_step()
@@ -209,21 +218,71 @@ class NativeOptimizer(torch.optim.Optimizer):
                 f"max_grad_norm is {self.options.max_grad_norm}, must be None with fuse_backward: the "
                 "norm is that of all gradients, which never exist at once"
             )
-        fused: FusedBackward = self.__dict__.setdefault("_fused", FusedBackward(self))
+        return self._hook(FusedBackward)
+
+    def measure_in_backward(self) -> MeasuredBackward:
+        """Take the first of a step's two sweeps inside backward, while each gradient is in cache.
+
+        ``step()`` then has less to read. It is the same step, to the bit, and all or nothing as
+        ever: `max_grad_norm` and `nonfinite` hold for all gradients together, and nothing is written
+        before ``step()``. Nor do gradients change or go away: what is kept is about 30 bytes for each
+        row and column of a factored parameter. Parameters that are made to require a gradient later
+        are measured by ``step()``, or watched after another call of this.
+
+        Whatever happens between backward and the step may happen. The step measures again what it
+        finds changed since: a gradient, a parameter or its state that is another tensor or has other
+        memory, or that torch has written to (``clip_grad_norm_``, a second backward), or of which
+        samples differ (GradScaler's unscaling, which torch does not count); and all where a
+        hyper-parameter that enters was changed (eps, beta2; not lr) or where `max_grad_norm` scales
+        the gradients down. ``zero_grad()`` drops what was measured of gradients that go.
+
+        Returns
+        -------
+        MeasuredBackward
+            ``remove()`` ends it; `waiting` and `taken` count gradients.
+
+        Raises
+        ------
+        ValueError
+            While `fuse_backward` is on, which leaves no gradients to a step.
+
+        Warnings
+        --------
+        What is written to a few elements of a gradient through ``.data`` or NumPy, neither torch's
+        version nor the samples show, one element of each 4096 and 64 at most: clip by value under
+        ``torch.no_grad()``, by ``p.grad.clamp_(-1, 1)``, not by ``p.grad.data.clamp_(-1, 1)``.
+
+        Notes
+        -----
+        ``with opt.accumulating():`` around a backward leaves its gradients unmeasured, as the next
+        one changes them. Parameters below 4096 elements are never measured ahead, nor are those
+        that have no state yet, as before their first step.
+        """
+        return self._hook(MeasuredBackward)
+
+    def _hook(self, kind: type[Hooks]) -> Hooks:
+        hooked = self.__dict__.get("_hooked")
+        if hooked is None:
+            hooked = self._hooked = kind(self)
+        if not isinstance(hooked, kind):
+            raise ValueError(
+                f"{_HOOKED_BY[type(hooked)]} is on, must be ended by remove() before "
+                f"{_HOOKED_BY[kind]}: a backward does one or the other"
+            )
         for index, group in enumerate(self.param_groups):
-            fused.watch(index, group)
-        return fused
+            hooked.watch(index, group)
+        return hooked
 
     def accumulating(self) -> AbstractContextManager[None]:
-        """Return a context in which backward adds gradients up, and `fuse_backward` steps nothing."""
-        fused = self.__dict__.get("_fused")
-        return contextlib.nullcontext() if fused is None else fused.accumulating()
+        """Return a context in which backward adds gradients up, and nothing is stepped or measured."""
+        hooked = self.__dict__.get("_hooked")
+        return contextlib.nullcontext() if hooked is None else hooked.accumulating()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as in torch; `fuse_backward` steps it too."""
+        """Add a group, as in torch; `fuse_backward` and `measure_in_backward` watch it too."""
         super().add_param_group(param_group)
-        if "_fused" in self.__dict__:
-            self._fused.watch(len(self.param_groups) - 1, self.param_groups[-1])
+        if "_hooked" in self.__dict__:
+            self._hooked.watch(len(self.param_groups) - 1, self.param_groups[-1])
 
     def params_changed(self) -> None:
         """Let float32 masters follow weights that were written since the last step.
@@ -272,7 +331,11 @@ class NativeOptimizer(torch.optim.Optimizer):
             StepCall(self, parts, t).take()
             return
         with self._lock():
-            StepCall(self, all_parts(self), t).take()
+            StepCall(self, all_parts(self), t, measured_by=self._measured_in_backward()).take()
+
+    def _measured_in_backward(self) -> MeasuredBackward | None:
+        hooked = self.__dict__.get("_hooked")
+        return hooked if isinstance(hooked, MeasuredBackward) else None
 
     def _is_to_be_skipped(self) -> bool:
         found_inf = getattr(self, "found_inf", None)

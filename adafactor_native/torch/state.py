@@ -169,6 +169,8 @@ def taken_over(
     count = count_of(state[names.step], f"{names.step!r} of {shown}")
     if not _is_count(state[names.step], names):
         replaced[names.step] = as_count(count, names)
+    if names.rms_param is not None and names.rms_param not in state:
+        replaced[names.rms_param] = 0
     for key, place in wanted.items():
         if key not in state:
             replaced[key] = _made(names, key, place, param)

@@ -16,6 +16,7 @@ from adafactor_native.torch.reading import increment_versions
 from adafactor_native.torch.settings import is_schedule
 
 if TYPE_CHECKING:
+    from adafactor_native.torch.measured_backward import MeasuredBackward
     from adafactor_native.torch.optimizer import NativeOptimizer
 
 Places = Sequence[tuple[int, torch.Tensor]]  # of parameters: the part, and which
@@ -77,6 +78,8 @@ class StepCall:
         That of parameters which share one; 0: one more than any of the parts has taken.
     states : dict or None
         By parameter; None: the optimizer's.
+    measured_by : MeasuredBackward or None
+        Hands over what it has measured of the parameters.
     """
 
     def __init__(
@@ -85,8 +88,11 @@ class StepCall:
         parts: list[Part],
         t: int = 0,
         states: dict[torch.Tensor, Any] | None = None,
+        measured_by: MeasuredBackward | None = None,
     ) -> None:
         self._opt, self._parts, self._t = opt, parts, t
+        self._measured_by = measured_by
+        self._measured = None if measured_by is None else measured_by.hand_over()
         self._states = opt.state if states is None else states
         self._settings = [opt._settings(part.place, part.group) for part in parts]
         if not t and not all(are_constant(one.switches) for one in self._settings):
@@ -125,15 +131,20 @@ class StepCall:
     def take(self) -> None:
         opt = self._opt
         native, options = opt._native_steps(), opt._native_options(self._t)
-        stepped, unready, foreign, norm, skipped = native.step(self._groups, self._states, options)
+        stepped, unready, foreign, norm, skipped = native.step(
+            self._groups, self._states, options, self._measured
+        )
         if stepped is None:
             if not self._made_ready(unready, foreign):
                 return
             stepped, unready, foreign, norm, skipped = native.step(
-                self._groups, self._states, options
+                self._groups, self._states, options, self._measured
             )
             if stepped is None:
                 raise RuntimeError("the state that was just made is not what a step needs")
+        if self._measured_by is not None and self._measured is not None:
+            self._measured_by.taken = self._measured.n_taken
+            self._measured = None
         increment_versions(stepped)
         if self._followers is not None:
             self._followers.saw(stepped, self._states, opt._dialect.names)

@@ -27,10 +27,7 @@ std::string name_of_param(const py::object& name) {
 HeldArray::HeldArray(py::object object, const Array& array)
     : object_(std::move(object)),
       dtype_(py::reinterpret_borrow<py::array>(object_).dtype()),
-      array_(array),
-      shape_(array.shape, array.shape + array.ndim) {
-    shape_.insert(shape_.end(), array.strides, array.strides + array.ndim);
-}
+      array_(array) {}
 
 bool HeldArray::is_as_it_was() const {
     const auto* now = py::detail::array_proxy(object_.ptr());
@@ -40,10 +37,7 @@ bool HeldArray::is_as_it_was() const {
 
 bool HeldArray::lies_as_it_did() const {
     const auto* now = py::detail::array_proxy(object_.ptr());
-    const auto n = std::ptrdiff_t(array_.ndim);
-    return now->data == array_.data && now->nd == array_.ndim &&
-           std::equal(shape_.begin(), shape_.begin() + n, now->dimensions) &&
-           std::equal(shape_.begin() + n, shape_.end(), now->strides);
+    return array_.lies_at(now->data, now->nd, now->dimensions, now->strides);
 }
 
 Array HeldArray::now(const Name& name) const {
@@ -57,10 +51,7 @@ Array HeldArray::now(const Name& name) const {
                                   " has changed its memory, shape, strides or dtype, must be as "
                                   "it was when the optimizer was made");
     }
-    Array array = array_;
-    array.shape = shape_.data();
-    array.strides = shape_.data() + array_.ndim;
-    return array;
+    return array_.array();
 }
 
 HeldTensor::HeldTensor(const py::object& tensor, std::size_t its_group)

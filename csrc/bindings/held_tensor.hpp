@@ -11,6 +11,7 @@
 #include "bindings/written_memory.hpp"
 #include "engine/carried.hpp"
 #include "engine/finite_result.hpp"
+#include "owned_array.hpp"
 
 namespace adafactor {
 
@@ -22,7 +23,7 @@ public:
 
     bool exists() const { return bool(object_); }
     const py::object& object() const { return object_; }
-    Format format() const { return array_.format; }
+    Format format() const { return array_.format(); }
 
     // Throws ValueError if it is not what it was, or no longer writeable.
     Array now(const Name& name) const;
@@ -37,8 +38,7 @@ private:
 
     py::object object_;
     py::object dtype_;
-    Array array_{};                      // its shape and strides are these:
-    std::vector<std::ptrdiff_t> shape_;  // followed by the strides
+    OwnedArray array_;
 };
 
 // Its arrays are NumPy's; those that it has not are null.

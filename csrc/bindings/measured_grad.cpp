@@ -1,6 +1,5 @@
 #include "bindings/measured_grad.hpp"
 
-#include <algorithm>
 #include <string>
 #include <utility>
 
@@ -9,10 +8,6 @@
 namespace adafactor {
 namespace {
 
-// Below this nothing is gained: a step finds such a gradient in a cache, and measures it in less
-// time than it takes to keep what was measured.
-constexpr std::size_t kLeastElements = 4096;
-
 constexpr const char* kDiscard = "; opt.discard_measured() drops what was measured";
 
 std::string text_of(double number) { return py::str(py::float_(number)).cast<std::string>(); }
@@ -20,20 +15,10 @@ std::string text_of(double number) { return py::str(py::float_(number)).cast<std
 }  // namespace
 
 MeasuredGrad::MeasuredGrad(py::object object, const Array& array, std::optional<double> scale)
-    : object_(std::move(object)),
-      array_(array),
-      shape_(array.shape, array.shape + array.ndim),
-      scale_(scale) {
-    shape_.insert(shape_.end(), array.strides, array.strides + array.ndim);
-}
+    : object_(std::move(object)), array_(array), scale_(scale) {}
 
 void MeasuredGrad::require_same(const Array& array, const Name& name) const {
-    const auto n = std::ptrdiff_t(array_.ndim);
-    const bool is_same = array.data == array_.data && array.format == array_.format &&
-                         array.ndim == array_.ndim &&
-                         std::equal(shape_.begin(), shape_.begin() + n, array.shape) &&
-                         std::equal(shape_.begin() + n, shape_.end(), array.strides);
-    if (!is_same)
+    if (!array_.is(array))
         throw py::value_error(name.text() +
                               " is another array than opt.measure was given, or has other memory, "
                               "shape, strides or dtype now, must be the same or None" +
@@ -47,7 +32,7 @@ void MeasuredGrad::require_scale(double scale, const Name& name) const {
 }
 
 void MeasuredGrad::measure(const Tensor& tensor, int threads) {
-    if (size_of(tensor.param) < kLeastElements) return;
+    if (size_of(tensor.param) < kLeastMeasured) return;
     const WithoutGil no_python_below;
     measured_ = std::make_unique<Measured>(tensor, threads);
 }

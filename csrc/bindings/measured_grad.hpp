@@ -3,10 +3,10 @@
 
 #include <memory>
 #include <optional>
-#include <vector>
 
 #include "bindings/buffers.hpp"
 #include "engine/measured.hpp"
+#include "owned_array.hpp"
 
 namespace adafactor {
 
@@ -37,8 +37,7 @@ public:
 
 private:
     py::object object_;
-    Array array_;                        // its shape and strides are these:
-    std::vector<std::ptrdiff_t> shape_;  // followed by the strides
+    OwnedArray array_;
     std::optional<double> scale_;
     std::unique_ptr<Measured> measured_;
 };

@@ -154,6 +154,7 @@ bool Gatherer::find_state(GatheredTensor& one, py::handle state, Tensor& step,
                           AxesArena& arena) const {
     if (!state || !PyDict_Check(state.ptr())) return false;
     one.state = py::reinterpret_borrow<py::object>(state);
+    if (!names_.rms_param.is_none() && !item_of(state, names_.rms_param)) return false;
     return find_count(state, one, arena) && find_second_moment(one, step, arena) &&
            find_moment(one, step, arena) && find_master(one, step, arena);
 }

@@ -16,6 +16,7 @@ namespace adafactor {
 
 // A param group as a step is given it.
 struct GatheredGroup {
+    py::object held;  // whose memory this is:
     const TorchGroup* group;
     double lr, decay;
     py::list params;

@@ -1,5 +1,6 @@
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <memory>
@@ -10,9 +11,11 @@
 #include "bindings/bindings.hpp"
 #include "bindings/buffers.hpp"
 #include "bindings/plan.hpp"
+#include "bindings/preset_float.hpp"
 #include "bindings/take_step.hpp"
 #include "bindings/torch_gather.hpp"
 #include "bindings/torch_group.hpp"
+#include "bindings/torch_measured.hpp"
 #include "bindings/torch_overlaps.hpp"
 #include "bindings/torch_tensors.hpp"
 #include "engine/threads.hpp"
@@ -61,28 +64,15 @@ public:
     TorchSteps(const TorchSteps&) = delete;
     TorchSteps& operator=(const TorchSteps&) = delete;
 
-    // One step of all parameters with a gradient. Returns five things: those stepped, or None where
-    // nothing was done because of the next two; (group, param) whose state must be made or changed;
-    // those that are no plain tensors; the norm of the gradients; whether the step was left out.
-    py::tuple step(const py::sequence& given, const py::dict& state, const StepOptions& options) {
-        std::vector<GatheredGroup> groups;
-        bool shares_t = false;
-        for (const py::handle one : given) {
-            const py::tuple group = py::reinterpret_borrow<py::tuple>(one);
-            groups.push_back({group[0].cast<const TorchGroup*>(), group[1].cast<double>(),
-                              group[2].cast<double>(), py::list(group[3]),
-                              group[4].cast<std::int64_t>(),
-                              py::reinterpret_borrow<py::object>(group[5]),
-                              py::reinterpret_borrow<py::object>(group[6])});
-            const GatheredGroup& added = groups.back();
-            if (!added.grads.is_none() && py::len(added.grads) != added.params.size())
-                throw py::value_error("as many grads as params are needed");
-            shares_t |= groups.back().group->rule.shared_t;
-        }
+    // One step of all parameters with a gradient, which takes what was `measured` of them before, if
+    // that is not null. Returns five things: those stepped, or None where nothing was done because
+    // of the next two; (group, param) whose state must be made or changed; those that are no plain
+    // tensors; the norm of the gradients; whether the step was left out.
+    py::tuple step(const py::sequence& given, const py::dict& state, const StepOptions& options,
+                   TorchMeasured* measured) {
+        const std::vector<GatheredGroup> groups = groups_of(given);
         const Gatherer gatherer(reader_, names_, state);
-        const std::int64_t shared_t = !shares_t       ? 0
-                                      : options.t > 0 ? options.t
-                                                      : gatherer.most_steps(groups) + 1;
+        const std::int64_t shared_t = shared_t_of(groups, gatherer, options);
 
         const Borrowed work(*this);
         Gathered& gathered = work->gathered;
@@ -94,6 +84,9 @@ public:
             (options.is_whole() && py::len(foreign) > 0))
             return py::make_tuple(py::none(), unready, foreign, 0.0, false);
 
+        // Nothing that can fail is left for when a step has been taken.
+        py::tuple result(5);
+        PresetFloat norm;
         py::list stepped;
         double grad_sq = 0;
         bool skipped = false;
@@ -103,14 +96,35 @@ public:
                                   ? std::pair(std::size_t(gathered.tensors[n].group - &groups[0]),
                                               gathered.tensors[n].index)
                                   : std::pair(groups.size(), std::size_t(0));
-            const Outcome outcome = step_first(n, shared_t, options, *work, stepped);
+            const Outcome outcome = step_first(n, shared_t, options, *work, measured, stepped);
             grad_sq += outcome.grad_norm * outcome.grad_norm;
             skipped |= outcome.fault != Fault::none;
             if (n == size) break;
             gatherer.gather(groups, next.first, next.second, gathered);
             n = sort_out_overlaps(*work);
+            measured = nullptr;  // what is left shares memory with what was just stepped
         }
-        return py::make_tuple(stepped, unready, foreign, std::sqrt(grad_sq), skipped);
+        result[0] = stepped;
+        result[1] = unready;
+        result[2] = foreign;
+        result[3] = norm.with(std::sqrt(grad_sq));
+        result[4] = py::bool_(skipped);
+        return result;
+    }
+
+    // Measures the gradients of the next step for it, while they are in cache; those of tensors
+    // whose state is ready.
+    void measure(const py::sequence& given, const py::dict& state, const StepOptions& options,
+                 TorchMeasured& measured) {
+        const std::vector<GatheredGroup> groups = groups_of(given);
+        const Gatherer gatherer(reader_, names_, state);
+        const std::int64_t shared_t = shared_t_of(groups, gatherer, options);
+        const Borrowed work(*this);
+        gatherer.gather(groups, 0, 0, work->gathered);
+        set_hyper_parameters(work->gathered.tensors.size(), shared_t, options, *work);
+        const int threads = options.options().threads;
+        for (std::size_t k = 0; k < work->gathered.tensors.size(); ++k)
+            measured.measure(work->gathered.tensors[k], work->gathered.steps[k], threads);
     }
 
 private:
@@ -143,6 +157,32 @@ private:
         TorchSteps& owner_;
         Workspace* work_;
     };
+
+    static std::vector<GatheredGroup> groups_of(const py::sequence& given) {
+        std::vector<GatheredGroup> groups;
+        groups.reserve(py::len(given));
+        for (const py::handle one : given) {
+            const py::tuple group = py::reinterpret_borrow<py::tuple>(one);
+            groups.push_back({group[0], group[0].cast<const TorchGroup*>(),
+                              group[1].cast<double>(), group[2].cast<double>(), py::list(group[3]),
+                              group[4].cast<std::int64_t>(),
+                              py::reinterpret_borrow<py::object>(group[5]),
+                              py::reinterpret_borrow<py::object>(group[6])});
+            const GatheredGroup& added = groups.back();
+            if (!added.grads.is_none() && py::len(added.grads) != added.params.size())
+                throw py::value_error("as many grads as params are needed");
+        }
+        return groups;
+    }
+
+    // The step that parameters take which share their t; 0 if none does.
+    static std::int64_t shared_t_of(const std::vector<GatheredGroup>& groups,
+                                    const Gatherer& gatherer, const StepOptions& options) {
+        const bool any = std::any_of(groups.begin(), groups.end(), [](const GatheredGroup& group) {
+            return group.group->rule.shared_t;
+        });
+        return !any ? 0 : options.t > 0 ? options.t : gatherer.most_steps(groups) + 1;
+    }
 
     // How many of the first tensors share no memory with each other: these can be stepped at once.
     std::size_t sort_out_overlaps(Workspace& work) const {
@@ -188,14 +228,12 @@ private:
             "'propagate' and max_grad_norm None");
     }
 
-    Outcome step_first(std::size_t n, std::int64_t shared_t, const StepOptions& options,
-                       Workspace& work, py::list& stepped) const {
-        std::vector<GatheredTensor>& gathered = work.gathered.tensors;
-        std::vector<Tensor>& tensors = work.gathered.steps;
+    void set_hyper_parameters(std::size_t n, std::int64_t shared_t, const StepOptions& options,
+                              Workspace& work) const {
         Resolved resolved{};
         for (std::size_t k = 0; k < n; ++k) {
-            GatheredTensor& one = gathered[k];
-            Tensor& tensor = tensors[k];
+            GatheredTensor& one = work.gathered.tensors[k];
+            Tensor& tensor = work.gathered.steps[k];
             const TorchGroup& group = *one.group->group;
             if (group.rule.shared_t) one.t = shared_t;
             // Most tensors of a group are at the same step.
@@ -211,34 +249,78 @@ private:
                 tensor.random = RandomStream::of(
                     options.seed, one.t, RandomStream::key_of(one.group->name_of(one.index)));
         }
+    }
+
+    Outcome step_first(std::size_t n, std::int64_t shared_t, const StepOptions& options,
+                       Workspace& work, TorchMeasured* measured, py::list& stepped) const {
+        std::vector<GatheredTensor>& gathered = work.gathered.tensors;
+        std::vector<Tensor>& tensors = work.gathered.steps;
+        set_hyper_parameters(n, shared_t, options, work);
+        if (measured != nullptr && measured->size() > 0)
+            for (std::size_t k = 0; k < n; ++k)
+                tensors[k].measured = measured->find(gathered[k], tensors[k]);
         work.reports.resize(n);
+        Notes notes(*this, gathered, n);
+        for (std::size_t k = 0; k < n; ++k) stepped.append(gathered[k].param);
         const Outcome outcome =
             take_step(tensors.data(), n, options.options(), work.reports.data());
-        for (std::size_t k = 0; k < n; ++k) {
-            if (!work.reports[k].stepped) continue;
-            note_step(gathered[k], work.reports[k]);
-        }
-        for (std::size_t k = 0; k < n; ++k)
-            if (work.reports[k].stepped) stepped.append(gathered[k].param);
+        const bool all_were =
+            std::all_of(work.reports.begin(), work.reports.end(),
+                        [](const TensorReport& report) { return report.stepped; });
+        notes.write(work.reports.data());
+        if (!all_were) keep_only_stepped(stepped, work.reports);
         if (outcome.fault != Fault::none && options.nonfinite == NonFinite::raise)
             raise(outcome, gathered[outcome.tensor], tensors[outcome.tensor]);
         return outcome;
     }
 
-    void note_step(const GatheredTensor& one, const TensorReport& report) const {
-        if (one.step_dtype == TorchDtype::float32)
-            *reinterpret_cast<float*>(one.step) = float(one.t);
-        else if (one.step_dtype == TorchDtype::float64)
-            *reinterpret_cast<double*>(one.step) = double(one.t);
-        else
-            set(one.state, names_.step, py::int_(one.t));
-        if (!names_.rms_param.is_none() && !std::isnan(report.rms_param))
-            set(one.state, names_.rms_param, py::float_(report.rms_param));
+    // Of a list whose last elements are those of `reports`.
+    static void keep_only_stepped(py::list& params, const std::vector<TensorReport>& reports) {
+        const std::size_t first = params.size() - reports.size();
+        for (std::size_t k = reports.size(); k-- > 0;)
+            if (!reports[k].stepped)
+                PySequence_DelItem(params.ptr(), Py_ssize_t(first + k));
     }
 
-    static void set(const py::object& state, const py::object& key, const py::object& value) {
-        if (PyDict_SetItem(state.ptr(), key.ptr(), value.ptr()) != 0) throw py::error_already_set();
-    }
+    // Counts of steps, and what else is noted of them in the state: made before a step is taken, so
+    // that nothing can fail when it has been.
+    class Notes {
+    public:
+        Notes(const TorchSteps& steps, std::vector<GatheredTensor>& tensors, std::size_t n)
+            : names_(steps.names_), tensors_(tensors), n_(n) {
+            if (!names_.counts_with_tensors)
+                for (std::size_t k = 0; k < n; ++k) counts_.emplace_back(tensors[k].t);
+            if (!names_.rms_param.is_none()) rms_.resize(n);
+        }
+
+        void write(const TensorReport* reports) {
+            for (std::size_t k = 0; k < n_; ++k) {
+                const GatheredTensor& one = tensors_[k];
+                if (!reports[k].stepped) continue;
+                if (one.step_dtype == TorchDtype::float32)
+                    *reinterpret_cast<float*>(one.step) = float(one.t);
+                else if (one.step_dtype == TorchDtype::float64)
+                    *reinterpret_cast<double*>(one.step) = double(one.t);
+                else
+                    replace(one.state, names_.step, counts_[k]);
+                if (!rms_.empty() && !std::isnan(reports[k].rms_param))
+                    replace(one.state, names_.rms_param, rms_[k].with(reports[k].rms_param));
+            }
+        }
+
+    private:
+        // Of a key that the dict has, which takes no memory.
+        static void replace(const py::object& state, const py::object& key, const py::object& value) {
+            if (PyDict_SetItem(state.ptr(), key.ptr(), value.ptr()) != 0)
+                throw py::error_already_set();
+        }
+
+        const TorchNames& names_;
+        const std::vector<GatheredTensor>& tensors_;
+        std::size_t n_;
+        std::vector<py::int_> counts_;
+        std::vector<PresetFloat> rms_;
+    };
 
     [[noreturn]] void raise(const Outcome& outcome, const GatheredTensor& one,
                             const Tensor& tensor) const {
@@ -310,9 +392,19 @@ void bind_torch(py::module_& m) {
              py::kw_only(), py::arg("nonfinite"), py::arg("max_grad_norm"), py::arg("num_threads"),
              py::arg("seed"), py::arg("grad_scale"), py::arg("t"), py::arg("only_looks"));
 
+    py::class_<TorchMeasured>(m, "TorchMeasured", "Gradients that wait for the step, measured.")
+        .def(py::init<>())
+        .def("drop_gone", &TorchMeasured::drop_gone)
+        .def("__len__", &TorchMeasured::size)
+        .def_property_readonly("n_bytes", &TorchMeasured::n_bytes)
+        .def_property_readonly("n_taken", &TorchMeasured::n_taken);
+
     py::class_<TorchSteps>(m, "TorchSteps", "Steps tensors of torch, found anew each time.")
         .def(py::init<const py::object&, const py::object&>(), py::arg("reader"), py::arg("names"))
-        .def("step", &TorchSteps::step, py::arg("groups"), py::arg("state"), py::arg("options"));
+        .def("step", &TorchSteps::step, py::arg("groups"), py::arg("state"), py::arg("options"),
+             py::arg("measured") = py::none())
+        .def("measure", &TorchSteps::measure, py::arg("groups"), py::arg("state"),
+             py::arg("options"), py::arg("measured"));
 }
 
 }  // namespace adafactor

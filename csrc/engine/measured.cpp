@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "dispatch/isa.hpp"
 #include "engine/float_environment.hpp"
@@ -11,10 +12,61 @@
 namespace adafactor {
 namespace {
 
-bool are_same(const Array& a, const Array& b) {
-    return a.data == b.data && a.format == b.format && a.ndim == b.ndim && a.low == b.low &&
-           std::equal(a.shape, a.shape + a.ndim, b.shape) &&
-           std::equal(a.strides, a.strides + a.ndim, b.strides);
+constexpr std::size_t kSampled = 4096;  // elements for each sample
+constexpr std::size_t kMostSamples = 64;
+
+// The index counts in C order.
+const char* element_of(const Array& array, std::size_t index) {
+    const char* p = array.data;
+    for (int d = array.ndim - 1; d >= 0; --d) {
+        const auto length = std::size_t(array.shape[d]);
+        p += std::ptrdiff_t(index % length) * array.strides[d];
+        index /= length;
+    }
+    return p;
+}
+
+// 0 and -0 are zero whatever they are scaled by.
+bool is_zero(const char* element, std::size_t item) {
+    std::uint64_t bits = 0;
+    std::memcpy(&bits, element, item);
+    return bits << (65 - 8 * item) == 0;
+}
+
+// Whether any of n elements is not zero.
+template <class Word>
+bool has_nonzero(const char* p, std::ptrdiff_t stride, std::size_t n) {
+    const auto any = [=](std::ptrdiff_t step) {
+        Word all = 0;
+        for (std::size_t k = 0; k < n; ++k) {
+            Word bits;
+            std::memcpy(&bits, p + std::ptrdiff_t(k) * step, sizeof bits);
+            all = Word(all | Word(bits << 1));
+        }
+        return all != 0;
+    };
+    return stride == sizeof(Word) ? any(sizeof(Word)) : any(stride);
+}
+
+// Where an element is that is not zero, by its index in C order; 0 if there is none.
+std::size_t place_of_nonzero(const Array& array) {
+    const std::size_t size = size_of(array), item = item_size(array.format);
+    const std::size_t length = array.ndim == 0 ? 1 : std::size_t(array.shape[array.ndim - 1]);
+    const std::ptrdiff_t stride = array.ndim == 0 ? 0 : array.strides[array.ndim - 1];
+    for (std::size_t row = 0; row < size; row += length) {
+        for (std::size_t k = row; k < row + length; k += kSampled) {
+            const std::size_t n = std::min(kSampled, row + length - k);
+            const char* const p = element_of(array, k);
+            if (!(item == 8   ? has_nonzero<std::uint64_t>(p, stride, n)
+                  : item == 4 ? has_nonzero<std::uint32_t>(p, stride, n)
+                              : has_nonzero<std::uint16_t>(p, stride, n)))
+                continue;
+            std::size_t at = k;
+            while (is_zero(element_of(array, at), item)) ++at;
+            return at;
+        }
+    }
+    return 0;
 }
 
 // The numbers that measure goes by. Those of resolve and apply may differ; so may the gradient's
@@ -28,9 +80,44 @@ bool measure_alike(const HyperParameters& a, const HyperParameters& b) {
 
 }  // namespace
 
-Measured::Measured(const Tensor& tensor, int threads) : tensor_(tensor) {
+Samples::Samples(const Array& array)
+    : step_(size_of(array) / std::clamp<std::size_t>(size_of(array) / kSampled, 1, kMostSamples)) {
+    const std::size_t size = size_of(array), item = item_size(array.format);
+    bool all_are_zero = true;
+    for (std::size_t k = 0; k < size && all_are_zero; k += step_)
+        all_are_zero = is_zero(element_of(array, k), item);
+    if (all_are_zero) nonzero_ = place_of_nonzero(array);
+    bits_ = bits_of(array);
+}
+
+std::uint64_t Samples::bits_of(const Array& array) const {
+    const std::size_t size = size_of(array), item = item_size(array.format);
+    std::uint64_t all = 0;
+    const auto add = [&](std::size_t index) {
+        std::uint64_t bits = 0;
+        std::memcpy(&bits, element_of(array, index), item);
+        all = (all ^ bits) * 0x9e3779b97f4a7c15;  // odd: no sample is lost
+        all ^= all >> 32;
+    };
+    for (std::size_t k = 0; k < size; k += step_) add(k);
+    for (const std::size_t k : {size / 2, size - 1, nonzero_}) add(k);
+    return all;
+}
+
+Measured::Measured(const Tensor& tensor, int threads)
+    : param_(tensor.param),
+      grad_(tensor.grad),
+      tensor_(tensor),
+      grad_samples_(tensor.grad),
+      param_samples_(tensor.param) {
     const DefaultFloatEnvironment while_this_works;
-    own_shapes();
+    tensor_.param = param_.array();
+    tensor_.grad = grad_.array();
+    for (auto [own, array] : {std::pair(&m_, &tensor_.m), std::pair(&copy_, &tensor_.copy)}) {
+        if (array->data == nullptr) continue;
+        *own = OwnedArray(*array);
+        *array = own->array();
+    }
     tensor_.measured = nullptr;
     const std::size_t item = item_size(tensor_.param.format) + item_size(tensor_.grad.format);
     const Place place = place_of(item * size_of(tensor_.param));
@@ -49,15 +136,11 @@ Measured::Measured(const Tensor& tensor, int threads) : tensor_(tensor) {
     team.for_tasks(step_->n_measure_tasks(), Order::forwards,
                    [&](std::size_t task, int, char* scratch) { step_->measure(task, scratch); });
     step_->keep_sums(memory_);
-
-    grad_samples_ = samples_of(tensor_.grad);
-    param_samples_ = samples_of(tensor_.param);
 }
 
 bool Measured::serves(const Tensor& tensor) const {
-    return are_same(tensor_.param, tensor.param) && are_same(tensor_.grad, tensor.grad) &&
-           are_same(tensor_.m, tensor.m) && are_same(tensor_.copy, tensor.copy) &&
-           tensor_.row_axis == tensor.row_axis && tensor_.col_axis == tensor.col_axis &&
+    return param_.is(tensor.param) && grad_.is(tensor.grad) && m_.is(tensor.m) &&
+           copy_.is(tensor.copy) && tensor_.row_axis == tensor.row_axis && tensor_.col_axis == tensor.col_axis &&
            tensor_.exp_row == tensor.exp_row && tensor_.exp_col == tensor.exp_col &&
            tensor_.v == tensor.v && tensor_.state_format == tensor.state_format &&
            tensor_.carried == tensor.carried && tensor_.known == tensor.known &&
@@ -71,36 +154,6 @@ TensorStep* Measured::take_over(const Tensor& tensor, TensorReport& report) {
     tensor_.random = tensor.random;
     step_->take_over(tensor_.hyper, report);
     return step_;
-}
-
-void Measured::own_shapes() {
-    Array* const arrays[] = {&tensor_.param, &tensor_.grad, &tensor_.m, &tensor_.copy};
-    const auto n = std::size_t(tensor_.param.ndim);
-    lengths_.resize(5 * n);
-    std::copy_n(tensor_.param.shape, n, lengths_.data());
-    std::ptrdiff_t* strides = lengths_.data() + n;
-    for (Array* array : arrays) {
-        if (array->data == nullptr) continue;
-        std::copy_n(array->strides, n, strides);
-        array->shape = lengths_.data();
-        array->strides = strides;
-        strides += n;
-    }
-}
-
-Measured::Samples Measured::samples_of(const Array& array) {
-    const std::size_t size = size_of(array), places[] = {0, size / 2, size - 1};
-    Samples samples{};
-    for (std::size_t i = 0; i < samples.size(); ++i) {
-        const char* p = array.data;
-        std::size_t rest = places[i];
-        for (int d = array.ndim - 1; d >= 0; --d) {
-            p += std::ptrdiff_t(rest % std::size_t(array.shape[d])) * array.strides[d];
-            rest /= std::size_t(array.shape[d]);
-        }
-        std::memcpy(&samples[i], p, item_size(array.format));
-    }
-    return samples;
 }
 
 }  // namespace adafactor
