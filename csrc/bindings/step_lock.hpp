@@ -1,12 +1,12 @@
 // One thread at a time in an optimizer, and what becomes of that in a child of fork().
 #pragma once
 
-#include <pthread.h>
-
 #include <atomic>
 #include <cstdint>
 #include <stdexcept>
 #include <thread>
+
+#include "platform.hpp"
 
 namespace adafactor {
 
@@ -21,7 +21,7 @@ private:
 
     static std::atomic<std::uint32_t>& of_this_process() {
         static std::atomic<std::uint32_t> generation{1};
-        static const int at_fork = pthread_atfork(nullptr, nullptr, [] { ++of_this_process(); });
+        static const int at_fork = call_in_children_of_fork([] { ++of_this_process(); });
         static_cast<void>(at_fork);
         return generation;
     }

@@ -2,13 +2,12 @@
 // ends.
 #pragma once
 
-#include <unistd.h>
-
 #ifdef __GLIBCXX__
 #include <cxxabi.h>
 #endif
 
 #include "bindings/bindings.hpp"
+#include "platform.hpp"
 
 namespace adafactor {
 
@@ -22,7 +21,7 @@ auto stops_where_unwound(const Call& call) {
     try {
         return call();
     } catch (abi::__forced_unwind&) {
-        for (;;) pause();
+        sleep_until_the_process_ends();
     }
 #else
     return call();

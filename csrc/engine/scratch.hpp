@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdlib>
 #include <memory>
 #include <new>
 #include <vector>
@@ -27,7 +26,8 @@ public:
     // n objects of a trivial type on cache lines of their own, valid until reset().
     template <class T>
     T* take(std::size_t n) {
-        const std::size_t bytes = (n * sizeof(T) + kLine - 1) / kLine * kLine;
+        const auto line = std::size_t(kLine);
+        const std::size_t bytes = (n * sizeof(T) + line - 1) / line * line;
         if (used_ + bytes > chunks_.back().size) {
             total_ += bytes;
             chunks_.push_back(allocate(bytes));
@@ -74,11 +74,11 @@ public:
     }
 
 private:
-    static constexpr std::size_t kLine = 64;
+    static constexpr std::align_val_t kLine{64};
     static constexpr std::size_t kKept = std::size_t(32) << 20;
 
     struct Free {
-        void operator()(char* memory) const { std::free(memory); }
+        void operator()(char* memory) const { ::operator delete(memory, kLine); }
     };
     struct Chunk {
         std::unique_ptr<char, Free> memory;
@@ -87,8 +87,7 @@ private:
 
     static Chunk allocate(std::size_t bytes) {
         if (bytes == 0) return {nullptr, 0};
-        auto* memory = static_cast<char*>(std::aligned_alloc(kLine, bytes));
-        if (memory == nullptr) throw std::bad_alloc();
+        auto* memory = static_cast<char*>(::operator new(bytes, kLine));
         return {std::unique_ptr<char, Free>(memory), bytes};
     }
 

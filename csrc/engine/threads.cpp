@@ -1,11 +1,11 @@
 #include "engine/threads.hpp"
 
-#include <pthread.h>
-
 #include <algorithm>
 #include <exception>
 #include <thread>
 #include <vector>
+
+#include "platform.hpp"
 
 namespace adafactor {
 namespace {
@@ -16,7 +16,7 @@ std::atomic<int> limit_for_all{1};
 std::atomic<bool> is_limit_by_default{true};
 std::atomic<bool> in_forked_child{false};
 
-const int at_fork = pthread_atfork(nullptr, nullptr, [] { in_forked_child = true; });
+const int at_fork = call_in_children_of_fork([] { in_forked_child = true; });
 
 // How many of `threads` the system grants besides this one, all at once.
 int granted_beside_this(int threads) {
