@@ -1,0 +1,1 @@
+"""Models whose tensors lie in pieces on several processes."""

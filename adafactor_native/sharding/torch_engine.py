@@ -1,0 +1,124 @@
+"""Sums and maxima over the ranks of a process group of torch.distributed."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from adafactor_native.sharding.errors import CommunicationError
+
+_TYPES = (np.float64, np.float32, np.int64, np.int32, np.uint8)
+
+
+class TorchEngine:
+    """All-reduces of NumPy arrays in this machine's memory, by a group's backend for the CPU.
+
+    Parameters
+    ----------
+    group : ProcessGroup or None
+        None: the default group.
+    timeout : float or None
+        The seconds after which an exchange that is not over has failed. None: the group's own.
+
+    Attributes
+    ----------
+    rank, size : int
+        This process's place in the group, and how many there are.
+
+    Raises
+    ------
+    RuntimeError
+        If there is no default group.
+    ValueError
+        If this process is not in the group, or the group has no backend for the CPU.
+    """
+
+    def __init__(self, group: Any = None, timeout: float | None = None) -> None:
+        import torch
+        import torch.distributed as dist
+
+        if not dist.is_available() or not dist.is_initialized():
+            raise RuntimeError(
+                "torch.distributed has no process group: call "
+                "torch.distributed.init_process_group('gloo') first"
+            )
+        self.group = dist.group.WORLD if group is None else group
+        self.rank = dist.get_rank(self.group)
+        self.size = dist.get_world_size(self.group)
+        if self.rank < 0:
+            raise ValueError("this process is not in the group, must be one of its ranks")
+        backends = dist.get_backend_config(self.group)
+        if "cpu:" not in str(backends):
+            raise ValueError(
+                f"the process group has the backends {backends}, must have one for the CPU, as "
+                "init_process_group('cpu:gloo,cuda:nccl') makes it"
+            )
+        self._timeout = None if timeout is None else datetime.timedelta(seconds=timeout)
+        self._from_numpy = torch.from_numpy
+        self._all_reduce = dist.all_reduce
+        self._ops = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
+
+    def all_reduce(self, array: npt.NDArray[Any], op: str) -> None:
+        """Replace each element by the sum, maximum or minimum of all ranks' elements.
+
+        Parameters
+        ----------
+        array : ndarray of float64, float32, int64, int32 or uint8, C-contiguous
+            Of the same size and dtype on all ranks; overwritten in place.
+        op : {"sum", "max", "min"}
+
+        Raises
+        ------
+        CommunicationError
+            If a rank has gone, or the exchange is not over in time. What the array holds then is
+            not defined.
+        """
+        self.begin(array, op).wait()
+
+    def begin(self, array: npt.NDArray[Any], op: str) -> Exchange:
+        """Begin an all-reduce that goes on beside the caller, who must leave the array alone."""
+        if not array.flags.c_contiguous or array.dtype.type not in _TYPES:
+            raise ValueError(
+                f"array is of {array.dtype}{'' if array.flags.c_contiguous else ', strided'}, must be "
+                "a C-contiguous array of float64, float32, int64, int32 or uint8"
+            )
+        if self.size == 1 or array.size == 0:
+            return Exchange(None, array, self._timeout)
+        try:
+            # Flat, because a 0-d array would become a tensor of another size.
+            work = self._all_reduce(
+                self._from_numpy(array.reshape(-1)), self._ops[op], self.group, async_op=True
+            )
+        except RuntimeError as error:
+            raise _failed(error) from error
+        return Exchange(work, array, self._timeout)
+
+
+class Exchange:
+    """An all-reduce under way, which keeps its array alive."""
+
+    def __init__(self, work: Any, array: npt.NDArray[Any], timeout: Any) -> None:
+        self._work, self._array, self._timeout = work, array, timeout
+
+    def wait(self) -> None:
+        """Return when the array has its result; raises `CommunicationError` if it will not have it."""
+        if self._work is None:
+            return
+        try:
+            if self._timeout is None:
+                self._work.wait()
+            else:
+                self._work.wait(self._timeout)
+        except RuntimeError as error:
+            raise _failed(error) from error
+        self._work = None
+
+
+def _failed(error: RuntimeError) -> CommunicationError:
+    return CommunicationError(
+        f"an all-reduce between the ranks failed ({str(error).splitlines()[0]}): a rank has gone, hangs "
+        "or did not take part; load the state on all ranks before the next step"
+    )

@@ -1,0 +1,69 @@
+"""What test_torch_engine.py runs on ranks."""
+
+import os
+import signal
+import time
+
+import numpy as np
+import torch.distributed as dist
+
+from adafactor_native.sharding.errors import CommunicationError
+from adafactor_native.sharding.torch_engine import TorchEngine
+
+
+def results():
+    """Return what an engine makes of a few arrays."""
+    engine = TorchEngine()
+    rank, size = engine.rank, engine.size
+    found = {"rank": rank, "size": size}
+    for op in ("sum", "max", "min"):
+        for dtype in (np.float64, np.float32, np.int64, np.int32, np.uint8):
+            array = (np.arange(7) + rank).astype(dtype).reshape(7, 1)
+            engine.all_reduce(array, op)
+            found[op, np.dtype(dtype).name] = array.ravel().tolist()
+    scalar = np.array(1.5)
+    engine.all_reduce(scalar, "sum")
+    found["scalar"] = float(scalar)
+    empty = np.empty(0)
+    engine.all_reduce(empty, "max")
+    large = [np.full(1000, 10.0**k + rank) for k in range(5)]
+    for exchange in [engine.begin(array, "sum") for array in large]:  # all under way at once
+        exchange.wait()
+    found["together"] = [float(array[-1]) for array in large]
+    half = dist.new_group([0, 1])
+    if rank < 2:
+        pair = TorchEngine(half)
+        array = np.ones(3)
+        pair.all_reduce(array, "sum")
+        found["pair"] = pair.rank, pair.size, array.tolist()
+    else:
+        found["pair"] = _message(lambda: TorchEngine(half))
+    found["strided"] = _message(lambda: engine.all_reduce(np.ones(6)[::2], "sum"))
+    found["half"] = _message(lambda: engine.all_reduce(np.ones(6, np.float16), "sum"))
+    return found
+
+
+def _message(call):
+    try:
+        call()
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def survivors(timeout, how):
+    """Rank 1 dies or sleeps before the second exchange; return what the others saw, after how long."""
+    engine = TorchEngine(timeout=timeout)
+    array = np.ones(1000)
+    engine.all_reduce(array, "sum")
+    if engine.rank == 1:
+        if how == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(timeout + 2)
+        return None
+    before = time.monotonic()
+    try:
+        engine.all_reduce(array, "sum")
+    except CommunicationError as error:
+        return str(error), time.monotonic() - before
+    return None
