@@ -193,3 +193,10 @@ class TorchSteps:
         options: TorchOptions,
         measured: TorchMeasured | None = None,
     ) -> tuple[list[Any] | None, list[tuple[int, Any]], list[tuple[int, Any]], float, bool]: ...
+    def measure(
+        self,
+        groups: Sequence[tuple[Any, ...]],
+        state: dict[Any, Any],
+        options: TorchOptions,
+        measured: TorchMeasured,
+    ) -> None: ...

@@ -264,7 +264,7 @@ class NativeOptimizer(torch.optim.Optimizer):
         hooked = self.__dict__.get("_hooked")
         if hooked is None:
             hooked = self._hooked = kind(self)
-        if not isinstance(hooked, kind):
+        if type(hooked) is not kind:
             raise ValueError(
                 f"{_HOOKED_BY[type(hooked)]} is on, must be ended by remove() before "
                 f"{_HOOKED_BY[kind]}: a backward does one or the other"

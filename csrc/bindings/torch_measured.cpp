@@ -8,9 +8,9 @@ namespace adafactor {
 namespace {
 
 long long version_of(py::handle tensor) {
-    static PyObject* const name = PyUnicode_InternFromString("_version");  // outlives the interpreter
-    const auto version =
-        py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor.ptr(), name));
+    static PyObject* const name =
+        PyUnicode_InternFromString("_version");  // outlives the interpreter
+    const auto version = py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor.ptr(), name));
     if (!version) throw py::error_already_set();
     const long long number = PyLong_AsLongLong(version.ptr());
     if (number == -1 && PyErr_Occurred()) throw py::error_already_set();
@@ -64,8 +64,8 @@ Measured* TorchMeasured::find(const GatheredTensor& one, const Tensor& tensor) {
         return n < seen.size() && seen[n++].is(read);
     });
     // Samples are read only of memory that is known to be there.
-    if (!are_same || n < seen.size() || !measured->serves(tensor) ||
-        measured->grad_has_changed() || measured->param_has_changed())
+    if (!are_same || n < seen.size() || !measured->serves(tensor) || measured->grad_has_changed() ||
+        measured->param_has_changed())
         return nullptr;
     ++n_taken_;
     return measured.get();

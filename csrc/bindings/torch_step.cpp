@@ -64,10 +64,10 @@ public:
     TorchSteps(const TorchSteps&) = delete;
     TorchSteps& operator=(const TorchSteps&) = delete;
 
-    // One step of all parameters with a gradient, which takes what was `measured` of them before, if
-    // that is not null. Returns five things: those stepped, or None where nothing was done because
-    // of the next two; (group, param) whose state must be made or changed; those that are no plain
-    // tensors; the norm of the gradients; whether the step was left out.
+    // One step of all parameters with a gradient, which takes what was `measured` of them before,
+    // if that is not null. Returns five things: those stepped, or None where nothing was done
+    // because of the next two; (group, param) whose state must be made or changed; those that are
+    // no plain tensors; the norm of the gradients; whether the step was left out.
     py::tuple step(const py::sequence& given, const py::dict& state, const StepOptions& options,
                    TorchMeasured* measured) {
         const std::vector<GatheredGroup> groups = groups_of(given);
@@ -163,8 +163,8 @@ private:
         groups.reserve(py::len(given));
         for (const py::handle one : given) {
             const py::tuple group = py::reinterpret_borrow<py::tuple>(one);
-            groups.push_back({group[0], group[0].cast<const TorchGroup*>(),
-                              group[1].cast<double>(), group[2].cast<double>(), py::list(group[3]),
+            groups.push_back({group[0], group[0].cast<const TorchGroup*>(), group[1].cast<double>(),
+                              group[2].cast<double>(), py::list(group[3]),
                               group[4].cast<std::int64_t>(),
                               py::reinterpret_borrow<py::object>(group[5]),
                               py::reinterpret_borrow<py::object>(group[6])});
@@ -278,8 +278,7 @@ private:
     static void keep_only_stepped(py::list& params, const std::vector<TensorReport>& reports) {
         const std::size_t first = params.size() - reports.size();
         for (std::size_t k = reports.size(); k-- > 0;)
-            if (!reports[k].stepped)
-                PySequence_DelItem(params.ptr(), Py_ssize_t(first + k));
+            if (!reports[k].stepped) PySequence_DelItem(params.ptr(), Py_ssize_t(first + k));
     }
 
     // Counts of steps, and what else is noted of them in the state: made before a step is taken, so
@@ -310,7 +309,8 @@ private:
 
     private:
         // Of a key that the dict has, which takes no memory.
-        static void replace(const py::object& state, const py::object& key, const py::object& value) {
+        static void replace(const py::object& state, const py::object& key,
+                            const py::object& value) {
             if (PyDict_SetItem(state.ptr(), key.ptr(), value.ptr()) != 0)
                 throw py::error_already_set();
         }

@@ -140,10 +140,11 @@ Measured::Measured(const Tensor& tensor, int threads)
 
 bool Measured::serves(const Tensor& tensor) const {
     return param_.is(tensor.param) && grad_.is(tensor.grad) && m_.is(tensor.m) &&
-           copy_.is(tensor.copy) && tensor_.row_axis == tensor.row_axis && tensor_.col_axis == tensor.col_axis &&
-           tensor_.exp_row == tensor.exp_row && tensor_.exp_col == tensor.exp_col &&
-           tensor_.v == tensor.v && tensor_.state_format == tensor.state_format &&
-           tensor_.carried == tensor.carried && tensor_.known == tensor.known &&
+           copy_.is(tensor.copy) && tensor_.row_axis == tensor.row_axis &&
+           tensor_.col_axis == tensor.col_axis && tensor_.exp_row == tensor.exp_row &&
+           tensor_.exp_col == tensor.exp_col && tensor_.v == tensor.v &&
+           tensor_.state_format == tensor.state_format && tensor_.carried == tensor.carried &&
+           tensor_.known == tensor.known &&
            (looked_at_all_ || (tensor.known != nullptr && tensor.known->means)) &&
            measure_alike(tensor_.hyper, tensor.hyper);
 }

@@ -489,7 +489,9 @@ def test_backward_in_several_threads():
         for step in range(4):
             opt.zero_grad()
             threads = [
-                threading.Thread(target=lambda k=k: loss_of(models[k], 10 * step + k).backward())
+                threading.Thread(
+                    target=lambda k=k, step=step: loss_of(models[k], 10 * step + k).backward()
+                )
                 for k in range(3)
             ]
             for thread in threads:
