@@ -34,6 +34,7 @@ def main() -> None:
         mode = ["--quick"] if arguments.quick else []
         run_script(BENCH, "--require-peers", *mode, "--output", str(results / "speed.json"))
         run_script(BENCH / "half_memory.py", "--output", str(results / "half-memory.json"))
+        run_script(BENCH / "torch_steps.py", *mode, "--output", str(results / "torch.json"))
         run_script(BENCH / "arrivals.py", "--output", str(results / ARRIVALS))
     run_script(BENCH / "report.py", *map(str, runs_with_reports(results)))
     for readme in () if arguments.quick else README_FILES:

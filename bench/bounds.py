@@ -19,6 +19,8 @@ from names import (
     HALF,
     HALF_MOMENTUM,
     HALF_MOMENTUM_IN_HALF,
+    IN_TORCH,
+    IN_TORCH_HALF,
     MEASURED,
     NATIVE,
     NUMBA,
@@ -31,6 +33,8 @@ from names import (
     PLAIN,
     TORCH,
     TORCH_ADAMW,
+    TORCH_HALF,
+    TRANSFORMERS,
     UNSCALED,
 )
 from recorded import COLD, HOT, Recorded, read_run
@@ -112,6 +116,40 @@ def bounds(recorded: Recorded) -> list[Bound]:
         ),
         Bound("64x64", f"{PLAIN} / step, hot", 30, True, over(PLAIN, NATIVE, "64x64", warmth=HOT)),
         Bound("16x16", "update minus an empty call, µs", 1.5, False, update_above_an_empty_call),
+    ]
+
+
+def bounds_in_torch(recorded: Recorded) -> list[Bound]:
+    """Of steps on torch's tensors, in a run of torch_steps.py."""
+    cores, gpt2, tiny = recorded.cores, "GPT-2 small", "1000 tiny tensors"
+    return [
+        *(
+            Bound(
+                f"{name}, cold, {count(threads, 'thread')}",
+                f"{other} / {ours}",
+                asked,
+                True,
+                over(other, ours, name, threads),
+            )
+            for name, threads, other, ours, asked in (
+                (gpt2, cores, TORCH, IN_TORCH, 7),
+                (gpt2, 1, TORCH, IN_TORCH, 8),
+                (gpt2, cores, TRANSFORMERS, IN_TORCH, 6),
+                (f"{gpt2} half", cores, TORCH_HALF, IN_TORCH_HALF, 15),
+                (tiny, 1, TORCH, IN_TORCH, 30),
+                (tiny, 1, TORCH_ADAMW, IN_TORCH, 4),
+            )
+        ),
+        *(
+            Bound(
+                f"{tiny}, hot, 1 thread",
+                f"{other} / {IN_TORCH}",
+                asked,
+                True,
+                over(other, IN_TORCH, tiny, 1, HOT),
+            )
+            for other, asked in ((TORCH, 30), (TORCH_ADAMW, 4))
+        ),
     ]
 
 
@@ -207,9 +245,9 @@ def update_above_an_empty_call(recorded: Recorded) -> float | None:
     return float(medians["update of 16x16"] - medians["empty call"]) / 1e3
 
 
-def asked_and_got(recorded: Recorded) -> str:
+def asked_and_got(recorded: Recorded, asked: Callable[[Recorded], list[Bound]] = bounds) -> str:
     header = ["work", "ratio of medians, unless named", "asked", "got", ""]
-    rows = [bound.row(recorded) for bound in bounds(recorded)]
+    rows = [bound.row(recorded) for bound in asked(recorded)]
     return f"{table(header, rows)}\n\n{on_machine(recorded.run)}"
 
 

@@ -27,6 +27,7 @@ READ = "read grad"
 # Loops of the same work, whose fastest in a run is the floor, or the read.
 FLOORS = [FLOOR, f"{FLOOR}, one stream", f"{FLOOR}, prefetched"]
 READS = [READ, f"{READ}, one stream", f"{READ}, prefetched"]
+IN_TORCH = "adafactor_native.torch"
 TORCH = "torch Adafactor"
 TORCH_FOREACH = "torch Adafactor, foreach"
 TORCH_COMPILED = "torch Adafactor, compiled"
@@ -50,3 +51,5 @@ TORCH_HALF = f"{TORCH}, bfloat16"
 TORCH_FOREACH_HALF = f"{TORCH_FOREACH}, bfloat16"
 TORCH_ADAMW_HALF = f"{TORCH_ADAMW}, bfloat16"
 TRANSFORMERS_HALF = f"{TRANSFORMERS}, bfloat16"
+IN_TORCH_HALF = f"{IN_TORCH}, bfloat16"
+IN_TORCH_STOCHASTIC = f"{IN_TORCH}, bfloat16, stochastic"

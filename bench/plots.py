@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter
 
+import in_torch_plot
 from markdown import count, not_quiet
 from names import (
     CARRIED,
@@ -45,6 +46,7 @@ def draw(recorded: Recorded) -> list[Path]:
         "models": time_of_models,
         "limit": nearness_to_the_limit,
         "threads": gain_from_threads,
+        "steps": in_torch_plot.times_of_steps,
     }
     paths = []
     for name, picture in pictures.items():
@@ -366,10 +368,7 @@ def where(recorded: Recorded) -> str:
     peers = {name: v for name, v in recorded.peer_versions.items() if name in shown}
     packages = {"NumPy": software["numpy"], "numba": software["numba"], **peers}
     versions = ", ".join(f"{name} {v.partition('+')[0]}" for name, v in packages.items())
-    processor = machine["processor"]
-    named = recorded.machine_name
-    known_as = f" ({named})" if named != processor else ""
-    return f"{processor}{known_as}, {machine['cores']} cores; {versions}."
+    return f"{recorded.machine_named}, {machine['cores']} cores; {versions}."
 
 
 def how_timed(recorded: Recorded) -> str:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import company
+import in_torch
 import sections
 import training_memory
-from bounds import asked_and_got
+from bounds import asked_and_got, bounds_in_torch
 from markdown import duration, milliseconds, not_quiet, on_machine, table, times
 from names import (
     CARRIED,
@@ -35,10 +37,19 @@ from names import (
 from recorded import Problem, Recorded, read_run
 
 ROOT = Path(__file__).parent.parent
-README_FILES = (ROOT / "README.md", ROOT / "bench" / "README.md", ROOT / "bench" / "notes.md")
+README_FILES = (
+    ROOT / "README.md",
+    ROOT / "adafactor_native" / "torch" / "README.md",
+    ROOT / "bench" / "README.md",
+    ROOT / "bench" / "notes.md",
+)
+RESULTS = ROOT / "bench" / "results"
+IN_TORCH_RUN = "torch"
+# Whose tables are not of speed.json.
+RUNS = {"memory": "half-memory", "in_torch": IN_TORCH_RUN, "bounds_in_torch": IN_TORCH_RUN}
 MARK = r"<!-- (\S+\.json(?: \S+\.json)*): (\w+) -->\n"
 MARKED = re.compile(rf"({MARK}).*?(<!-- end -->)", re.DOTALL)
-LINK = re.compile(r"\]\(((?:bench/)?results)/[\w-]+/([\w-]+)\.(png|md)\)")
+LINK = re.compile(r"\]\(((?:(?:\.\./)*bench/)?results)/[\w-]+/([\w-]+)\.(png|md)\)")
 
 CLAIMED = "4096x4096"
 SHOWN = ("64x64", "1024x1024", CLAIMED, "ResNet-50", "GPT-2 small")
@@ -68,17 +79,26 @@ def led_by(machine: str, text: str) -> str:
 
     def mark(match: re.Match[str]) -> str:
         paths, name = match.groups()
-        run = "half-memory" if name == "memory" else "speed"
+        run = RUNS.get(name, "speed")
         named = f"bench/results/{machine}/{run}.json"
+        if is_missing(machine, run):
+            return match[0]
         others = [path for path in paths.split() if path != named] if name == "front" else []
         return f"<!-- {' '.join([named, *others])}: {name} -->\n"
 
     def link(match: re.Match[str]) -> str:
         folder, name, kind = match.groups()
-        named = name if kind == "png" or name == "half-memory" else "speed"
+        if is_missing(machine, name.partition("-")[0]):
+            return match[0]
+        named = name if kind == "png" or name in RUNS.values() else "speed"
         return f"]({folder}/{machine}/{named}.{kind})"
 
     return with_tables(re.sub(MARK, mark, LINK.sub(link, text)))
+
+
+def is_missing(machine: str, run: str) -> bool:
+    """Older results, which may lead as well, have no steps on torch's tensors."""
+    return run == IN_TORCH_RUN and not (RESULTS / machine / f"{run}.json").exists()
 
 
 def claim(recorded: Recorded) -> str:
@@ -204,5 +224,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "company": of_runs(company.in_short),
     "models": of_runs(models),
     "halves": of_runs(halves),
+    "in_torch": of_runs(in_torch.in_short),
+    "bounds_in_torch": of_runs(partial(asked_and_got, asked=bounds_in_torch)),
     "memory": lambda path: training_memory.in_short(read_run(path)),
 }

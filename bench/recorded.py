@@ -21,6 +21,8 @@ FORMER_SWEEPS = {
     names.CARRIED: CARRYING,
 }
 
+IN_TORCH_GROUP = "in torch"  # of problems that torch's tensors hold
+
 COLD, HOT = "cold", "hot"  # a step after the caches were emptied, and one of a loop of them
 
 Problem = dict[str, Any]  # as harness.describe has written it
@@ -57,7 +59,9 @@ class Recorded:
         ]
 
     def arrays(self) -> list[Problem]:
-        return [p for p in self.on_all_cores() if p["group"] not in ("model", "half")]
+        return [
+            p for p in self.on_all_cores() if p["group"] not in ("model", "half", IN_TORCH_GROUP)
+        ]
 
     def among(self, contenders: list[str]) -> list[str]:
         return [contender for contender in contenders if contender in self.contenders]
@@ -145,6 +149,13 @@ class Recorded:
             return folder.name.replace("-", " ").title()
         processor: str = self.run["machine"]["processor"]
         return processor
+
+    @property
+    def machine_named(self) -> str:
+        """The processor, and what the folder calls it."""
+        processor: str = self.run["machine"]["processor"]
+        named = self.machine_name
+        return processor if named == processor else f"{processor} ({named})"
 
 
 def former_sweeps(result: Result) -> dict[str, int] | None:

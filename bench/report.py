@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import company
+import in_torch
 import plots
 import sections
 import training_memory
@@ -35,6 +36,7 @@ def report(recorded: Recorded) -> str:
         *([sections.arrays(recorded)] if recorded.arrays() else []),
         *sections.against_peers(recorded),
         *sections.models(recorded),
+        *in_torch.section(recorded),
         *sections.halves(recorded),
         *([sections.threads(recorded)] if recorded.by_threads() else []),
         *([company.busy_processes(recorded)] if "neighbours" in recorded.run else []),

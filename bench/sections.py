@@ -74,7 +74,8 @@ def against_peers(recorded: Recorded) -> list[str]:
             *(with_ratio(recorded, problem, peer) for peer in peers),
         ]
         for problem in recorded.on_all_cores()
-        if any(recorded.result(problem, peer) for peer in peers)
+        if recorded.result(problem, NATIVE)
+        and any(recorded.result(problem, peer) for peer in peers)
     ]
     if not rows:
         return []

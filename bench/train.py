@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 
 try:
-    from examples import characters, digits, half_training
+    from examples import characters, digits, finetuning, half_training
 except ImportError as error:
     raise SystemExit(f'{error}\nThe examples need: pip install ".[bench]"') from error
 
-EXAMPLES = {"digits": digits, "characters": characters, "half": half_training}
+EXAMPLES = {
+    "digits": digits,
+    "characters": characters,
+    "half": half_training,
+    "finetune": finetuning,
+}
 
 
 def main() -> None:

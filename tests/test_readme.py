@@ -9,7 +9,15 @@ import pytest
 import readme_tables
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = (".", "adafactor_native", "bench", "bench/results/*", "csrc", "tests")
+FOLDERS = (
+    ".",
+    "adafactor_native",
+    "adafactor_native/torch",
+    "bench",
+    "bench/results/*",
+    "csrc",
+    "tests",
+)
 TEXTS = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for folder in FOLDERS

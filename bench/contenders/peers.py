@@ -7,9 +7,12 @@ from importlib.util import find_spec
 
 from contenders.contender import Contender
 
-PACKAGES = {
+PACKAGES_OF_TORCH = {
     "contenders.torch_optim": ["torch"],
     "contenders.transformers_adafactor": ["torch", "transformers"],
+}
+PACKAGES = {
+    **PACKAGES_OF_TORCH,
     "contenders.optax_adafactor": ["jax", "optax"],
     "contenders.keras_adafactor": ["jax", "keras"],
 }
@@ -21,10 +24,19 @@ def absent_packages() -> list[str]:
 
 
 def load_peers() -> list[Contender]:
+    return load(PACKAGES)
+
+
+def load_in_torch() -> list[Contender]:
+    """Optimizers of torch's kind, ours first."""
+    return load({"contenders.in_torch": ["torch"], **PACKAGES_OF_TORCH})
+
+
+def load(modules: dict[str, list[str]]) -> list[Contender]:
     """Import what can be imported; an installed package that fails to is an error."""
     absent = set(absent_packages())
-    peers: list[Contender] = []
-    for module, packages in PACKAGES.items():
+    contenders: list[Contender] = []
+    for module, packages in modules.items():
         if not absent.intersection(packages):
-            peers += import_module(module).CONTENDERS
-    return peers
+            contenders += import_module(module).CONTENDERS
+    return contenders
