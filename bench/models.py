@@ -104,6 +104,28 @@ def llama3_8b_layer() -> Shapes:
     }
 
 
+def llama3_70b() -> Shapes:
+    """Grattafiori et al. 2024, its matrices only: 562 that are cut over many hosts, and never made here."""
+    width, hidden, key_width, layers, vocabulary = 8192, 28672, 1024, 80, 128256
+    shapes: Shapes = {
+        "embed_tokens.weight": (vocabulary, width),
+        "lm_head.weight": (vocabulary, width),
+    }
+    widths = {
+        "self_attn.q_proj": (width, width),
+        "self_attn.k_proj": (width, key_width),
+        "self_attn.v_proj": (width, key_width),
+        "self_attn.o_proj": (width, width),
+        "mlp.gate_proj": (width, hidden),
+        "mlp.up_proj": (width, hidden),
+        "mlp.down_proj": (hidden, width),
+    }
+    for i in range(layers):
+        for name, (inputs, outputs) in widths.items():
+            shapes |= linear(f"layers.{i}.{name}", inputs, outputs, bias=False)
+    return shapes
+
+
 MODELS: dict[str, Callable[[], Shapes]] = {
     "ResNet-50": resnet50,
     "ViT-B/16": vit_b_16,
