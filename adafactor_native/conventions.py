@@ -140,8 +140,8 @@ class TorchArguments(Arguments, LearningRate, WeightDecay, total=False):
     RMS is below its root, 3.5e-4, are scaled up to a different size. The step is always relative,
     ``min(lr, 1/sqrt(t))``, and always proportional to RMS(param); weight decay is times lr alone.
 
-    Unlike theirs: the machine epsilon is that of each tensor's own dtype (theirs is that of the
-    first tensor of the group); tensors without elements are stepped over (theirs fails); state is
+    Unlike theirs: the machine epsilon is that of each tensor's own dtype, and float32's for halves,
+    which are read as float32 (theirs is that of the dtype of the group's first tensor); tensors without elements are stepped over (theirs fails); state is
     float64, or float32 by `state_dtype` (theirs is of the tensor's dtype).
     """
 

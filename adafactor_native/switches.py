@@ -173,7 +173,7 @@ class Epsilon(TypedDict, total=False):
         Switch(
             hyper.non_negative_or_none,
             1e-30,
-            "number >= 0, or None: the machine epsilon of param's dtype",
+            "number >= 0, or None: the machine epsilon of param's dtype, of halves float32's",
         ),
     ]
 
