@@ -3,6 +3,7 @@
     python tests/corpus.py              which problems differ from data/corpus.json
     python tests/corpus.py --everywhere the same on each instruction set, by each walk of rows, with
                                         1, 2, 3, 7 threads
+    python tests/corpus.py --group NAME only the problems of a group (corpus_problems.GROUPS)
     python tests/corpus.py --write      writes data/corpus.json anew
 
 ADAFACTOR_ISA chooses the instruction set otherwise. Write anew only where a result is to change,
@@ -29,7 +30,7 @@ import numpy.typing as npt
 
 import adafactor_native as an
 from buffers import Buffer
-from corpus_problems import Problem, problems
+from corpus_problems import GROUPS, Problem, problems
 
 KEPT = Path(__file__).parent / "data" / "corpus.json"
 THREADS = (1, 2, 3, 7)
@@ -254,6 +255,7 @@ def main() -> None:
         action="store_true",
         help="every instruction set, walk of rows and number of threads",
     )
+    parser.add_argument("--group", choices=[group.__name__ for group in GROUPS])
     arguments = parser.parse_args()
     if arguments.write:
         found = {
@@ -264,11 +266,13 @@ def main() -> None:
         KEPT.write_text("{\n" + ",\n".join(lines) + "\n}\n")
         return
     sets = an.show_config(mode="dicts")["instruction sets"]
+    group = f"{arguments.group}: " if arguments.group else ""
     lines = []
     for isa in sets["available"] if arguments.everywhere else [sets["running"]]:
         an._core.set_isa(isa)
-        lines += [f"{isa}, {line}" for line in differing(arguments.everywhere)]
-    print("\n".join(lines) or f"all {len(problems())} problems give the hashes kept")
+        lines += [f"{isa}, {line}" for line in differing(arguments.everywhere, group)]
+    n_problems = sum(name.startswith(group) for name in problems())
+    print("\n".join(lines) or f"all {n_problems} problems give the hashes kept")
     sys.exit(bool(lines))
 
 
