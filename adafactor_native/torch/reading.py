@@ -11,7 +11,7 @@ import torch
 
 from adafactor_native._runtime import _core
 
-_DTYPES = ("float32", "float64", "float16", "bfloat16", "uint16", "int64")
+_DTYPES = ("float32", "float64", "float16", "bfloat16", "uint16")
 
 
 @functools.cache

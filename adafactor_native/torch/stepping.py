@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import inspect
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +19,8 @@ from adafactor_native.torch.settings import is_schedule
 if TYPE_CHECKING:
     from adafactor_native.torch.measured_backward import MeasuredBackward
     from adafactor_native.torch.optimizer import NativeOptimizer
+
+_INSIDE = ("adafactor_native", "torch")
 
 Places = Sequence[tuple[int, torch.Tensor]]  # of parameters: the part, and which
 
@@ -232,4 +235,17 @@ def note_skipped(opt: NativeOptimizer) -> None:
     opt.skipped += 1
     if opt.skipped & (opt.skipped - 1) == 0:  # 1, 2, 4, ...
         count = "a step was" if opt.skipped == 1 else f"{opt.skipped} steps were"
-        warnings.warn(f"{count} left out, as nonfinite is 'skip'", SkippedStepWarning, stacklevel=5)
+        warnings.warn(f"{count} left out, as nonfinite is 'skip'", SkippedStepWarning, _level_of_caller())
+
+
+def _level_of_caller() -> int:
+    """Return the stacklevel of a warning by which it names the line that asked for the step.
+
+    Between it and here are torch's wrappers: of every step, and one more of each scheduler.
+    """
+    level = 0
+    frame = inspect.currentframe()
+    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _INSIDE:
+        frame = frame.f_back
+        level += 1
+    return level

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <optional>
 #include <utility>
 
 #include "bindings/dlpack.hpp"
@@ -158,18 +159,20 @@ py::object array_made_from(py::handle object, const Name& name) {
         text(py::type::of(object).attr("__name__")) == "bfloat16")
         return numpy.attr("asarray")(object);
     if (!becomes_array(object)) return py::reinterpret_borrow<py::object>(object);
+    std::optional<py::error_already_set> error;  // no Python runs while it is being caught
     try {
         return numpy.attr(py::hasattr(object, "__array__") ? "asanyarray" : "from_dlpack")(object);
-    } catch (py::error_already_set& error) {
-        if (!error.matches(PyExc_Exception) || error.matches(PyExc_MemoryError)) throw;
-        if (py::object halves = bfloat16_or_null(object)) return halves;
-        const std::string message =
-            name.text() + " is a " + text(py::type::of(object).attr("__name__")) +
-            " that NumPy cannot read (" + text(error.value()) +
-            "), must be a numpy.ndarray or become one, as torch's by grad.detach().cpu()";
-        py::raise_from(error, PyExc_TypeError, message.c_str());
-        throw py::error_already_set();
+    } catch (py::error_already_set& caught) {
+        if (!caught.matches(PyExc_Exception) || caught.matches(PyExc_MemoryError)) throw;
+        error = caught;
     }
+    if (py::object halves = bfloat16_or_null(object)) return halves;
+    const std::string message =
+        name.text() + " is a " + text(py::type::of(object).attr("__name__")) +
+        " that NumPy cannot read (" + text(error->value()) +
+        "), must be a numpy.ndarray or become one, as torch's by grad.detach().cpu()";
+    py::raise_from(*error, PyExc_TypeError, message.c_str());
+    throw py::error_already_set();
 }
 
 }  // namespace

@@ -3,38 +3,26 @@
 #include <cstdint>
 #include <vector>
 
+#include "bindings/dlpack_structs.hpp"
+
 namespace adafactor {
 namespace {
 
-// The structs of DLPack's ABI, version 0.x, which a capsule called "dltensor" holds.
-struct DLTensor {
-    void* data;
-    std::int32_t device_type, device_id;
-    std::int32_t ndim;
-    std::uint8_t code, bits;
-    std::uint16_t lanes;
-    std::int64_t* shape;
-    std::int64_t* strides;  // of elements; null in C order
-    std::uint64_t byte_offset;
-};
-
-struct DLManagedTensor {
-    DLTensor tensor;
+// What a capsule called "dltensor" holds.
+struct ManagedTensor {
+    dlpack::Tensor tensor;
     void* context;
-    void (*deleter)(DLManagedTensor*);
+    void (*deleter)(ManagedTensor*);
 };
-
-constexpr std::uint8_t kBfloat = 4;
-constexpr int kCpu = 1, kPinned = 3;
 
 bool is_on_cpu(py::handle object) {
     const auto device = object.attr("__dlpack_device__")().cast<std::pair<int, int>>();
-    return device.first == kCpu || device.first == kPinned;
+    return device.first == dlpack::kCPU || device.first == dlpack::kCUDAHost;
 }
 
 // Of the bits, sharing the tensor's memory; it owns the tensor.
-py::array bits_of(const py::capsule& capsule, DLManagedTensor* managed) {
-    const DLTensor& tensor = managed->tensor;
+py::array bits_of(const py::capsule& capsule, ManagedTensor* managed) {
+    const dlpack::Tensor& tensor = managed->tensor;
     std::vector<py::ssize_t> shape(tensor.shape, tensor.shape + tensor.ndim), strides(shape.size());
     py::ssize_t step = sizeof(std::uint16_t);
     for (std::size_t d = shape.size(); d-- > 0;) {
@@ -44,7 +32,7 @@ py::array bits_of(const py::capsule& capsule, DLManagedTensor* managed) {
         step *= shape[d];
     }
     const py::capsule owner(managed, [](void* given) {
-        auto* const owned = static_cast<DLManagedTensor*>(given);
+        auto* const owned = static_cast<ManagedTensor*>(given);
         if (owned->deleter != nullptr) owned->deleter(owned);
     });
     // From here on it is the owner that frees the tensor.
@@ -74,9 +62,9 @@ py::object bfloat16_of_dlpack(py::handle object) {
     if (!PyCapsule_IsValid(given.ptr(), "dltensor")) return {};
     const auto capsule = py::reinterpret_borrow<py::capsule>(given);
     auto* const managed =
-        static_cast<DLManagedTensor*>(PyCapsule_GetPointer(given.ptr(), "dltensor"));
-    const DLTensor& tensor = managed->tensor;
-    if (tensor.code != kBfloat || tensor.bits != 16 || tensor.lanes != 1) return {};
+        static_cast<ManagedTensor*>(PyCapsule_GetPointer(given.ptr(), "dltensor"));
+    const dlpack::Tensor& tensor = managed->tensor;
+    if (tensor.dtype.code != dlpack::kBfloat || tensor.dtype.bits != 16 || tensor.dtype.lanes != 1) return {};
     return with_values(bits_of(capsule, managed));
 }
 

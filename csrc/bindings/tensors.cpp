@@ -131,6 +131,8 @@ public:
         reports_.assign(tensors_.size(), {});
         std::optional<ModelStep> own;
         if (open_ == nullptr) own.emplace(held_.size(), make_report);
+        std::vector<bool> was_given(held_.size());
+        for (const std::size_t k : positions_) was_given[k] = true;
         ModelStep& model = own ? *own : *open_;
         Outcome outcome;
         {
@@ -149,7 +151,7 @@ public:
             return end_open();
         }
         if (outcome.fault != Fault::none) ++skipped_;
-        given_before_.clear();
+        given_before_.swap(was_given);
         note(model.results, outcome, false);
         model.results.finish(outcome.grad_norm, options.skip_norm_above, t_);
         return model.report;
@@ -238,13 +240,9 @@ public:
 
     // Which tensors had a gradient in the last step, or have had one in the open step.
     py::list given() const {
-        const std::vector<bool>& by_step_tensor =
-            open_ != nullptr ? open_->was_given : given_before_;
-        return list_of([&](std::size_t k) {
-            const bool is_listed =
-                open_ == nullptr && std::binary_search(positions_.begin(), positions_.end(), k);
-            return PyBool_FromLong(is_listed || (k < by_step_tensor.size() && by_step_tensor[k]));
-        });
+        const std::vector<bool>& given = open_ != nullptr ? open_->was_given : given_before_;
+        return list_of(
+            [&](std::size_t k) { return PyBool_FromLong(k < given.size() && given[k]); });
     }
 
     // The gradients as a step would read them: arrays, where they were something that becomes one.
@@ -607,7 +605,7 @@ private:
 
     std::size_t n_measured_ = 0;      // gradients that wait for a step
     std::unique_ptr<OpenStep> open_;  // or null
-    std::vector<bool> given_before_;  // by step_tensor, in the last step
+    std::vector<bool> given_before_;  // whether each had a gradient in the last step
 
     // These belong to the step under way, and are kept for the next one's use.
     std::vector<Tensor> tensors_;

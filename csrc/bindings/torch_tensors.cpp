@@ -34,7 +34,6 @@ TorchDtype dtype_of(dlpack::DataType type) {
     if (type.code == dlpack::kFloat && type.bits == 16) return TorchDtype::float16;
     if (type.code == dlpack::kBfloat && type.bits == 16) return TorchDtype::bfloat16;
     if (type.code == dlpack::kUInt && type.bits == 16) return TorchDtype::uint16;
-    if (type.code == dlpack::kInt && type.bits == 64) return TorchDtype::int64;
     return TorchDtype::other;
 }
 
@@ -44,7 +43,6 @@ TorchDtype dtype_named(const std::string& name) {
     if (name == "float16") return TorchDtype::float16;
     if (name == "bfloat16") return TorchDtype::bfloat16;
     if (name == "uint16") return TorchDtype::uint16;
-    if (name == "int64") return TorchDtype::int64;
     throw py::value_error("no dtype is called " + name);
 }
 
@@ -65,7 +63,6 @@ std::ptrdiff_t* AxesArena::take(int n) {
 std::size_t size_of(TorchDtype dtype) {
     switch (dtype) {
         case TorchDtype::float64:
-        case TorchDtype::int64:
             return 8;
         case TorchDtype::float32:
             return 4;

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "adafactor.hpp"
-#include "bindings/dlpack_exchange.hpp"
+#include "bindings/dlpack_structs.hpp"
 
 namespace adafactor {
 
@@ -27,7 +27,7 @@ private:
     std::size_t chunk_ = 0, used_ = 0;
 };
 
-enum class TorchDtype { float32, float64, float16, bfloat16, uint16, int64, other };
+enum class TorchDtype { float32, float64, float16, bfloat16, uint16, other };
 
 // A strided tensor in this machine's memory. `array` has a format only where `dtype` is one.
 struct TorchTensor {

@@ -1,4 +1,4 @@
-// The part of DLPack's C interface that tensors are found by: https://dmlc.github.io/dlpack, 1.3.
+// The part of DLPack's C interface that is used here: https://dmlc.github.io/dlpack, 1.3.
 // Its names, but in this namespace, so that nothing is built against another library's copy.
 #pragma once
 
@@ -21,13 +21,14 @@ struct Device {
     std::int32_t device_type, device_id;
 };
 
-enum DataTypeCode : std::uint8_t { kInt = 0, kUInt = 1, kFloat = 2, kBfloat = 4 };
+enum DataTypeCode : std::uint8_t { kUInt = 1, kFloat = 2, kBfloat = 4 };
 
 struct DataType {
     std::uint8_t code, bits;
     std::uint16_t lanes;
 };
 
+// The same in all versions.
 struct Tensor {
     void* data;
     Device device;
