@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 _SHOWN = 5  # names in a message
 
 
+def require_no_norm(opt: NativeOptimizer) -> None:
+    if opt.options.max_grad_norm is not None:
+        raise ValueError(
+            f"max_grad_norm is {opt.options.max_grad_norm}, must be None with fuse_backward: the norm "
+            "is that of all gradients, which never exist at once; measure_in_backward has it"
+        )
+
+
 class FusedBackward(BackwardHooks):
     """Steps an optimizer's parameters inside backward, until `remove`."""
 
@@ -33,6 +41,7 @@ class FusedBackward(BackwardHooks):
                 "grad_scale is set, must be None with fuse_backward: a scaler learns too late whether "
                 "all gradients are finite"
             )
+        require_no_norm(opt)
         position = i + sum(len(group["params"]) for group in opt.param_groups[:index])
         group = opt.param_groups[index]
         names = group.get("param_names")

@@ -16,7 +16,7 @@ from adafactor_native.rules import are_constant, rates_at
 from adafactor_native.threads import get_num_threads
 from adafactor_native.torch import compiled, loading, state
 from adafactor_native.torch.backward_hooks import BackwardHooks
-from adafactor_native.torch.fused_backward import FusedBackward
+from adafactor_native.torch.fused_backward import FusedBackward, require_no_norm
 from adafactor_native.torch.masters import Followers
 from adafactor_native.torch.measured_backward import MeasuredBackward
 from adafactor_native.torch.options import NativeOptions
@@ -203,7 +203,8 @@ class NativeOptimizer(torch.optim.Optimizer):
         Raises
         ------
         ValueError
-            With `max_grad_norm`, which needs all gradients at once. Gradients must not be scaled by
+            With `max_grad_norm`, which needs all gradients at once: `measure_in_backward` has it. So
+            does backward, if it is set later. Gradients must not be scaled by
             a GradScaler either: ``scaler.step(opt)`` finds none and fails.
 
         Notes
@@ -213,11 +214,7 @@ class NativeOptimizer(torch.optim.Optimizer):
         big_vision's) all that is stepped in a backward has the same; activation checkpoints must not
         be reentrant there, as those run a backward of their own for each part.
         """
-        if self.options.max_grad_norm is not None:
-            raise ValueError(
-                f"max_grad_norm is {self.options.max_grad_norm}, must be None with fuse_backward: the "
-                "norm is that of all gradients, which never exist at once"
-            )
+        require_no_norm(self)
         return self._hook(FusedBackward)
 
     def measure_in_backward(self) -> MeasuredBackward:

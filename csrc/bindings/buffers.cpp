@@ -103,7 +103,24 @@ void require_writeable(const py::array& object, const Array& array, const Name& 
 
 }  // namespace
 
+namespace {
+
+// Whether each axis steps over all that the axes behind it span, as in C order.
+bool is_nested(const Array& array) {
+    auto span = std::ptrdiff_t(item_size(array.format));
+    for (int d = array.ndim - 1; d >= 0; --d) {
+        if (array.shape[d] <= 1) continue;
+        const std::ptrdiff_t stride = std::abs(array.strides[d]);
+        if (stride < span) return false;
+        span += stride * (array.shape[d] - 1);
+    }
+    return true;
+}
+
+}  // namespace
+
 bool may_overlap_itself(const Array& array) {
+    if (is_nested(array)) return false;
     std::pair<std::ptrdiff_t, std::ptrdiff_t> axis[kMaxAxes];  // stride, length
     int n = 0;
     for (int d = 0; d < array.ndim; ++d) {

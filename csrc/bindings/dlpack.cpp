@@ -64,7 +64,8 @@ py::object bfloat16_of_dlpack(py::handle object) {
     auto* const managed =
         static_cast<ManagedTensor*>(PyCapsule_GetPointer(given.ptr(), "dltensor"));
     const dlpack::Tensor& tensor = managed->tensor;
-    if (tensor.dtype.code != dlpack::kBfloat || tensor.dtype.bits != 16 || tensor.dtype.lanes != 1) return {};
+    if (tensor.dtype.code != dlpack::kBfloat || tensor.dtype.bits != 16 || tensor.dtype.lanes != 1)
+        return {};
     return with_values(bits_of(capsule, managed));
 }
 

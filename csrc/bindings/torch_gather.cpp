@@ -9,7 +9,7 @@ namespace adafactor {
 namespace {
 
 struct Interned {
-    py::object grad = name("grad"), is_neg = name("is_neg"), resolve_neg = name("resolve_neg");
+    py::object grad = name("grad"), resolve_neg = name("resolve_neg");
 
     static const Interned& all() {
         static const Interned* const interned = new Interned;  // outlives the interpreter
@@ -103,9 +103,11 @@ void Gatherer::gather(const std::vector<GatheredGroup>& groups, std::size_t firs
             const auto param = py::reinterpret_borrow<py::object>(
                 PyList_GET_ITEM(group.params.ptr(), Py_ssize_t(k)));
             const py::object state = states.find(param);
-            py::object grad = group.grads.is_none()
-                                  ? steal(PyObject_GetAttr(param.ptr(), Interned::all().grad.ptr()))
-                                  : py::object(group.grads[py::int_(k)]);
+            py::object grad =
+                !group.grads.is_none() ? py::object(group.grads[py::int_(k)])
+                : reader_.is_plain(param)
+                    ? reader_.grad_of(param)
+                    : steal(PyObject_GetAttr(param.ptr(), Interned::all().grad.ptr()));
             if (grad.is_none()) continue;
             GatheredTensor& one = found.tensors.emplace_back();
             one.group = &group;
@@ -125,17 +127,12 @@ void Gatherer::gather(const std::vector<GatheredGroup>& groups, std::size_t firs
 }
 
 bool Gatherer::find_arrays(GatheredTensor& one, Tensor& step, AxesArena& arena) const {
-    // A tensor whose negation is still to be done says so nowhere else.
-    const auto is_neg = [](const py::object& tensor) {
-        return steal(PyObject_CallMethodNoArgs(tensor.ptr(), Interned::all().is_neg.ptr())).ptr() ==
-               Py_True;
-    };
     TorchTensor param, grad;
     if (!reader_.is_plain(one.param) || !reader_.is_plain(one.grad) ||
         !reader_.read(one.param, arena, param) || !param.is_floating() ||
-        may_overlap_itself(param.array) || is_neg(one.param))
+        may_overlap_itself(param.array) || reader_.is_negated(one.param))
         return false;
-    if (is_neg(one.grad))
+    if (reader_.is_negated(one.grad))
         one.grad =
             steal(PyObject_CallMethodNoArgs(one.grad.ptr(), Interned::all().resolve_neg.ptr()));
     if (!reader_.read(one.grad, arena, grad) || !grad.is_floating()) return false;

@@ -86,6 +86,30 @@ bool is_contiguous(const TorchTensor& tensor) {
     return true;
 }
 
+TensorAttribute::TensorAttribute(const py::object& tensor_type, const py::object& parameter_type,
+                                 const char* name)
+    : name_(py::reinterpret_steal<py::object>(PyUnicode_InternFromString(name))),
+      found_(tensor_type.attr(name)),
+      is_method_(PyCallable_Check(found_.ptr()) != 0) {
+    if (!found_.is(parameter_type.attr(name))) return;
+    if (Py_IS_TYPE(found_.ptr(), &PyGetSetDescr_Type))
+        attribute_ = reinterpret_cast<const PyGetSetDescrObject*>(found_.ptr())->d_getset;
+    if (!Py_IS_TYPE(found_.ptr(), &PyMethodDescr_Type)) return;
+    const PyMethodDef* const def =
+        reinterpret_cast<const PyMethodDescrObject*>(found_.ptr())->d_method;
+    if (def->ml_flags == METH_NOARGS) method_ = def->ml_meth;
+}
+
+py::object TensorAttribute::of(py::handle tensor) const {
+    PyObject* const found = attribute_ != nullptr
+                                ? attribute_->get(tensor.ptr(), attribute_->closure)
+                            : method_ != nullptr ? method_(tensor.ptr(), nullptr)
+                            : is_method_ ? PyObject_CallMethodNoArgs(tensor.ptr(), name_.ptr())
+                                         : PyObject_GetAttr(tensor.ptr(), name_.ptr());
+    if (found == nullptr) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(found);
+}
+
 TorchReader::TorchReader(const py::object& tensor_type, const py::object& parameter_type,
                          const py::object& strided, const py::object& exchange,
                          const py::dict& dtypes)
@@ -93,7 +117,9 @@ TorchReader::TorchReader(const py::object& tensor_type, const py::object& parame
       strided_(strided),
       capsule_(exchange),
       tensor_(reinterpret_cast<PyTypeObject*>(tensor_type.ptr())),
-      parameter_(reinterpret_cast<PyTypeObject*>(parameter_type.ptr())) {
+      parameter_(reinterpret_cast<PyTypeObject*>(parameter_type.ptr())),
+      grad_(tensor_type, parameter_type, "grad"),
+      is_neg_(tensor_type, parameter_type, "is_neg") {
     for (const auto& [name, dtype] : dtypes)
         dtypes_.emplace_back(py::reinterpret_borrow<py::object>(dtype),
                              dtype_named(name.cast<std::string>()));

@@ -43,6 +43,22 @@ struct TorchTensor {
 std::size_t size_of(TorchDtype dtype);          // bytes of an item; 0 for others
 bool is_contiguous(const TorchTensor& tensor);  // in C order
 
+// What a plain tensor's attribute is, or its method returns that takes no argument: asked of the C
+// function behind it where there is one, without looking it up by name each time.
+class TensorAttribute {
+public:
+    TensorAttribute(const py::object& tensor_type, const py::object& parameter_type,
+                    const char* name);
+
+    py::object of(py::handle tensor) const;
+
+private:
+    py::object name_, found_;
+    bool is_method_;
+    const PyGetSetDef* attribute_ = nullptr;
+    PyCFunction method_ = nullptr;
+};
+
 // Knows torch's types, and how this version of torch says where a tensor lies: by DLPack's table of
 // functions (2.10 and later), or by the tensor's own methods.
 class TorchReader {
@@ -58,6 +74,11 @@ public:
         return type == tensor_ || type == parameter_;
     }
 
+    py::object grad_of(py::handle tensor) const { return grad_.of(tensor); }  // of a plain tensor
+
+    // Whether a plain tensor is a negation that is still to be done.
+    bool is_negated(py::handle tensor) const { return is_neg_.of(tensor).ptr() == Py_True; }
+
     // Of a plain tensor, or false if it is sparse, on another device or has no memory. The result
     // borrows from the tensor and the arena. No Python error remains.
     bool read(py::handle tensor, AxesArena& arena, TorchTensor& found) const;
@@ -70,6 +91,7 @@ private:
 
     py::object held_types_, strided_, capsule_;
     PyTypeObject *tensor_, *parameter_;
+    TensorAttribute grad_, is_neg_;
     const dlpack::ExchangeTable* table_ = nullptr;
     std::vector<std::pair<py::object, TorchDtype>> dtypes_;
 };

@@ -146,6 +146,11 @@ def test_what_is_refused():
     opt.options.max_grad_norm = None
     opt.fuse_backward()
     before = digest(opt)
+    opt.options.max_grad_norm = 1.0  # later
+    with pytest.raises(ValueError, match=r"max_grad_norm is 1\.0, must be None with fuse_backward"):
+        loss_of(model, 0).backward()
+    assert_same_bits(digest(opt), before)
+    opt.options.max_grad_norm = None
     opt.grad_scale = torch.tensor(2.0)
     with pytest.raises(ValueError, match="grad_scale is set, must be None with fuse_backward"):
         loss_of(model, 0).backward()

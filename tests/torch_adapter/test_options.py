@@ -44,6 +44,40 @@ def test_nonfinite(nonfinite):
         assert all(opt.state[p]["step"] == 2 for p in params)
 
 
+@pytest.mark.parametrize("way", ["step", "closure", "scheduled", "fused"])
+def test_a_warning_names_the_line_that_asked_for_the_step(way):
+    p = torch.nn.Parameter(torch.ones(3))
+    opt = Adafactor([p], nonfinite="skip")
+    if way == "fused":
+        opt.fuse_backward()
+    if way == "scheduled":  # which wraps opt.step once more
+        torch.optim.lr_scheduler.ConstantLR(opt)
+
+    def closure():
+        (p * float("nan")).sum().backward()
+
+    with pytest.warns(SkippedStepWarning) as caught:
+        if way == "closure":
+            opt.step(closure)
+        else:
+            closure()
+            opt.step()
+    assert [one.filename for one in caught] == [__file__]
+
+
+def test_a_state_of_hugging_faces_without_rms_gets_one():
+    params = [torch.nn.Parameter(torch.full((4, 3), 0.5)) for _ in range(2)]
+    opt = HuggingFaceAdafactor(params)
+    for step in range(2):
+        for p in params:
+            p.grad = torch.ones(4, 3)
+        opt.step()
+        if step == 0:
+            del opt.state[params[0]]["RMS"]
+    assert torch.equal(*params)
+    assert opt.state[params[0]]["RMS"] == opt.state[params[1]]["RMS"] > 0
+
+
 def test_an_error_names_the_parameter_by_its_name():
     p = torch.nn.Parameter(torch.ones(4).bfloat16())
     opt = Adafactor([("encoder.bias", p)], nonfinite="raise")
