@@ -235,7 +235,9 @@ def note_skipped(opt: NativeOptimizer) -> None:
     opt.skipped += 1
     if opt.skipped & (opt.skipped - 1) == 0:  # 1, 2, 4, ...
         count = "a step was" if opt.skipped == 1 else f"{opt.skipped} steps were"
-        warnings.warn(f"{count} left out, as nonfinite is 'skip'", SkippedStepWarning, _level_of_caller())
+        warnings.warn(
+            f"{count} left out, as nonfinite is 'skip'", SkippedStepWarning, _level_of_caller()
+        )
 
 
 def _level_of_caller() -> int:
