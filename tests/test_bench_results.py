@@ -5,12 +5,13 @@ import json
 import pytest
 
 import bounds
+import in_torch
 import names
 import problems
 import readme_tables
 from contenders import sweeps
 from markdown import not_quiet
-from recorded import COLD, HOT, Recorded
+from recorded import COLD, HOT, IN_TORCH_GROUP, Recorded
 
 # ns of one problem: hot, and cold
 TIMES = {
@@ -200,3 +201,48 @@ def test_new_machine_leads_and_others_stay(monkeypatch):
     assert "<!-- bench/results/b/half-memory.json: memory -->" in led
     assert "(results/b/speed-models.png)" in led
     assert "(results/b/speed.md)" in led
+
+
+@pytest.fixture
+def in_torch_run(tmp_path):
+    """A run of torch_steps.py: one model in float32 and in bfloat16, hot and cold."""
+    float32 = run_of(
+        {names.IN_TORCH: (90, 100), names.TORCH: (700, 750), names.TORCH_ADAMW: (1, 1)}
+    )
+    half = run_of({names.IN_TORCH_HALF: (40, 50), names.TORCH_HALF: (800, 900)})
+    for run, name in ((float32, "GPT-2 small"), (half, "GPT-2 small half")):
+        run["results"][0]["problem"].update(name=name, group=IN_TORCH_GROUP)
+    float32["results"] += half["results"]
+    return Recorded(tmp_path / "results" / "some-machine" / "torch.json", float32)
+
+
+def test_bounds_in_torch_compare_like_with_like(in_torch_run):
+    rows = {(b.work, b.quantity): b.row(in_torch_run) for b in bounds.bounds_in_torch(in_torch_run)}
+    (of_float32,) = (
+        r for (work, q), r in rows.items() if q.startswith(f"{names.TORCH} /") and r[3]
+    )
+    assert of_float32[2:] == ["at least 7", "7.5", "kept"]
+    (of_half,) = (r for (work, q), r in rows.items() if "half" in work)
+    assert of_half[2:] == ["at least 15", "18", "kept"]
+
+
+def test_table_in_torch_has_multiples_of_our_cold_step_in_the_same_dtype(in_torch_run):
+    lines = in_torch.in_short(in_torch_run).splitlines()
+    float32, half = (line.split(" | ") for line in lines[2:4])
+    assert float32[0] == "| GPT-2 small, float32, 2 threads"
+    assert float32[1:5] == ["100 ns", "90 ns", "", "7.5x"]
+    assert half[0] == "| GPT-2 small, bfloat16, 2 threads"
+    assert half[1:5] == ["50 ns", "40 ns", "", "18x"]
+
+
+def test_machine_without_steps_in_torch_leaves_their_table_to_another(monkeypatch, tmp_path):
+    monkeypatch.setattr(readme_tables, "with_tables", lambda text: text)
+    monkeypatch.setattr(readme_tables, "RESULTS", tmp_path)
+    text = (
+        "<!-- bench/results/a/torch.json: in_torch -->\n<!-- end -->\n"
+        "![steps](../../bench/results/a/torch-steps.png)\n"
+    )
+    assert readme_tables.led_by("b", text) == text
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "torch.json").write_text("{}", encoding="utf-8")
+    assert readme_tables.led_by("b", text) == text.replace("/a/", "/b/")

@@ -34,7 +34,7 @@ class Length:
     rounds: int  # of steps that are timed
 
 
-FULL = Length(pretraining=800, steps=300, evaluated_every=12, rounds=40)
+FULL = Length(pretraining=800, steps=200, evaluated_every=10, rounds=20)
 QUICK = Length(pretraining=20, steps=10, evaluated_every=5, rounds=3)
 
 

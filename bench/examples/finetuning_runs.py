@@ -23,7 +23,7 @@ from examples.torch_network import CONTEXT, Network, loss
 from names import IN_TORCH, TORCH, TORCH_ADAMW, TRANSFORMERS
 
 BATCH = 16  # texts
-HELD_OUT_TEXTS = 128
+HELD_OUT_TEXTS = 64
 WARM_UP = 0.05  # of the steps
 
 LR, ADAMW_LR = 0.04, 4e-3  # an Adafactor's is times RMS(param)
