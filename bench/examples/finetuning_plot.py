@@ -12,18 +12,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from markdown import count, three_digits
+from names import IN_TORCH
 from style import LINES, STYLE, caption, title
 
 Result = dict[str, Any]
 Training = dict[str, Any]
 
-# Of several trainings with ours in one dtype; the first has the line of all its pictures.
-OPTION_LINES: dict[str, dict[str, Any]] = {
-    "": {},
-    'masters="float32"': {},
-    'rounding="stochastic"': {"linestyle": (0, (1, 1.2)), "color": "#5fa8d3", "linewidth": 3.4},
-    'rounding="nearest"': {"linestyle": "--", "linewidth": 1.6},
+# Ours lie broad and pale below the others', so that lines on top of each other are seen.
+OURS = {
+    "": "#1d4e89",
+    'masters="float32"': "#1d4e89",
+    'rounding="stochastic"': "#3a9bdc",
+    'rounding="nearest"': "#7fc8c2",
 }
+BROAD: dict[str, Any] = {"linewidth": 6, "alpha": 0.45, "solid_capstyle": "round", "zorder": 2}
+THIN: dict[str, Any] = {"linewidth": 1.6, "zorder": 3}
+GAP = 0.9  # between the bars of two dtypes
 
 
 def label(training: Training) -> str:
@@ -35,8 +39,8 @@ def draw(result: Result, path: Path) -> None:
     for training in result["trainings"]:
         by_dtype.setdefault(training["dtype"], []).append(training)
     with matplotlib.rc_context({**STYLE, "axes.titlesize": 11}):
-        figure = Figure(figsize=(13.5, 9))
-        parts: Any = figure.subfigures(2, 1, height_ratios=(1.15, 1))
+        figure = Figure(figsize=(13.5, 9.6))
+        parts: Any = figure.subfigures(2, 1, height_ratios=(1, 1))
         losses, bars = parts
         panels = losses.subplots(1, len(by_dtype), sharey=True)
         for axes, (dtype, trainings) in zip(panels, by_dtype.items()):
@@ -80,7 +84,7 @@ def about(result: Result) -> list[str]:
 
 
 def draw_losses(axes: Axes, dtype: str, trainings: list[Training]) -> None:
-    for each in trainings:
+    for each in trainings:  # ours first
         axes.plot(
             each["at_steps"],
             each["held_out_losses"],
@@ -91,20 +95,41 @@ def draw_losses(axes: Axes, dtype: str, trainings: list[Training]) -> None:
     axes.legend(title="at the end", alignment="left")
 
 
+def color(training: Training) -> str:
+    if training["optimizer"] == IN_TORCH:
+        return OURS[training["option"]]
+    return str(LINES[training["optimizer"]]["color"])
+
+
 def line(training: Training) -> dict[str, Any]:
-    own = {**LINES[training["optimizer"]], "marker": None}
-    return {**own, **OPTION_LINES[training["option"]]}
+    style = BROAD if training["optimizer"] == IN_TORCH else THIN
+    return {"color": color(training), **style}
 
 
 def draw_bars(axes: Axes, result: Result, of: Callable[[Training], float], unit: str) -> None:
+    """A bar for each training, those of a dtype together below its name."""
     trainings = result["trainings"]
+    dtypes = list(dict.fromkeys(each["dtype"] for each in trainings))
+    places = [i + GAP * dtypes.index(each["dtype"]) for i, each in enumerate(trainings)]
     values = [of(each) for each in trainings]
-    colors = [line(each)["color"] for each in trainings]
-    bars = axes.barh(range(len(trainings)), values, 0.75, color=colors)
+    bars = axes.barh(places, values, 0.78, color=[color(each) for each in trainings])
     labels = [f"{three_digits(value)} {unit}".strip() for value in values]
     axes.bar_label(bars, labels, padding=4, fontsize=9)
-    axes.set_yticks(
-        range(len(trainings)), [f"{label(each)}, {each['dtype']}" for each in trainings]
-    )
+    for dtype in dtypes:
+        first = next(p for p, each in zip(places, trainings) if each["dtype"] == dtype)
+        axes.annotate(
+            dtype,
+            (0, first - 0.75),
+            xycoords=("axes fraction", "data"),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            fontweight="bold",
+        )
+    axes.set_yticks(places, [label(each) for each in trainings])
     axes.grid(axis="y", visible=False)
-    axes.margins(x=0.15, y=0.02)
+    axes.margins(x=0.18)
+    axes.set_ylim(places[0] - 1.1, places[-1] + 0.6)
+    for each, name in zip(trainings, axes.get_yticklabels()):
+        name.set_fontweight("bold" if each["optimizer"] == IN_TORCH else "normal")
