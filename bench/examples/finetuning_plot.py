@@ -27,6 +27,7 @@ OURS = {
 }
 BROAD: dict[str, Any] = {"linewidth": 6, "alpha": 0.45, "solid_capstyle": "round", "zorder": 2}
 THIN: dict[str, Any] = {"linewidth": 1.6, "zorder": 3}
+DEFAULT_EPS = "default eps"
 GAP = 0.9  # between the bars of two dtypes
 
 
@@ -103,7 +104,8 @@ def color(training: Training) -> str:
 
 def line(training: Training) -> dict[str, Any]:
     style = BROAD if training["optimizer"] == IN_TORCH else THIN
-    return {"color": color(training), **style}
+    dashed = {"linestyle": "--"} if training["option"] == DEFAULT_EPS else {}
+    return {"color": color(training), **style, **dashed}
 
 
 def draw_bars(axes: Axes, result: Result, of: Callable[[Training], float], unit: str) -> None:

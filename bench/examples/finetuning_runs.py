@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from adafactor_native.torch import Adafactor
+from examples.finetuning_plot import DEFAULT_EPS
 from examples.prose import Array, Prose
 from examples.source_code import standard_library
 from examples.torch_network import CONTEXT, Network, loss
@@ -66,8 +67,7 @@ class Trained:
 def contestants(dtype: torch.dtype) -> dict[tuple[str, str], Make]:
     """Optimizers by name and option: each with the best of several learning rates, in float32.
 
-    Every Adafactor has the same formula and the same eps, which torch's default would make far too large
-    in bfloat16.
+    Every Adafactor has the same formula, and the same small eps beside torch's default in bfloat16.
     """
     eps = (1e-7, 1e-3)
 
@@ -82,6 +82,8 @@ def contestants(dtype: torch.dtype) -> dict[tuple[str, str], Make]:
             (IN_TORCH, 'rounding="nearest"'): native(),
         }
     makes[TORCH, ""] = lambda params: torch.optim.Adafactor(params, lr=LR, eps=eps)
+    if dtype == torch.bfloat16:
+        makes[TORCH, DEFAULT_EPS] = lambda params: torch.optim.Adafactor(params, lr=LR)
     if find_spec("transformers"):
         theirs = import_module("transformers.optimization").Adafactor
         makes[TRANSFORMERS, ""] = lambda params: theirs(
