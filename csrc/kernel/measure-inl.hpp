@@ -63,6 +63,60 @@ ADAFACTOR_INLINE void accumulate_rows(const Block& grad, std::size_t i, const Ac
                    __attribute__((always_inline)) { return read_first<Acc>(row, j, n); });
 }
 
+// Whether float was right for the sums over a panel's columns, of which some cannot be trusted: it
+// is if those are columns of zeros. A column whose squares underflow is none, though its sum is
+// zero.
+template <class G>
+[[gnu::noinline]] bool untrusted_are_zeros(const Block& grad, const float* cross_sq,
+                                           const float* cross_weighted) {
+    constexpr std::size_t width = kLanes<float>;
+    const Lanes<float> large = broadcast(0x1p126f);
+    for (std::size_t j = 0; j < grad.cols; j += width) {
+        const std::size_t n = grad.cols - j < width ? grad.cols - j : width;
+        bool any_zero = false;
+        for (std::size_t c = j; c < j + n; ++c) {
+            any_zero = any_zero || cross_sq[c] == 0;
+            if (cross_sq[c] != 0 && !(is_trusted(double(cross_sq[c]), grad.rows) &&
+                                      is_trusted(double(cross_weighted[c]), grad.rows)))
+                return false;
+        }
+        if (!any_zero) continue;
+        Lanes<float> seen = broadcast(0.0f);
+        for (std::size_t i = 0; i < grad.rows; ++i) {
+            const Row<G> row = row_of<G>(grad, i);
+            const Lanes<float> x =
+                (n == width ? read<float>(row, j) : read_first<float>(row, j, n)) * large;
+            seen = seen + x * x;
+        }
+        alignas(64) float lane[width];
+        store(lane, seen);
+        for (std::size_t c = 0; c < n; ++c)
+            if (cross_sq[j + c] == 0 && lane[c] != 0) return false;
+    }
+    return true;
+}
+
+// Whether Acc is right for the sums over a panel's columns.
+template <class G, class Acc>
+ADAFACTOR_INLINE bool are_right_across(const Block& grad, const Acc* cross_sq,
+                                       const Acc* cross_weighted) {
+    if constexpr (sizeof(Acc) == sizeof(double)) {
+        return true;
+    } else {
+        constexpr std::size_t width = kLanes<double>;
+        Doubles count = broadcast(0.0);
+        std::size_t j = 0;
+        for (; j + width <= grad.cols; j += width)
+            count = count + untrusted<Acc>(load<double>(cross_sq + j), grad.rows) +
+                    untrusted<Acc>(load<double>(cross_weighted + j), grad.rows);
+        bool right = sum_lanes(count) == 0;
+        for (; j < grad.cols; ++j)
+            right = right && is_trusted(double(cross_sq[j]), grad.rows) &&
+                    is_trusted(double(cross_weighted[j]), grad.rows);
+        return right || untrusted_are_zeros<G>(grad, cross_sq, cross_weighted);
+    }
+}
+
 // How measure walks rows: so many at once in the second pass over a batch, which fetches the next
 // batch if `fetches`. A batch has so many bytes of grad, whose first pass is made, and means
 // finished, before their second pass: they stay in the inner caches meanwhile, and as many rows as
@@ -107,6 +161,7 @@ bool measure_panel_rows(const Block& grad, const Statistics& out, Acc* scratch) 
             accumulate_rows<Acc, 1, G, false>(grad, i, weight + (i - begin), next_batch, cross_sq,
                                               cross_weighted);
     }
+    if (!are_right_across<G>(grad, cross_sq, cross_weighted)) return false;
     for (std::size_t j = 0; j < grad.cols; ++j) {
         out.cross_sum_sq[j] += double(cross_sq[j]);
         out.cross_weighted[j] += double(cross_weighted[j]);
@@ -177,10 +232,19 @@ void sum_squares_of_columns(const Block& grad, double* sum_sq, Acc* panel_sq) {
     }
 }
 
-// Adds up R rows of a tile: grad^2 and grad^2 weight.
+// Whether a row's sums are right that Acc cannot be trusted with: it is one of zeros.
+template <class G>
+[[gnu::noinline]] bool is_row_of_zeros(const Block& grad, std::size_t i) {
+    double sum_sq;
+    sum_squares_of_some_rows<double, 1, G>(grad, i, &sum_sq);
+    return sum_sq == 0;
+}
+
+// Adds up R rows of a tile: grad^2 and grad^2 weight. Returns how many were added: those before the
+// first whose sums Acc cannot be trusted with.
 template <class Acc, std::size_t R, class G>
-ADAFACTOR_INLINE void sum_some_rows(const Block& grad, std::size_t i, const Acc* weight,
-                                    const Statistics& out) {
+ADAFACTOR_INLINE std::size_t sum_some_rows(const Block& grad, std::size_t i, const Acc* weight,
+                                           const Statistics& out) {
     const std::size_t cols = grad.cols;
     Row<G> run[R];
     rows_of(grad, i, run);
@@ -202,13 +266,36 @@ ADAFACTOR_INLINE void sum_some_rows(const Block& grad, std::size_t i, const Acc*
         for (std::size_t r = 0; r < R; ++r) add(r, read_first<Acc>(run[r], j, cols - j), w);
     }
     for (std::size_t r = 0; r < R; ++r) {
-        out.cross_sum_sq[i + r] += double(sum_lanes(sq[r]));
-        out.cross_weighted[i + r] += double(sum_lanes(weighted[r]));
+        const auto row_sq = double(sum_lanes(sq[r]));
+        const auto row_weighted = double(sum_lanes(weighted[r]));
+        if constexpr (sizeof(Acc) < sizeof(double)) {
+            const bool trusted = is_trusted(row_sq, cols) && is_trusted(row_weighted, cols);
+            if (!trusted && !(row_sq == 0 && is_row_of_zeros<G>(grad, i + r))) return r;
+        }
+        out.cross_sum_sq[i + r] += row_sq;
+        out.cross_weighted[i + r] += row_weighted;
     }
+    return R;
 }
 
 // Rows whose two sums fit the registers.
 constexpr std::size_t kSummedRows = kParts == 1 ? 4 : 2;
+
+// Adds up the rows of a tile from the i-th on, by finished means; returns the first that was not
+// added.
+template <class Acc, class G>
+ADAFACTOR_INLINE std::size_t sum_rows_from(const Block& grad, std::size_t i, Acc* weight,
+                                           const Statistics& out) {
+    for (std::size_t j = grad.cols; j < padded<Acc>(grad.cols); ++j) weight[j] = 0;
+    while (i < grad.rows) {
+        const bool several = i + kSummedRows <= grad.rows;
+        const std::size_t n = several ? sum_some_rows<Acc, kSummedRows, G>(grad, i, weight, out)
+                                      : sum_some_rows<Acc, 1, G>(grad, i, weight, out);
+        i += n;
+        if (n < (several ? kSummedRows : 1)) break;
+    }
+    return i;
+}
 
 template <class Acc, class G>
 bool measure_tile_cols(const Block& grad, const Statistics& out, Acc* scratch) {
@@ -222,11 +309,13 @@ bool measure_tile_cols(const Block& grad, const Statistics& out, Acc* scratch) {
     }
     Acc* weight = scratch;
     if (!finish_means(out, 0, grad.cols, grad.rows, weight)) return false;
-    for (std::size_t j = grad.cols; j < padded<Acc>(grad.cols); ++j) weight[j] = 0;
-    std::size_t i = 0;
-    for (; i + kSummedRows <= grad.rows; i += kSummedRows)
-        sum_some_rows<Acc, kSummedRows, G>(grad, i, weight, out);
-    for (; i < grad.rows; ++i) sum_some_rows<Acc, 1, G>(grad, i, weight, out);
+    const std::size_t added = sum_rows_from<Acc, G>(grad, 0, weight, out);
+    if constexpr (sizeof(Acc) < sizeof(double)) {
+        if (added == grad.rows) return true;
+        auto* const wide = reinterpret_cast<double*>(scratch);
+        finish_means(out, 0, grad.cols, grad.rows, wide);
+        sum_rows_from<double, G>(grad, added, wide, out);
+    }
     return true;
 }
 

@@ -17,6 +17,11 @@ ADAFACTOR_INLINE Doubles untrusted(const Doubles& sum_sq, std::size_t n) {
     return outside(sum_sq, kTrustedMin * double(n), kTrustedMax);
 }
 
+// Likewise of one sum of n squares.
+ADAFACTOR_INLINE bool is_trusted(double sum_sq, std::size_t n) {
+    return sum_sq >= kTrustedMin * double(n) && sum_sq <= kTrustedMax;
+}
+
 template <class Acc>
 ADAFACTOR_INLINE bool all_trusted(const double* sum_sq, std::size_t n_sums, std::size_t n) {
     if constexpr (sizeof(Acc) == sizeof(double)) return true;

@@ -23,9 +23,12 @@ class Fault(AssertionError):
 
 @dataclass(frozen=True)
 class Way:
+    """resumes: the step before which an Optimizer's state is loaded into a new one, or -1."""
+
     isa: str
     threads: int
     walk: str
+    resumes: int = -1
 
 
 @contextlib.contextmanager
@@ -92,17 +95,34 @@ class Run:
             }
             for k in range(len(model.ways))
         ]
-        arguments = {**model.arguments, **model.options, "num_threads": self.way.threads}
         self.opt: Any = None
         self.optimizers: dict[str, Any] = {}
         if model.kind == "AdaFactor":
             self.optimizers = {
-                name: an.AdaFactor(param.shape, **arguments) for name, param in self.params.items()
+                name: an.AdaFactor(param.shape, **self._arguments())
+                for name, param in self.params.items()
             }
         else:
-            self.opt = an.Optimizer(
-                self.params, model.convention, copies=self.copies or None, **arguments
-            )
+            self.opt = self._new_optimizer()
+
+    def _arguments(self) -> dict[str, Any]:
+        return {**self.model.arguments, **self.model.options, "num_threads": self.way.threads}
+
+    def _new_optimizer(self) -> an.Optimizer:
+        copies = self.copies or None
+        return an.Optimizer(self.params, self.model.convention, copies=copies, **self._arguments())
+
+    def _resume(self) -> None:
+        """Go on with new optimizers that have loaded the state."""
+        if self.opt is None:
+            for name, opt in self.optimizers.items():
+                new = an.AdaFactor(opt.shape, **self._arguments())
+                new.load_state_dict(opt.state_dict())
+                self.optimizers[name] = new
+            return
+        state = self.opt.state_dict()
+        self.opt = self._new_optimizer()
+        self.opt.load_state_dict(state)
 
     def states(self) -> dict[str, dict[str, np.ndarray]]:
         """The arrays themselves."""
@@ -121,6 +141,8 @@ class Run:
 
     def step(self, k: int) -> None:
         """Take step number k from 0; an error must have changed nothing."""
+        if k == self.way.resumes:
+            self._resume()
         grads, spoilt = self.grads[k], self.model.spoilt.get(k)
         if spoilt is not None:
             self._refused(k, spoilt)

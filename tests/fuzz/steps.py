@@ -46,7 +46,15 @@ def ways(seed: int, number: int) -> list[Way]:
     chosen = [str(name) for name in rng.permutation(sets)]
     while len(chosen) < 3:
         chosen.append(sets[int(rng.integers(len(sets)))])
-    return [Way(isa, int(rng.choice(THREADS)), str(rng.choice(WALKS))) for isa in chosen[:3]]
+    return [
+        Way(
+            isa,
+            int(rng.choice(THREADS)),
+            str(rng.choice(WALKS)),
+            int(rng.integers(1, 6)) if k > 0 and rng.random() < 0.4 else -1,
+        )
+        for k, isa in enumerate(chosen[:3])
+    ]
 
 
 def run_model(

@@ -79,6 +79,26 @@ def test_a_state_of_hugging_faces_without_rms_gets_one():
     assert opt.state[params[0]]["RMS"] == opt.state[params[1]]["RMS"] > 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_the_nans_that_a_fault_leaves_have_the_same_bits(dtype):
+    """As they have in NumPy's arrays: tests/test_nan_bits.py."""
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    params = [torch.nn.Parameter(torch.ones(shape, dtype=dtype)) for shape in ((5, 4), (7,))]
+    opt = Adafactor(params, nonfinite="propagate")
+    for p in params:
+        p.grad = torch.ones_like(p)
+        p.grad.view(-1)[1] = float("-inf")
+        p.grad.view(-1)[2] = -torch.tensor(float("nan"))
+    opt.step()
+    for p in params:
+        state = [x for x in opt.state[p].values() if torch.is_tensor(x) and x.dim()]
+        for x in (p.detach(), *state):
+            kind = integer if x.dtype == dtype else torch.int64
+            one = torch.full((1,), float("nan"), dtype=x.dtype).view(kind)
+            assert x.isnan().any()
+            assert (x[x.isnan()].view(kind) == one).all()
+
+
 def test_an_error_names_the_parameter_by_its_name():
     p = torch.nn.Parameter(torch.ones(4).bfloat16())
     opt = Adafactor([("encoder.bias", p)], nonfinite="raise")
