@@ -59,6 +59,7 @@ def _differs(param: Array, master: Array, stochastic: bool) -> Array:
             return differs
         differs &= ~(np.isnan(param) & np.isnan(master))
         if stochastic:
-            gap = np.abs(np.spacing(param).astype(np.float32))
+            # Away from zero: below a negative power of two NumPy's spacing is that towards it.
+            gap = np.spacing(np.abs(param)).astype(np.float32)
             differs &= ~(np.abs(param.astype(np.float32) - master) < gap)
     return differs

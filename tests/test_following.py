@@ -199,3 +199,20 @@ def test_masters_of_any_magnitude_are_known_again(dtype, rounding):
     for _ in range(40):
         opt.step([rng.standard_normal(3000).astype(np.float32)])
     assert not followed
+
+
+@pytest.mark.parametrize("dtype", [BF16, np.dtype(np.float16)], ids=str)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_masters_beyond_a_power_of_two_are_kept(sign, dtype):
+    """Up to a whole unit beyond: the half below them is what they may be rounded to at random."""
+    powers = np.ldexp(1.0, np.arange(-12, 12))
+    masters = (sign * powers * (1 + 0.75 * float(ml_dtypes.finfo(dtype).eps))).astype(np.float32)
+    param = (sign * powers).astype(dtype)
+    opt = Optimizer([param], masters="float32", rounding="stochastic")
+    opt.state["0"]["master"][...] = masters
+    state = opt.state_dict()
+    opt.load_state_dict(state)
+    assert opt.state["0"]["master"].tobytes() == masters.tobytes()
+    other = Optimizer([param.copy()], masters="float32", rounding="stochastic")
+    other.load_state_dict(state)
+    assert other.state["0"]["master"].tobytes() == masters.tobytes()

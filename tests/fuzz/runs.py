@@ -141,7 +141,8 @@ class Run:
 
     def step(self, k: int) -> None:
         """Take step number k from 0; an error must have changed nothing."""
-        if k == self.way.resumes:
+        # What was propagated is in no state that loads.
+        if k == self.way.resumes and self.model.options["nonfinite"] != "propagate":
             self._resume()
         grads, spoilt = self.grads[k], self.model.spoilt.get(k)
         if spoilt is not None:
