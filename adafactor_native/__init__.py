@@ -8,8 +8,7 @@ built and what it runs on.
 
 from typing import TYPE_CHECKING
 
-from adafactor_native import convert, schedules
-from adafactor_native._runtime import _core
+from adafactor_native import _runtime, convert, schedules  # _runtime first: it may refuse
 from adafactor_native.adafactor import AdaFactor
 from adafactor_native.config import show_config
 from adafactor_native.elastic import LoadReport
@@ -20,7 +19,7 @@ from adafactor_native.report import StateMemory, StepReport
 from adafactor_native.suggestions import closest
 from adafactor_native.threads import get_num_threads, set_num_threads
 
-__version__: str = _core.version
+__version__: str = _runtime._core.version
 
 __all__ = [
     "AdaFactor",

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
+import sys
 from collections.abc import Iterator
+
+from adafactor_native.remedies import remedy
 
 __all__ = ["_core"]
 
@@ -30,14 +34,30 @@ def _short_waiting() -> Iterator[None]:
             del os.environ[name]
 
 
+def _require_main_interpreter() -> None:
+    """Refuse a sub-interpreter, in CPython's words for it.
+
+    Later would be too late: CPython 3.13 calls the init function in the main interpreter first, and
+    pybind11 waits forever for what it keeps there.
+    """
+    name = "_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters"
+    try:
+        interpreters = importlib.import_module(name)
+    except ImportError:  # this Python was built without
+        return
+    if interpreters.get_current() != interpreters.get_main():
+        raise ImportError(
+            "module adafactor_native._core does not support loading in subinterpreters"
+        )
+
+
 with _short_waiting():
     try:
+        _require_main_interpreter()
         from adafactor_native import _core
     except ImportError as error:
         raise ImportError(
-            f"adafactor_native._core cannot be loaded ({error}). In a checkout of the sources, "
-            "Python finds the bare folder before the installed package: start it elsewhere, or "
-            'install in place with: pip install -e ".[test]"'
+            f"adafactor_native._core cannot be loaded ({error}). {remedy(error)}"
         ) from error
 
 
