@@ -107,15 +107,26 @@ def test_child_of_a_child(python, class_name):
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_multiprocessing(python, method, class_name):
+@pytest.mark.parametrize("where", ["main", "worker"])
+def test_multiprocessing(python, method, where, class_name):
+    """The pool is the main thread's, or that of a thread that has stepped, as others have."""
     script = f"""
-        import multiprocessing
+        import multiprocessing, threading
         from optimizers import digest_of_run
 
-        print(digest_of_run(2))
-        with multiprocessing.get_context("{method}").Pool(2) as pool:
-            runs = [(n, {class_name!r}) for n in (1, 2, 3, 2)]
-            print(*pool.starmap_async(digest_of_run, runs).get(timeout=100))
+        def work():
+            print(digest_of_run(2))
+            with multiprocessing.get_context("{method}").Pool(2) as pool:
+                runs = [(n, {class_name!r}) for n in (1, 2, 3, 2)]
+                print(*pool.starmap_async(digest_of_run, runs).get(timeout=100))
+
+        if "{where}" == "main":
+            work()
+        else:
+            digest_of_run(2)
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join()
     """
     assert_all_the_same(python(script, **IGNORED), 5)
 

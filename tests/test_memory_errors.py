@@ -9,6 +9,7 @@ with momentum, and copies of optimizers.
 """
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import sys
 import pytest
 
 pytestmark = pytest.mark.skipif(
-    "glibc" not in os.confstr("CS_GNU_LIBC_VERSION"), reason="needs glibc's own allocator"
+    platform.libc_ver()[0] != "glibc", reason="needs glibc's own allocator"
 )
 
 FAILING = """
@@ -184,7 +185,8 @@ def work(opt):
 def failing(tmp_path_factory):
     """A library whose n-th allocation fails when it is loaded before all others."""
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang", "c++", "g++"))), None)
-    assert compiler is not None, "the compiler that built the package is not there any more"
+    if compiler is None:
+        pytest.skip("needs a C compiler, and there is no cc, gcc, clang, c++ or g++")
     source = tmp_path_factory.mktemp("failing") / "failing.c"
     source.write_text(FAILING)
     library = source.with_suffix(".so")

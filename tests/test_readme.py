@@ -75,6 +75,24 @@ def test_path_exists(readme, path):
     assert (ROOT / path).exists()
 
 
+@pytest.mark.parametrize(
+    ("readme", "test"), each(r"`((?:[\w/]+/)?test_\w+\.py(?:::test_\w+)?|\.ci/\w+)`")
+)
+def test_test_exists(readme, test):
+    """Named as in the folder of the tests: a file, or a test in it, or a script of the gate."""
+    file, _, name = test.partition("::")
+    place = ROOT / file
+    if not file.startswith(".ci") and not place.exists():
+        place = ROOT / "tests" / file
+    assert f"def {name}(" in place.read_text(encoding="utf-8") if name else place.exists()
+
+
+def test_every_file_of_tests_is_in_their_table():
+    named = re.findall(r"`((?:\w+/)?test_\w+\.py)`", TEXTS["tests/README.md"])
+    files = (ROOT / "tests").glob("test_*.py")
+    assert {file.name for file in files} <= set(named)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_gate_runs_what_the_front_page_says(command):
     assert f"\n    {command}\n" in TEXTS["README.md"]
