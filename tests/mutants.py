@@ -156,7 +156,8 @@ class Copy:
         self.build = work / "build"
         shutil.rmtree(self.tree, ignore_errors=True)
         ours = shutil.ignore_patterns("*.so", "__pycache__", ".git")
-        shutil.copytree(ROOT, self.tree, ignore=ours)
+        # Newer than any object of a mutant that was built before.
+        shutil.copytree(ROOT, self.tree, ignore=ours, copy_function=shutil.copy)
         cmake = self.tree / "CMakeLists.txt"
         text = cmake.read_text()
         for before, after in {

@@ -197,18 +197,19 @@ private:
 
     void add(const std::vector<std::ptrdiff_t>& shape, const Kind& kind, std::size_t position) {
         const auto layout = Layout(position % 5), grad_layout = Layout((position + 2) % 5);
-        const bool last = shape.size() == 2 && kind.param == Format::float64;
+        const bool is_faulty =
+            shape.size() == 2 && shape[0] == 131 && kind.param == Format::float64;
         const auto owned = [&](Format format, const std::vector<std::ptrdiff_t>& of,
                                Layout lies = Layout::contiguous,
-                               std::string_view planted = "") -> const Array& {
-            return arrays_.emplace_back(format, of, lies, numbers_, planted).array();
+                               std::string_view fault = "") -> const Array& {
+            return arrays_.emplace_back(format, of, lies, numbers_, fault).array();
         };
         Tensor tensor{};
-        tensor.param =
-            owned(kind.param, shape, layout, last && planted_fault == "write" ? planted_fault : "");
+        tensor.param = owned(kind.param, shape, layout,
+                             is_faulty && planted_fault == "write" ? planted_fault : "");
         tensor.grad = owned(kind.grad, shape, grad_layout,
-                            last && planted_fault != "write" ? planted_fault : "");
-        if (!last || (planted_fault != "unset" && planted_fault != "read"))
+                            is_faulty && planted_fault != "write" ? planted_fault : "");
+        if (!is_faulty || (planted_fault != "unset" && planted_fault != "read"))
             grads_.push_back(&arrays_.back());
         if (kind.m != Format::none) tensor.m = owned(kind.m, shape, layout);
         if (kind.copy != Format::none) tensor.copy = owned(kind.copy, shape, layout);
