@@ -185,6 +185,15 @@ class Copy:
         if not self.builds():
             raise SystemExit(f"{self.tree} does not build: run ninja -C {self.build}")
         self.code = self.code_built()
+        self.require_sound([f"tests/{name}" for name in QUICK], work / "quick_tests_pass_without")
+
+    def require_sound(self, tests: list[str], stamp: Path) -> None:
+        """End where tests fail without a mutant: they would kill every one."""
+        if stamp.exists() and stamp.read_text() == self.code:
+            return
+        if by := self.killer(*tests):
+            raise SystemExit(f"without a mutant {by} fails")
+        stamp.write_text(self.code)
 
     def builds(self) -> bool:
         """Whether what the tree holds compiles; it is then what its package imports."""
@@ -204,7 +213,8 @@ class Copy:
     def killer(self, *tests: str) -> str | None:
         """The first test that fails, or how the run ended; None if all pass."""
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-qx", "--no-header"]
-        environment = {**os.environ, "PYTHONPATH": str(self.tree), "PYTHONDONTWRITEBYTECODE": "1"}
+        path = os.pathsep.join(filter(None, [str(self.tree), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
         try:
             run = subprocess.run(
                 [*command, *tests],
@@ -284,7 +294,11 @@ def main() -> None:
         if entry is None:
             if time.monotonic() - begin > arguments.seconds:
                 break
-            copy = copy or Copy(arguments.work)
+            if copy is None:
+                copy = Copy(arguments.work)
+                if not arguments.quick:
+                    tests = copy.tests(Mutant("torch_", 0, "", ""))
+                    copy.require_sound(tests, arguments.work / "tests_pass_without")
             entry = {**asdict(mutant), **copy.tried(mutant, arguments.quick)}
             with results.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
