@@ -68,6 +68,8 @@ struct HyperParameters {
 class CarriedSquares;
 class Measured;
 struct KnownNumbers;
+struct Part;
+struct Box;
 
 // One tensor with its state. Halves are read as float32, and the new param is a float32 until it is
 // rounded. A factored tensor is a batch of matrices over all axes but row_axis and col_axis; it has
@@ -91,6 +93,8 @@ struct Tensor {
     bool stochastic = false;       // halves are rounded at random, not to the nearest
     RandomStream random{};         // the random bits that they are rounded by
     Measured* measured = nullptr;  // what was measured of it before (engine/measured.hpp), or null
+    const Part* part = nullptr;    // of a tensor that lies in pieces (engine/part.hpp), or null
+    const Box* box = nullptr;      // likewise, where these arrays are the only box of a part
 };
 
 // Why a step cannot be taken: what would not be finite after it.

@@ -74,7 +74,7 @@ void bind_config(py::module_& m) {
     m.def(
         "task_counts",
         [](std::size_t rows, std::size_t cols) {
-            return py::make_tuple(Partition::of(rows, cols).n_groups,
+            return py::make_tuple(Partition::of(rows, cols, {}).n_groups,
                                   Tiling::of(rows, cols).n_tiles);
         },
         "Tasks that a matrix in C order is cut into: of measure for grad, and of apply.",

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <stdexcept>
 #include <tuple>
 #include <utility>
 
@@ -66,11 +67,11 @@ HeldTensor::HeldTensor(const py::object& tensor, std::size_t its_group)
     decays = tensor.attr("decays").cast<bool>();
     if (const py::object axes = tensor.attr("axes"); !axes.is_none()) {
         std::tie(row_axis, col_axis) = axes.cast<std::pair<int, int>>();
-        if (std::min(row_axis, col_axis) < 0 || std::max(row_axis, col_axis) >= array.ndim ||
-            row_axis == col_axis)
+        if (std::min(row_axis, col_axis) < 0 || row_axis == col_axis)
             throw py::value_error("the factored axes of " + name_of("param").text() +
                                   " must be two of its axes");
     }
+    hold_part(tensor, array.ndim);
     hold_copy(tensor.attr("copy"), array.format);
     hold_state(tensor.attr("exp_row"), tensor.attr("exp_col"), tensor.attr("v"));
     hold_moment(tensor.attr("m"), array.format);
@@ -80,6 +81,22 @@ HeldTensor::HeldTensor(const py::object& tensor, std::size_t its_group)
             throw py::type_error("a param with lower halves must be of bfloat16");
         const Array found = low_halves_of(halves, name_of("low"), array);
         low = HeldArray(std::move(halves), found);
+    }
+}
+
+void HeldTensor::hold_part(const py::object& tensor, int ndim) {
+    const py::object given = py::getattr(tensor, "part", py::none());
+    if (given.is_none()) {
+        if (std::max(row_axis, col_axis) >= ndim)
+            throw py::value_error("the factored axes of " + name_of("param").text() +
+                                  " must be two of its axes");
+        return;
+    }
+    part = given.cast<Part>();
+    try {
+        part->place(shape, row_axis, col_axis);
+    } catch (const std::invalid_argument& error) {
+        throw py::value_error(name_of("param").text() + " has a wrong part: " + error.what());
     }
 }
 
@@ -108,6 +125,16 @@ void HeldTensor::hold_state(const py::object& rows, const py::object& cols,
         return;
     }
     std::vector<std::ptrdiff_t> batch;
+    if (part && part->layout == Layout::flat) {
+        const auto n_cols = std::ptrdiff_t(part->n_cols);
+        exp_row = held(rows, "exp_row", {std::ptrdiff_t(part->n_row_lines)});
+        exp_col = held(cols, "exp_col",
+                       {n_cols == 0 ? 0 : std::ptrdiff_t(part->n_col_lines) / n_cols, n_cols});
+        if (exp_row.format() != exp_col.format())
+            throw py::type_error(name_of("exp_row").text() + " and " + name_of("exp_col").text() +
+                                 " must be of one dtype");
+        return;
+    }
     for (int d = 0; d < int(shape.size()); ++d)
         if (d != row_axis && d != col_axis) batch.push_back(shape[std::size_t(d)]);
     const auto with_axis = [&](int axis) {
@@ -181,6 +208,10 @@ Tensor HeldTensor::with(const Array& param_now, const Array& grad) const {
     tensor.grad = grad;
     tensor.row_axis = row_axis;
     tensor.col_axis = col_axis;
+    if (part) {
+        tensor.part = &*part;
+        if (part->boxes.size() == 1 && !part->is_range()) tensor.box = &part->boxes[0];
+    }
     if (v.exists()) {
         tensor.v = state(v, "v");
     } else {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -11,6 +12,7 @@
 #include "bindings/written_memory.hpp"
 #include "engine/carried.hpp"
 #include "engine/finite_result.hpp"
+#include "engine/part.hpp"
 #include "owned_array.hpp"
 
 namespace adafactor {
@@ -54,6 +56,7 @@ struct HeldTensor {
     bool was_stuck = false;  // at any step so far
     std::int64_t t = 0;
     std::uint64_t random_key = 0;  // of its name, "0" without one, for RandomStream
+    std::optional<Part> part;  // of a tensor that lies in pieces: then shape is that of this one
     CarriedSquares carried;
     KnownNumbers known;
     std::unique_ptr<MeasuredGrad> measured_grad;  // what waits for a step, or null
@@ -84,6 +87,7 @@ struct HeldTensor {
     Tensor with(const Array& param, const Array& grad) const;
 
 private:
+    void hold_part(const py::object& tensor, int ndim);
     void hold_state(const py::object& rows, const py::object& cols, const py::object& full);
     void hold_copy(py::object object, Format of_param);
     void hold_moment(py::object object, Format of_param);

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "bindings/without_gil.hpp"
+#include "engine/part.hpp"
 
 namespace adafactor {
 namespace {
@@ -32,7 +33,9 @@ void MeasuredGrad::require_scale(double scale, const Name& name) const {
 }
 
 void MeasuredGrad::measure(const Tensor& tensor, int threads) {
-    if (size_of(tensor.param) < kLeastMeasured) return;
+    // The boxes of a range are measured by the step, which puts them together.
+    const bool is_flat = tensor.part != nullptr && tensor.part->layout == Layout::flat;
+    if (size_of(tensor.param) < kLeastMeasured || is_flat) return;
     const WithoutGil no_python_below;
     measured_ = std::make_unique<Measured>(tensor, threads);
 }

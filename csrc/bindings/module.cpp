@@ -6,6 +6,7 @@ PYBIND11_MODULE(_core_of_main, m, pybind11::mod_gil_not_used()) {
     // At its first use it would let the GIL go, in a thread that must not be unwound there.
     pybind11::detail::npy_api::get();
     adafactor::bind_plan(m);
+    adafactor::bind_sharded_step(m);
     adafactor::bind_tensors(m);
     adafactor::bind_torch(m);
     adafactor::bind_config(m);

@@ -16,6 +16,7 @@
 #include "bindings/norm_window.hpp"
 #include "bindings/plan.hpp"
 #include "bindings/results.hpp"
+#include "bindings/sharded_step.hpp"
 #include "bindings/step_lock.hpp"
 #include "bindings/take_step.hpp"
 #include "bindings/without_gil.hpp"
@@ -109,6 +110,7 @@ public:
                     double measured_scale) {
         const StepLock lock(occupancy_);
         require_count_left();
+        require_no_parts();
         const py::tuple given(grads_given);  // holds them all, whatever becomes of the list
         if (given.size() != held_.size() || plan.rules.size() != n_groups_)
             throw py::value_error("as many grads as tensors, and rules as groups, are needed");
@@ -155,6 +157,62 @@ public:
         note(model.results, outcome, false);
         model.results.finish(outcome.grad_norm, options.skip_norm_above, t_);
         return model.report;
+    }
+
+    // Begins a step of tensors that lie in pieces, which this object cannot be used beside until it
+    // is over. As step; a tensor without a gradient here must have none on any rank.
+    std::unique_ptr<DrivenStep> begin_sharded_step(const Plan& plan,
+                                                   const py::sequence& grads_given,
+                                                   double grad_scale,
+                                                   const py::function& make_report,
+                                                   const py::function& follow,
+                                                   std::size_t n_header_max,
+                                                   std::size_t n_header_sum,
+                                                   double measured_scale) {
+        auto host = std::make_unique<Sharded>(*this, plan);
+        require_count_left();
+        if (!plan.all_or_none)
+            throw py::value_error("a sharded step is all or nothing: atomic must be 'all'");
+        if (open_ != nullptr) throw py::value_error(kStepIsOpen);
+        const py::tuple given(grads_given);
+        if (given.size() != held_.size() || plan.rules.size() != n_groups_)
+            throw py::value_error("as many grads as tensors, and rules as groups, are needed");
+        host->grads = with_measured(arrays_from(given));
+        if (state_was_seen_.exchange(false)) forget_numbers();
+        begin_list();
+        for (std::size_t k = 0; k < held_.size(); ++k) {
+            const py::handle grad = PyTuple_GET_ITEM(host->grads.ptr(), py::ssize_t(k));
+            if (grad.is_none()) continue;
+            add_to_list(plan, k, grad, given[k].is_none() ? measured_scale : grad_scale);
+        }
+        host->options = plan.options();
+        if (plan.leaves_out_spikes())
+            host->options.skip_norm_above = norms_.limit(plan.skip_above);
+        else
+            norms_.clear();
+        follow_params(host->options.threads, follow);
+        host->given.assign(held_.size(), false);
+        for (std::size_t i = 0, k = 0; k < held_.size(); ++k) {
+            host->given[k] = i < positions_.size() && positions_[i] == k;
+            host->tensors.push_back(host->given[k] ? tensors_[i++] : without_grad(plan, k));
+        }
+        host->model.emplace(held_.size(), make_report);
+        if (sharded_memory_ == nullptr) sharded_memory_ = std::make_unique<ShardedMemory>();
+        return std::make_unique<DrivenStep>(std::move(host), *sharded_memory_, n_header_max,
+                                            n_header_sum);
+    }
+
+    // What the first round of begin_sharded_step would begin as, for a rank that cannot step.
+    py::array_t<double> mute_round(const Plan& plan, std::size_t n_header_max) {
+        const StepLock lock(occupancy_);
+        std::vector<Tensor> tensors;
+        for (std::size_t k = 0; k < held_.size(); ++k) {
+            tensors.push_back(without_grad(plan, k));
+            if (tensors.back().part == nullptr)
+                throw py::value_error("every tensor of a sharded step must have a part");
+        }
+        return array_of_round(std::make_shared<std::vector<double>>(
+            ShardedStep::mute_round(tensors.data(), tensors.size(), n_header_max)));
     }
 
     // Takes the first sweep of the next step over tensor k, and holds its gradient until then.
@@ -206,6 +264,7 @@ public:
                            const py::function& follow) {
         const StepLock lock(occupancy_);
         require_count_left();
+        require_no_parts();
         const HeldTensor& held = *held_.at(k);
         const Name grad_name = held.name_of("grad");
         const py::object grad = array_from(grad_given, grad_name);
@@ -369,6 +428,55 @@ private:
         bool spends_all_ = false;
     };
 
+    // A sharded step under way, which keeps this object to itself.
+    struct Sharded final : ShardedHost {
+        Sharded(Tensors& all, const Plan& plan)
+            : lock(all.occupancy_), self(py::cast(&all)), all(all), plan(plan) {}
+
+        Name name_of(std::size_t k, const char* word) const override {
+            return all.held_[k]->name_of(word);
+        }
+        py::object end(const ShardedOutcome& outcome, const std::string& message) override {
+            return all.end_sharded(*this, outcome, message);
+        }
+
+        StepLock lock;
+        py::object self;
+        Tensors& all;
+        Plan plan;
+        py::tuple grads;
+        std::optional<ModelStep> model;
+    };
+
+    py::object end_sharded(Sharded& step, const ShardedOutcome& sharded,
+                           const std::string& message) {
+        begin_list();
+        reports_.clear();
+        for (std::size_t k = 0; k < held_.size(); ++k) {
+            if (!step.given[k]) continue;
+            positions_.push_back(k);
+            tensors_.push_back(step.tensors[k]);
+            reports_.push_back(step.reports[k]);
+        }
+        const Outcome& outcome = sharded.outcome;
+        const bool differs = sharded.presence_differs || sharded.grad_format_differs;
+        {
+            Spending spending(*this);
+            if (differs) throw py::value_error(message + "; nothing was changed");
+            {
+                const Counting counting(*this, step.plan, outcome, true);
+            }
+            if (outcome.fault != Fault::none && step.plan.nonfinite == NonFinite::raise)
+                throw_floating_point_error(message + "; nothing was changed");
+            spending.spend_all();
+        }
+        if (outcome.fault != Fault::none) ++skipped_;
+        given_before_.clear();
+        note(step.model->results, outcome, false);
+        step.model->results.finish(outcome.grad_norm, step.options.skip_norm_above, t_);
+        return step.model->report;
+    }
+
     // Whether the tensor is stuck for the first time.
     static bool note_stuck(HeldTensor& held, bool stuck) {
         const bool newly = stuck && !held.was_stuck;
@@ -475,6 +583,22 @@ private:
         }
         tensors_.push_back(tensor);
         positions_.push_back(k);
+    }
+
+    // As a sharded step takes it where no rank has a gradient of it.
+    Tensor without_grad(const Plan& plan, std::size_t k) {
+        HeldTensor& held = *held_[k];
+        Tensor tensor = planned(plan, held, held.param.now(held.name_of("param")), {}, 1);
+        tensor.carried = nullptr;
+        return tensor;
+    }
+
+    void require_no_parts() const {
+        for (const auto& held : held_)
+            if (held->part)
+                throw py::value_error(held->name_of("param").text() +
+                                      " is a part of a tensor: its steps are those of "
+                                      "begin_sharded_step");
     }
 
     // The tensor with what the plan makes of it at its next step.
@@ -602,6 +726,7 @@ private:
     WrittenMemory memory_;
     py::weakref last_param_;  // of update, if its RMS is carried
     std::atomic<bool> state_was_seen_{true};
+    std::unique_ptr<ShardedMemory> sharded_memory_;  // since the first sharded step
 
     std::size_t n_measured_ = 0;      // gradients that wait for a step
     std::unique_ptr<OpenStep> open_;  // or null
@@ -636,6 +761,13 @@ void bind_tensors(py::module_& m) {
         .def("step", &Tensors::step, "One step of all tensors whose grad is not None, in place.",
              py::arg("plan"), py::arg("grads"), py::arg("grad_scale"), py::arg("make_report"),
              py::arg("follow"), py::arg("measured_scale") = 1.0)
+        .def("begin_sharded_step", &Tensors::begin_sharded_step,
+             "Begin a step of tensors that lie in pieces.", py::arg("plan"), py::arg("grads"),
+             py::arg("grad_scale"), py::arg("make_report"), py::arg("follow"),
+             py::arg("n_header_max"), py::arg("n_header_sum"), py::arg("measured_scale") = 1.0)
+        .def("mute_round", &Tensors::mute_round,
+             "The first maximum as a rank begins it that has no part in it.", py::arg("plan"),
+             py::arg("n_header_max"))
         .def("arrays", &Tensors::arrays,
              "Gradients as a step would read them: arrays, where they become some.",
              py::arg("grads"))

@@ -71,6 +71,7 @@ public:
 
 private:
     class Resolver;
+    friend class ShardedFactored;
 
     void allocate_resolving(Scratch& scratch);
 

@@ -133,9 +133,18 @@ Factors FactoredStep::factors_of(std::size_t matrix, const Rect& part) const {
 }
 
 Rounding FactoredStep::rounding_of(std::size_t matrix, const Rect& part) const {
-    const std::uint64_t row_step = numbered(geometry_.param.inner());
-    const std::uint64_t row = std::uint64_t(matrix) * geometry_.param.outer() + part.i;
-    return rounding(row * row_step + part.j, row_step);
+    std::size_t outer = geometry_.param.outer(), inner = geometry_.param.inner();
+    std::size_t i = part.i, j = part.j;
+    if (const Box* const box = tensor_.box) {  // elements have the numbers of the whole tensor
+        const bool swapped = geometry_.param.swapped();
+        outer = swapped ? box->n_cols : box->n_rows;
+        inner = swapped ? box->n_rows : box->n_cols;
+        i += swapped ? box->col : box->row;
+        j += swapped ? box->row : box->col;
+        matrix = box->matrices[matrix];
+    }
+    const std::uint64_t row_step = numbered(inner);
+    return rounding((std::uint64_t(matrix) * outer + i) * row_step + j, row_step);
 }
 
 }  // namespace adafactor

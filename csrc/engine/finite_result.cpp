@@ -230,35 +230,44 @@ bool TensorStep::may_leave_nans() const {
     return !hyper_.scale_parameter && descents_[0].decay != 0;
 }
 
+double TensorStep::largest(double known, double seen_sq) {
+    const double seen = std::sqrt(seen_sq) * kSumMargin;
+    return known > seen ? known : seen;
+}
+
 Fault TensorStep::check_numbers(const Team& team) {
     const ResultBounds bounds(tensor_, descents_, n_descents_,
                               std::sqrt(sum_u_sq_ / grad_sq_scale()));
-    // What was seen counts more than what is said to be known.
-    const auto largest = [](double known, double seen_sq) {
-        const double seen = std::sqrt(seen_sq) * kSumMargin;
-        return known > seen ? known : seen;
-    };
     double m = 0, param = KnownNumbers::kUnknown;
-    const auto note_bounds = [&] {
-        if (has_momentum()) next_m_ = bounds.m_after(m);
-        if (tracks_param()) next_param_ = bounds.param_after(param, m);
-    };
     if (has_momentum()) {
-        m = largest(known_m(), seen_m_sq_);
+        m = bound_of_m();
         if (!std::isfinite(m)) return Fault::first_moment;
     }
     if (hyper_.scale_parameter)
         param = std::sqrt(sum_param_sq_) * kSumMargin;
     else if (tracks_param())
-        param = largest(known_param(), seen_param_sq_);
-    note_bounds();
+        param = bound_of_param();
+    note_bounds(bounds, param, m);
     if (bounds.are_finite(param, m)) return Fault::none;
+    return look_at_all_numbers(team, bounds);
+}
 
-    // Closer bounds, and what apply would write.
-    if (has_momentum()) m = largest_in(tensor_.m, team);
+Fault TensorStep::check_closely(const Team& team) {
+    return look_at_all_numbers(team, ResultBounds(tensor_, descents_, n_descents_,
+                                                  std::sqrt(sum_u_sq_ / grad_sq_scale())));
+}
+
+void TensorStep::note_bounds(const ResultBounds& bounds, double param, double m) {
+    if (has_momentum()) next_m_ = bounds.m_after(m);
+    if (tracks_param()) next_param_ = bounds.param_after(param, m);
+}
+
+// By closer bounds, and by what apply would write.
+Fault TensorStep::look_at_all_numbers(const Team& team, const ResultBounds& bounds) {
+    const double m = has_momentum() ? largest_in(tensor_.m, team) : 0;
     if (!std::isfinite(m)) return Fault::first_moment;
-    param = largest_in(tensor_.param, team);
-    note_bounds();
+    const double param = largest_in(tensor_.param, team);
+    note_bounds(bounds, param, m);
     if (bounds.are_finite(param, m)) return Fault::none;
     first_infinite_ = nullptr;
     team.for_tasks(n_apply_tasks(), Order::forwards,

@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <optional>
 
 #include "adafactor.hpp"
+#include "engine/part.hpp"
 #include "engine/strided.hpp"
 #include "kernel/kernels.hpp"
 
@@ -25,12 +27,14 @@ struct Partition {
     std::size_t n_groups;
     std::size_t n_own, n_cross;
 
-    static Partition of(std::size_t outer, std::size_t inner) {
+    // `owns_outer`, unless the shape is to decide.
+    static Partition of(std::size_t outer, std::size_t inner, std::optional<bool> owns_outer) {
         constexpr std::size_t most_groups = 64;
         constexpr std::size_t most_partial_sums = std::size_t(1) << 17;  // of all groups: 2 MiB
         constexpr std::size_t tile_elements = std::size_t(1) << 17;
         Partition p;
-        p.owns_outer = outer > 2048 || (inner <= 16384 && (outer >= 128 || inner <= 1024));
+        p.owns_outer = owns_outer.value_or(
+            outer > 2048 || (inner <= 16384 && (outer >= 128 || inner <= 1024)));
         p.n_own = p.owns_outer ? outer : inner;
         p.n_cross = p.owns_outer ? inner : outer;
         p.block =
@@ -93,7 +97,7 @@ struct Geometry {
           grad_like_param(tensor.grad, tensor.row_axis, tensor.col_axis, param.swapped()),
           m(tensor.m, tensor.row_axis, tensor.col_axis, param.swapped()),
           copy(tensor.copy, tensor.row_axis, tensor.col_axis, param.swapped()),
-          partition(Partition::of(grad.outer(), grad.inner())),
+          partition(Partition::of(grad.outer(), grad.inner(), owned_axis(tensor))),
           tiling(Tiling::of(param.outer(), param.inner())),
           rows(std::size_t(tensor.param.shape[tensor.row_axis])),
           cols(std::size_t(tensor.param.shape[tensor.col_axis])),
@@ -151,6 +155,12 @@ struct Geometry {
     static constexpr std::size_t part_size() { return kPartRows * kPartCols * sizeof(double); }
 
 private:
+    // Of a part, the axis whose lines it has whole: their statistics are final within a block.
+    std::optional<bool> owned_axis(const Tensor& tensor) const {
+        if (tensor.box == nullptr || tensor.box->owns_rows == tensor.box->owns_cols) return {};
+        return tensor.box->owns_rows != grad.swapped();
+    }
+
     static std::size_t padded(std::size_t n) { return (n + kPadding - 1) / kPadding * kPadding; }
 };
 

@@ -5,17 +5,16 @@
 #include <cmath>
 #include <new>
 
-#include "engine/clip_and_scale.hpp"
+#include "engine/elementwise_step.hpp"
 #include "engine/geometry.hpp"
-#include "engine/tensor_step.hpp"
 
 namespace adafactor {
 namespace {
 
-class SmallStep final : public TensorStep {
+class SmallStep final : public ElementwiseStep {
 public:
     SmallStep(const Tensor& tensor, TensorReport& report, const KernelTable& kernels)
-        : TensorStep(tensor, report, kernels),
+        : ElementwiseStep(tensor, report, kernels),
           measures_param_(hyper_.scale_parameter),
           param_(tensor.param, tensor.row_axis, tensor.col_axis, false),
           grad_(tensor.grad, tensor.row_axis, tensor.col_axis, false),
@@ -70,37 +69,41 @@ public:
         if (measures_param_) param_sq_[task] = sums.param_sq;
     }
 
-    Fault resolve(const Team&, bool propagate) override {
+    ElementSums sums(const Team&) override {
         measures_param_ = false;
         const auto sum = [](const double* values, std::size_t n) {
             double total = 0;
             for (std::size_t k = 0; k < n; ++k) total += values[k];
             return total;
         };
-        report_->grad_sq = sum(grad_sq_, n_tasks_);
-        const double u_sq = sum(u_sq_, n_sums_) * grad_sq_scale();
-        const double param_sq = hyper_.scale_parameter ? sum(param_sq_, n_sums_) : 0;
-        Fault fault =
-            fault_of(std::isfinite(report_->grad_sq), std::isfinite(param_sq), std::isfinite(u_sq));
-        if (fault == Fault::none && std::any_of(overflows_, overflows_ + n_tasks_,
-                                                [](bool overflows) { return overflows; }))
-            fault = Fault::state_format;
-        if (fault != Fault::none && !propagate) return fault;
+        ElementSums sums;
+        sums.grad_sq.add(sum(grad_sq_, n_tasks_));
+        sums.u_sq.add(sum(u_sq_, n_sums_));
+        if (hyper_.scale_parameter) sums.param_sq.add(sum(param_sq_, n_sums_));
+        sums.overflows = std::any_of(overflows_, overflows_ + n_tasks_,
+                                     [](bool overflows) { return overflows; });
+        return sums;
+    }
 
-        const double n = double(rows_ * cols_);
-        const double n_all = n * double(n_matrices_);
-        report_->rms_u = std::sqrt(u_sq / n_all);
-        if (hyper_.scale_parameter) report_->rms_param = std::sqrt(param_sq / n_all);
+    Each each() const override {
+        if (!hyper_.per_matrix) return {};
+        return {u_sq_, hyper_.scale_parameter ? param_sq_ : nullptr, n_matrices_};
+    }
+
+    void decide(const ElementSums& of_all, double n_all) override {
+        const double u_sq = of_all.u_sq.value() * grad_sq_scale();
+        const double param_sq = of_all.param_sq.value();
+        const StepSize size = reported_step_size(hyper_, has_momentum(), u_sq / n_all,
+                                                 param_sq / n_all, *report_);
         if (!hyper_.per_matrix) {
-            find_step_size(0, u_sq / n_all, param_sq / n_all);
-            bound(descent_, 1, u_sq, param_sq);
-            return fault;
+            descent_[0] = size.descent;
+            return bound(descent_, 1, u_sq, param_sq);
         }
+        const double n = double(rows_ * cols_);
         for (std::size_t m = 0; m < n_matrices_; ++m)
             find_step_size(m, u_sq_[m] * grad_sq_scale() / n,
                            hyper_.scale_parameter ? param_sq_[m] / n : 0);
         bound(descent_, n_matrices_, u_sq, param_sq);
-        return fault;
     }
 
     std::size_t n_apply_tasks() const override { return n_tasks_; }
@@ -254,9 +257,14 @@ TensorStep* make_small_step(const Tensor& tensor, TensorReport& report, Scratch&
 }
 
 bool is_small(const Tensor& tensor) {
+    const auto is = [](std::size_t of_matrix, std::size_t n_matrices) {
+        return of_matrix <= kSmallElements && n_matrices >= kLanesOfSmall;
+    };
+    if (const Part* const part = tensor.part)
+        return part->layout == Layout::batch && is(part->n_rows * part->n_cols, part->n_matrices);
     const auto rows = std::size_t(tensor.param.shape[tensor.row_axis]);
     const auto cols = std::size_t(tensor.param.shape[tensor.col_axis]);
-    return rows * cols <= kSmallElements && size_of(tensor.param) >= kLanesOfSmall * rows * cols;
+    return is(rows * cols, size_of(tensor.param) / (rows * cols));
 }
 
 }  // namespace adafactor

@@ -76,6 +76,28 @@ public:
         if (tensor_.known != nullptr) tensor_.known->forget();
     }
 
+    // Of a sharded step, whose ranks share these bounds: of |m| and |param| before it, as far as
+    // this rank's part tells; unknown without them.
+    double bound_of_m() const { return largest(known_m(), seen_m_sq_); }
+    double bound_of_param() const { return largest(known_param(), seen_param_sq_); }
+    bool has_sound_state() const { return has_sound_means(); }
+    bool needs_bound_of_param() const { return tracks_param(); }
+    void carry_bounds(double param, double m) {
+        next_param_ = param;
+        next_m_ = m;
+    }
+    // What check does where bounds leave it open, by numbers that bound() was given.
+    Fault check_closely(const Team& team);
+
+    // For check, of the descents of n matrices. `sum_u_sq`: of u times grad_scale; `sum_param_sq`
+    // matters with scale_parameter.
+    void bound(const Descent* descents, std::size_t n, double sum_u_sq, double sum_param_sq) {
+        descents_ = descents;
+        n_descents_ = n;
+        sum_u_sq_ = sum_u_sq;
+        sum_param_sq_ = sum_param_sq;
+    }
+
     // Where the param lies whose result is not finite, the first in memory.
     const char* infinite_param() const { return first_infinite_; }
 
@@ -128,15 +150,6 @@ protected:
                 hyper_.eps_root, hyper_.root_floor,  hyper_.mean_floor};
     }
 
-    // For check, of the descents of n matrices. `sum_u_sq`: of u times grad_scale; `sum_param_sq`
-    // matters with scale_parameter.
-    void bound(const Descent* descents, std::size_t n, double sum_u_sq, double sum_param_sq) {
-        descents_ = descents;
-        n_descents_ = n;
-        sum_u_sq_ = sum_u_sq;
-        sum_param_sq_ = sum_param_sq;
-    }
-
     // Looks at the chunk of v with this number, if it is due. Any thread may.
     void look_at_v(std::size_t chunk, const Block& v) {
         if (!looks_at_all() && (chunk + tensor_.known->turn) % KnownNumbers::kRotation != 0) return;
@@ -176,6 +189,11 @@ private:
     double largest_sum_sq(const Array& array, std::size_t begin, std::size_t end) const;
     // A bound of the absolute values of an array, likewise infinite.
     double largest_in(const Array& array, const Team& team) const;
+
+    // What was seen counts more than what is said to be known.
+    static double largest(double known, double seen_sq);
+    void note_bounds(const ResultBounds& bounds, double param, double m);
+    Fault look_at_all_numbers(const Team& team, const ResultBounds& bounds);
 
     // Whether a bound of |param| is carried from step to step.
     bool tracks_param() const { return !hyper_.scale_parameter && !is_bounded_by_move(tensor_); }

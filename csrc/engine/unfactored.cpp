@@ -4,10 +4,9 @@
 #include <cmath>
 #include <new>
 
-#include "engine/clip_and_scale.hpp"
+#include "engine/elementwise_step.hpp"
 #include "engine/geometry.hpp"
 #include "engine/param_squares.hpp"
-#include "engine/tensor_step.hpp"
 
 namespace adafactor {
 namespace {
@@ -29,10 +28,10 @@ ElementOrder order_of(const Tensor& tensor) {
 
 // Threads take tiles of kTaskElements, kernels runs of kChunk. Elements that are no neighbours in
 // memory are copied, so that kernels see the same runs, and add in the same order, for any strides.
-class UnfactoredStep final : public TensorStep {
+class UnfactoredStep final : public ElementwiseStep {
 public:
     UnfactoredStep(const Tensor& tensor, TensorReport& report, const KernelTable& kernels)
-        : TensorStep(tensor, report, kernels),
+        : ElementwiseStep(tensor, report, kernels),
           param_squares_(tensor),
           order_(order_of(tensor)),
           n_tiles_((order_.size() + kTaskElements - 1) / kTaskElements) {}
@@ -52,34 +51,30 @@ public:
         measure_param(tile);
     }
 
-    Fault resolve(const Team& team, bool propagate) override {
-        const auto n = double(order_.size());
+    ElementSums sums(const Team& team) override {
         if (param_squares_.is_unknown()) {
             const double* const squares = param_squares_.complete([&] {
                 team.for_tasks(n_tiles_, Order::forwards,
                                [&](std::size_t tile, int, char*) { measure_param(tile); });
             });
-            mean_param_sq_ = 0;
-            for (std::size_t tile = 0; tile < n_tiles_; ++tile) mean_param_sq_ += squares[tile];
-            mean_param_sq_ /= n;
+            for (std::size_t tile = 0; tile < n_tiles_; ++tile) param_sq_.add(squares[tile]);
         }
         UnfactoredSums total{};
         for (std::size_t tile = 0; tile < n_tiles_; ++tile) add(sums_[tile], total);
-        report_->grad_sq = total.grad_sq;
-        Fault fault = fault_of(std::isfinite(total.grad_sq),
-                               !hyper_.scale_parameter || std::isfinite(mean_param_sq_),
-                               std::isfinite(total.u_sq));
-        if (fault == Fault::none && total.v_overflows) fault = Fault::state_format;
-        if (fault != Fault::none && !propagate) return fault;
+        ElementSums sums;
+        sums.grad_sq.add(total.grad_sq);
+        sums.u_sq.add(total.u_sq);
+        sums.param_sq = param_sq_;
+        sums.overflows = total.v_overflows;
+        return sums;
+    }
 
-        const double mean_u_sq = total.u_sq / n * grad_sq_scale();
-        const StepSize size = clip_and_scale(hyper_, has_momentum(), mean_u_sq, mean_param_sq_);
-        descent_ = size.descent;
-        note(size, true, *report_);
-        bound(&descent_, 1, mean_u_sq * n, mean_param_sq_ * n);
-        report_->rms_u = std::sqrt(mean_u_sq);
-        if (hyper_.scale_parameter) report_->rms_param = std::sqrt(mean_param_sq_);
-        return fault;
+    void decide(const ElementSums& of_all, double n) override {
+        const double mean_u_sq = of_all.u_sq.value() / n * grad_sq_scale();
+        const double mean_param_sq = of_all.param_sq.value() / n;
+        descent_ =
+            reported_step_size(hyper_, has_momentum(), mean_u_sq, mean_param_sq, *report_).descent;
+        bound(&descent_, 1, mean_u_sq * n, mean_param_sq * n);
     }
 
     std::size_t n_apply_tasks() const override { return n_tiles_; }
@@ -173,7 +168,7 @@ private:
     ElementOrder order_;
     std::size_t n_tiles_;
     UnfactoredSums* sums_ = nullptr;  // (n_tiles,); wide: in one of the runs
-    double mean_param_sq_ = 1;
+    TwoWords param_sq_;
     Descent descent_{};
 };
 

@@ -1,0 +1,195 @@
+#include "bindings/sharded_step.hpp"
+
+#include <pybind11/stl.h>
+
+#include <cmath>
+#include <stdexcept>
+#include <utility>
+
+#include "bindings/bindings.hpp"
+#include "bindings/constructor.hpp"
+#include "bindings/without_gil.hpp"
+
+namespace adafactor {
+namespace {
+
+const char* name_of(const ShardedOutcome& outcome) {
+    if (outcome.presence_differs) return "presence";
+    if (outcome.grad_format_differs) return "grad_dtype";
+    switch (outcome.outcome.fault) {
+        case Fault::grad:
+            return "grad";
+        case Fault::param:
+            return "param";
+        case Fault::second_moment:
+            return "second_moment";
+        case Fault::first_moment:
+            return "first_moment";
+        case Fault::result:
+            return "result";
+        case Fault::state_format:
+            return "state_format";
+        default:
+            return "none";
+    }
+}
+
+std::string place_of(std::ptrdiff_t index, const std::vector<std::ptrdiff_t>& shape) {
+    std::string place;
+    for (auto length = shape.rbegin(); length != shape.rend(); ++length) {
+        place = std::to_string(index % *length) + (place.empty() ? "" : ", ") + place;
+        index /= *length;
+    }
+    return place.empty() ? "()" : place;
+}
+
+std::string shown(double value) { return py::str(py::float_(value)).cast<std::string>(); }
+
+}  // namespace
+
+std::string sharded_fault_text(const ShardedOutcome& of, const Tensor& tensor, const Name& param,
+                               const Name& grad, const Name& m) {
+    if (of.presence_differs)
+        return grad.text() + " is None on some ranks and given on others, must be alike on all";
+    if (of.grad_format_differs)
+        return grad.text() + " is of different dtypes on the ranks, must be of one";
+    const Fault fault = of.outcome.fault;
+    const std::string of_tensor = param.of_tensor();
+    if (fault == Fault::state_format)
+        return (tensor.v != nullptr ? "v" : "exp_row or exp_col") + of_tensor +
+               " would have a mean of squares above 3.4e38, must be at most that in float32: "
+               "state_dtype='float64' holds it";
+    if (fault == Fault::second_moment)
+        return (tensor.v != nullptr ? "v" : "exp_row and exp_col") + of_tensor +
+               (tensor.v != nullptr ? " is" : " are") +
+               " not finite, or negative, or zero while eps is zero: the update would not be "
+               "finite";
+    const bool is_state = fault == Fault::first_moment;
+    const Name& name = fault == Fault::grad ? grad : is_state ? m : param;
+    if (of.outcome.index < 0)
+        return "the squares of " + (is_state ? m.word + of_tensor : name.text()) +
+               " add up to more than float64 holds";
+    const std::string place = "[" + place_of(of.outcome.index, tensor.part->shape) + "]";
+    const std::string element =
+        (is_state ? m.word + place + of_tensor : name.text() + place) + " is " + shown(of.value);
+    if (!std::isfinite(of.value)) return element + ", must be finite";
+    if (fault == Fault::result)
+        return element +
+               ", and this step would make it, its copy or its first moment infinite: it must be "
+               "smaller, the step too, or the dtype wider";
+    return element + ", whose square overflows float64";
+}
+
+DrivenStep::DrivenStep(std::unique_ptr<ShardedHost> host, ShardedMemory& memory,
+                       std::size_t n_header_max, std::size_t n_header_sum)
+    : host_(std::move(host)) {
+    for (const Tensor& tensor : host_->tensors)
+        if (tensor.part == nullptr)
+            throw py::value_error("every tensor of a sharded step must have a part");
+    host_->reports.assign(host_->tensors.size(), {});
+    step_ = std::make_unique<ShardedStep>(host_->tensors.data(), host_->given, host_->options,
+                                          host_->reports.data(), memory, n_header_max,
+                                          n_header_sum);
+}
+
+ShardedHost& DrivenStep::host() const {
+    if (host_ == nullptr)
+        throw py::value_error("this step is over: begin another by begin_sharded_step");
+    return *host_;
+}
+
+py::array_t<double> array_of_round(const RoundArray& array) {
+    auto held = std::make_unique<RoundArray>(array);
+    const py::capsule owner(held.get(), [](void* p) { delete static_cast<RoundArray*>(p); });
+    static_cast<void>(held.release());
+    return py::array_t<double>({py::ssize_t(array->size())}, {py::ssize_t(sizeof(double))},
+                               array->data(), owner);
+}
+
+py::object DrivenStep::next_round() {
+    host();
+    Round round;
+    {
+        const WithoutGil no_python_below;
+        round = step_->next();
+    }
+    if (round.array == nullptr) return py::none();
+    py::list rounds;
+    rounds.append(py::make_tuple(array_of_round(round.array), round.is_max ? "max" : "sum"));
+    return rounds;
+}
+
+py::object DrivenStep::fault() const {
+    host();
+    const ShardedOutcome& of = step_->outcome();
+    if (!of.is_fault()) return py::none();
+    return py::make_tuple(name_of(of), of.outcome.tensor, of.outcome.index, of.value);
+}
+
+std::string DrivenStep::message() const {
+    const ShardedOutcome& of = step_->outcome();
+    const std::size_t k = of.outcome.tensor;
+    if (!of.is_fault()) return "";
+    return sharded_fault_text(of, host().tensors[k], host().name_of(k, "param"),
+                              host().name_of(k, "grad"), host().name_of(k, "m"));
+}
+
+py::object DrivenStep::fault_text() const {
+    host();
+    if (!step_->outcome().is_fault()) return py::none();
+    return py::cast(message());
+}
+
+py::object DrivenStep::apply() {
+    host();
+    if (!step_->is_done())
+        throw py::value_error("the step has rounds left: apply() comes after next_round() is None");
+    const std::string text = message();
+    if (step_->is_ready()) {
+        const WithoutGil no_python_below;
+        step_->apply();
+    }
+    const std::unique_ptr<ShardedHost> over = std::move(host_);
+    const std::unique_ptr<ShardedStep> last = std::move(step_);
+    return over->end(last->outcome(), text);
+}
+
+void DrivenStep::abandon() {
+    step_.reset();
+    host_.reset();
+}
+
+void bind_sharded_step(py::module_& m) {
+    py::class_<Part> part(
+        m, "Part",
+        "Which part of a tensor a rank has. shape: of the whole tensor. start: where the local box "
+        "begins in it, or (the first element,) of a range in C order. layout: how the tensor is "
+        "cut. speaks: whether this rank adds its numbers, as one of each set of replicas does.");
+    allocate_safely(part);
+    def_constructor<std::vector<std::ptrdiff_t>, std::vector<std::ptrdiff_t>, const std::string&,
+                    bool>(
+        part,
+        [](std::vector<std::ptrdiff_t> shape, std::vector<std::ptrdiff_t> start,
+           const std::string& layout, bool speaks) {
+            auto made = std::make_unique<Part>();
+            made->shape = std::move(shape);
+            made->start = std::move(start);
+            made->layout = layout_of(layout);
+            made->speaks = speaks;
+            return made;
+        },
+        py::arg("shape"), py::arg("start"), py::arg("layout"), py::arg("speaks") = true);
+    part.def_readonly("shape", &Part::shape)
+        .def_readonly("start", &Part::start)
+        .def_readonly("speaks", &Part::speaks);
+
+    py::class_<DrivenStep>(m, "ShardedStep", "A step of tensors in pieces, between its exchanges.")
+        .def("next_round", &DrivenStep::next_round,
+             "The next array to be reduced over all ranks, in place, and how; None at the end.")
+        .def_property_readonly("fault", &DrivenStep::fault)
+        .def("fault_text", &DrivenStep::fault_text)
+        .def("apply", &DrivenStep::apply, "Write, or end a step that is left out; the report.")
+        .def("abandon", &DrivenStep::abandon, "End the step and write nothing.");
+}
+
+}  // namespace adafactor

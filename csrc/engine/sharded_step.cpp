@@ -1,0 +1,353 @@
+#include "engine/sharded_step.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "dispatch/isa.hpp"
+
+namespace adafactor {
+namespace {
+
+// Of this size, filled; another array than the last one's where somebody has that still.
+std::vector<double>& filled(RoundArray& array, std::size_t size, double value) {
+    if (array == nullptr || array.use_count() > 1) array = std::make_shared<std::vector<double>>();
+    array->assign(size, value);
+    return *array;
+}
+
+}  // namespace
+
+ShardedStep::ShardedStep(const Tensor* tensors, const std::vector<bool>& given,
+                         const Options& options, TensorReport* reports, ShardedMemory& memory,
+                         std::size_t n_header_max, std::size_t n_header_sum)
+    : tensors_(tensors),
+      given_(given),
+      options_(options),
+      reports_(reports),
+      memory_(memory),
+      n_header_max_(n_header_max),
+      n_header_sum_(n_header_sum) {
+    const DefaultFloatEnvironment while_this_works;
+    memory_.for_step.reset();
+    memory_.for_measure.reset();
+    std::size_t bytes = 0, elements = 0;
+    for (std::size_t k = 0; k < given_.size(); ++k) {
+        if (!given_[k]) continue;
+        elements += size_of(tensors[k].param);
+        bytes += size_of(tensors[k].param) *
+                 (item_size(tensors[k].param.format) + item_size(tensors[k].grad.format));
+    }
+    const ShardedPlaces places{memory_.for_step, memory_.for_measure, running_kernels(),
+                               place_of(bytes)};
+    std::size_t scratch_size = 0;
+    for (std::size_t k = 0; k < given_.size(); ++k) {
+        reports_[k] = {};
+        all_.push_back(make_sharded(tensors[k], given_[k], reports_[k], places));
+        for (TensorStep* step : all_.back()->steps()) {
+            steps_.push_back(step);
+            scratch_size = std::max(scratch_size, step->scratch_size());
+        }
+    }
+    scratch_size = (scratch_size + kPadding - 1) / kPadding * kPadding;
+    const int threads = team_size(elements, options_.threads);
+    team_ = Team(threads, memory_.for_step.take<char>(scratch_size * std::size_t(threads)),
+                 scratch_size);
+    first_task_.resize(steps_.size() + 1);
+}
+
+ShardedStep::~ShardedStep() = default;
+
+std::vector<double> ShardedStep::mute_round(const Tensor* tensors, std::size_t n_tensors,
+                                            std::size_t n_header_max) {
+    Scratch none;
+    const ShardedPlaces places{none, none, running_kernels(), Place::memory};
+    std::size_t n = n_header_max;
+    for (std::size_t k = 0; k < n_tensors; ++k) {
+        TensorReport report;
+        n += make_sharded(tensors[k], false, report, places)->n_max();
+    }
+    return std::vector<double>(n, kNeutral);
+}
+
+// Calls body(position in stepping_), which must not throw, for all of these.
+template <class Body>
+void ShardedStep::for_stepping(const Body& body) {
+    team_.for_tasks(stepping_.size(), Order::forwards,
+                    [&](std::size_t k, int, char*) { body(k); });
+}
+
+template <class Count, class Body>
+void ShardedStep::for_all_tasks(Order order, const Count& count, const Body& body) {
+    first_task_[0] = 0;
+    for (std::size_t k = 0; k < steps_.size(); ++k)
+        first_task_[k + 1] = first_task_[k] + count(*steps_[k]);
+    team_.for_tasks(first_task_.back(), order, [&](std::size_t task, int, char* scratch) {
+        const auto next = std::upper_bound(first_task_.begin(), first_task_.end(), task);
+        const auto k = std::size_t(next - first_task_.begin()) - 1;
+        body(*steps_[k], task - first_task_[k], scratch);
+    });
+}
+
+Round ShardedStep::exchange(const RoundArray& array, bool is_max, Stage stage) {
+    stage_ = stage;
+    return {array, is_max};
+}
+
+Round ShardedStep::end() {
+    stage_ = Stage::done;
+    return {nullptr, false};
+}
+
+std::size_t ShardedStep::position_of(ShardedTensor& tensor) const {
+    return std::size_t(&tensor.report() - reports_);
+}
+
+Round ShardedStep::next() {
+    const DefaultFloatEnvironment while_this_works;
+    switch (stage_) {
+        case Stage::begin:
+            measure();
+            return put_max();
+        case Stage::max:
+            return after_max();
+        case Stage::sum:
+            return after_sum();
+        case Stage::second_max:
+            return after_second_max();
+        case Stage::second_sum: {
+            const double* from = memory_.second_sum->data();
+            for (ShardedTensor* tensor : stepping_)
+                if (tensor->needs_second()) {
+                    tensor->take_second_sum(from);
+                    from += tensor->n_second_sum();
+                }
+            return finish();
+        }
+        case Stage::look:
+            return after_look();
+        case Stage::index:
+            return after_index();
+        case Stage::value: {
+            const std::vector<double>& told = *memory_.fault;
+            outcome_.value = told[0] == 1   ? std::numeric_limits<double>::quiet_NaN()
+                             : told[1] == 1 ? std::numeric_limits<double>::infinity()
+                             : told[2] == 1 ? -std::numeric_limits<double>::infinity()
+                                            : told[3];
+            return end();
+        }
+        default:
+            return {nullptr, false};
+    }
+}
+
+void ShardedStep::measure() {
+    for (TensorStep* step : steps_)
+        if (!step->is_measured()) step->allocate_sums(memory_.for_measure);
+    for_all_tasks(
+        Order::forwards, [](const TensorStep& step) { return step.n_measure_tasks_left(); },
+        [](TensorStep& step, std::size_t task, char* scratch) {
+            if (!step.is_measured()) step.measure(task, scratch);
+            step.look_at_due(task);
+        });
+    for (const auto& tensor : all_)
+        if (tensor->is_given()) tensor->finish_measure(team_);
+}
+
+Round ShardedStep::put_max() {
+    std::size_t n = is_first_ ? n_header_max_ : 0;
+    for (const auto& tensor : all_) n += tensor->n_max();
+    double* to = filled(memory_.max, n, kNeutral).data() + (is_first_ ? n_header_max_ : 0);
+    for (const auto& tensor : all_) {
+        tensor->put_max(to);
+        to += tensor->n_max();
+    }
+    return exchange(memory_.max, true, Stage::max);
+}
+
+void ShardedStep::find_places(std::size_t first) {
+    place_.clear();
+    for (const ShardedTensor* tensor : stepping_) {
+        place_.push_back(first);
+        first += tensor->n_sum();
+    }
+}
+
+Round ShardedStep::after_max() {
+    const double* from = memory_.max->data() + (is_first_ ? n_header_max_ : 0);
+    stepping_.clear();
+    for (std::size_t k = 0; k < all_.size(); ++k) {
+        ShardedTensor& tensor = *all_[k];
+        tensor.take_max(from);
+        from += tensor.n_max();
+        if (!outcome_.is_fault()) {
+            outcome_.presence_differs = tensor.presence_differs();
+            outcome_.grad_format_differs = tensor.grad_format_differs();
+            if (outcome_.is_fault()) outcome_.outcome.tensor = k;
+        }
+        if (tensor.is_given_anywhere()) stepping_.push_back(&tensor);
+    }
+    if (outcome_.is_fault()) {
+        return end();
+    }
+    std::size_t n = is_first_ ? n_header_sum_ : 0;
+    for (const ShardedTensor* tensor : stepping_) n += tensor->n_sum();
+    double* const to = filled(memory_.sum, n, 0).data();
+    find_places(is_first_ ? n_header_sum_ : 0);
+    for_stepping([&](std::size_t k) { stepping_[k]->put_sum(to + place_[k]); });
+    return exchange(memory_.sum, false, Stage::sum);
+}
+
+void ShardedStep::note_norm() {
+    double sum = 0;
+    for (ShardedTensor* tensor : stepping_) {
+        const double scale = tensor->tensor().hyper.grad_scale;
+        sum += tensor->report().grad_sq * (scale * scale);
+    }
+    outcome_.outcome.grad_norm = std::sqrt(sum);
+    for (ShardedTensor* tensor : stepping_)
+        tensor->report().rms_grad =
+            std::sqrt(tensor->report().grad_sq / tensor->part().n_elements()) *
+            std::abs(tensor->tensor().hyper.grad_scale);
+}
+
+Round ShardedStep::after_sum() {
+    double* const from = memory_.sum->data();
+    is_first_ = false;
+    for_stepping([&](std::size_t k) { stepping_[k]->take_sum(from + place_[k]); });
+    if (!has_clipped_) note_norm();
+    return begin_second();
+}
+
+Round ShardedStep::begin_second() {
+    for (ShardedTensor* tensor : stepping_) {
+        const Fault fault = tensor->decide(team_, options_.propagate);
+        tensor->report().fault = fault;
+        if (fault != Fault::none && !options_.propagate)
+            return faulty(fault, position_of(*tensor));
+    }
+    const double norm = outcome_.outcome.grad_norm;
+    if (std::isfinite(options_.skip_norm_above)) {
+        outcome_.outcome.is_spike = std::isfinite(norm) && norm > options_.skip_norm_above;
+        if (outcome_.outcome.is_spike) return end();
+    }
+    if (std::isfinite(options_.max_grad_norm) && !has_clipped_) {
+        const double ratio = options_.max_grad_norm / (norm + 1e-6);
+        if (!(ratio >= 1)) {
+            has_clipped_ = true;
+            bool repeats = false;
+            for (ShardedTensor* tensor : stepping_) repeats |= tensor->scale_grad(ratio);
+            if (!repeats) return begin_second();
+            measure();
+            return put_max();
+        }
+    }
+    std::size_t n = 0;
+    bool any = false;
+    for (ShardedTensor* tensor : stepping_)
+        if (tensor->needs_second()) {
+            any = true;
+            n += tensor->n_second_max();
+            tensor->measure_second(team_);
+        }
+    if (!any) return finish();
+    double* to = filled(memory_.second_max, n, kNeutral).data();
+    for (const ShardedTensor* tensor : stepping_)
+        if (tensor->needs_second()) {
+            tensor->put_second_max(to);
+            to += tensor->n_second_max();
+        }
+    return exchange(memory_.second_max, true, Stage::second_max);
+}
+
+Round ShardedStep::after_second_max() {
+    const double* from = memory_.second_max->data();
+    std::size_t n = 0;
+    for (ShardedTensor* tensor : stepping_)
+        if (tensor->needs_second()) {
+            tensor->take_second_max(from);
+            from += tensor->n_second_max();
+            n += tensor->n_second_sum();
+        }
+    double* to = filled(memory_.second_sum, n, 0).data();
+    for (const ShardedTensor* tensor : stepping_)
+        if (tensor->needs_second()) {
+            tensor->put_second_sum(to);
+            to += tensor->n_second_sum();
+        }
+    return exchange(memory_.second_sum, false, Stage::second_sum);
+}
+
+Round ShardedStep::finish() {
+    bool any_looks = false;
+    for (ShardedTensor* tensor : stepping_) {
+        Fault fault = tensor->finish(options_.propagate);
+        if (fault == Fault::none && !options_.propagate &&
+            tensor->report().fault == Fault::none) {
+            fault = tensor->check();
+            any_looks = any_looks || tensor->needs_look();
+        }
+        if (fault != Fault::none) tensor->report().fault = fault;
+        if (fault != Fault::none && !options_.propagate)
+            return faulty(fault, position_of(*tensor));
+    }
+    for_stepping([&](std::size_t k) { stepping_[k]->prepare_apply(); });
+    if (!any_looks) {
+        return end();
+    }
+    std::vector<double>& faults = filled(memory_.fault, stepping_.size(), 0);
+    for (std::size_t k = 0; k < stepping_.size(); ++k)
+        if (stepping_[k]->needs_look())
+            faults[k] = double(int(stepping_[k]->look(team_)));
+    return exchange(memory_.fault, true, Stage::look);
+}
+
+Round ShardedStep::after_look() {
+    for (std::size_t k = 0; k < stepping_.size(); ++k) {
+        const auto fault = Fault(int((*memory_.fault)[k]));
+        if (fault == Fault::none) continue;
+        stepping_[k]->report().fault = fault;
+        return faulty(fault, position_of(*stepping_[k]));
+    }
+    return end();
+}
+
+// The first bad element of all ranks: they take the maximum of its negated index.
+Round ShardedStep::faulty(Fault fault, std::size_t tensor) {
+    outcome_.outcome.fault = fault;
+    outcome_.outcome.tensor = tensor;
+    own_index_ = all_[tensor]->bad_index(fault, own_value_);
+    filled(memory_.fault, 1, own_index_ < 0 ? kNeutral : -double(own_index_));
+    return exchange(memory_.fault, true, Stage::index);
+}
+
+Round ShardedStep::after_index() {
+    const double found = memory_.fault->front();
+    outcome_.outcome.index = found == kNeutral ? -1 : std::ptrdiff_t(-found);
+    if (outcome_.outcome.index < 0) {
+        return end();
+    }
+    std::vector<double>& told = filled(memory_.fault, 4, kNeutral);
+    if (own_index_ == outcome_.outcome.index) {
+        told[0] = std::isnan(own_value_);
+        told[1] = std::isinf(own_value_) && own_value_ > 0;
+        told[2] = std::isinf(own_value_) && own_value_ < 0;
+        if (std::isfinite(own_value_)) told[3] = own_value_;
+    }
+    return exchange(memory_.fault, true, Stage::value);
+}
+
+void ShardedStep::apply() {
+    const DefaultFloatEnvironment while_this_works;
+    for (ShardedTensor* tensor : stepping_) tensor->begin_apply();
+    for_all_tasks(
+        Order::backwards, [](const TensorStep& step) { return step.n_apply_tasks(); },
+        [](TensorStep& step, std::size_t task, char* scratch) { step.apply(task, scratch); });
+    for (ShardedTensor* tensor : stepping_) {
+        tensor->end_apply();
+        tensor->carry_bounds(options_.propagate);
+        tensor->report().stepped = true;
+    }
+}
+
+}  // namespace adafactor

@@ -1,0 +1,113 @@
+// A step of tensors that lie in pieces in several processes ("ranks"), in phases: between them the
+// caller has the ranks' arrays reduced, by whatever engine there is. All ranks end alike: all have
+// stepped, or none has written anything.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <vector>
+
+#include "engine/sharded_tensor.hpp"
+
+namespace adafactor {
+
+// An array of a round, shared with whoever reduces it.
+using RoundArray = std::shared_ptr<std::vector<double>>;
+
+// Working memory, kept between steps.
+struct ShardedMemory {
+    Scratch for_step, for_measure;
+    RoundArray max, sum, second_max, second_sum, fault;
+};
+
+// An array that is to be reduced over all ranks, in place: by their maximum, or their sum.
+struct Round {
+    RoundArray array;
+    bool is_max;
+};
+
+// As Outcome, alike on all ranks.
+struct ShardedOutcome {
+    Outcome outcome;  // the index is one of the whole tensor
+    double value = 0;  // of the bad element, if there is an index
+    bool presence_differs = false, grad_format_differs = false;  // of that tensor, on some ranks
+
+    bool is_fault() const {
+        return outcome.fault != Fault::none || presence_differs || grad_format_differs;
+    }
+};
+
+class ShardedStep {
+public:
+    // All tensors of a model have a part, whether or not a gradient is given[k]. May throw
+    // std::bad_alloc, as may next(). The arrays of the first maximum and sum begin with so many
+    // free numbers of the caller's.
+    ShardedStep(const Tensor* tensors, const std::vector<bool>& given, const Options& options,
+                TensorReport* reports, ShardedMemory& memory, std::size_t n_header_max,
+                std::size_t n_header_sum);
+    ~ShardedStep();
+
+    // Takes this rank's part up to the next exchange; without an array if there is none left.
+    Round next();
+
+    const ShardedOutcome& outcome() const { return outcome_; }
+
+    // Writes, if is_ready().
+    void apply();
+
+    // Whether all rounds are done, and apply() is right.
+    bool is_ready() const {
+        const bool is_well = !outcome_.is_fault() && !outcome_.outcome.is_spike;
+        return stage_ == Stage::done && is_well;
+    }
+    bool is_done() const { return stage_ == Stage::done; }
+
+    // What the first maximum begins as: a rank that cannot step takes part with it once, and tells
+    // the others so in its header.
+    static std::vector<double> mute_round(const Tensor* tensors, std::size_t n_tensors,
+                                          std::size_t n_header_max);
+
+private:
+    enum class Stage { begin, max, sum, second_max, second_sum, look, index, value, done };
+
+    template <class Body>
+    void for_stepping(const Body& body);
+    template <class Count, class Body>
+    void for_all_tasks(Order order, const Count& count, const Body& body);
+    Round exchange(const RoundArray& array, bool is_max, Stage stage);
+    Round end();
+
+    void measure();
+    Round put_max();
+    void find_places(std::size_t first);
+    Round after_max();
+    Round after_sum();
+    Round begin_second();
+    Round after_second_max();
+    Round finish();
+    Round after_look();
+    Round faulty(Fault fault, std::size_t tensor);
+    Round after_index();
+    void note_norm();
+    std::size_t position_of(ShardedTensor& tensor) const;
+
+    const Tensor* tensors_;
+    std::vector<bool> given_;
+    Options options_;
+    TensorReport* reports_;
+    ShardedMemory& memory_;
+    std::size_t n_header_max_, n_header_sum_;
+    std::vector<std::unique_ptr<ShardedTensor>> all_;
+    std::vector<ShardedTensor*> stepping_;  // with a gradient
+    std::vector<TensorStep*> steps_;        // of this rank's boxes
+    std::vector<std::size_t> place_;        // of each of stepping_ in the sum
+    std::vector<std::size_t> first_task_;
+    Team team_{1, nullptr, 0};
+    bool has_clipped_ = false, is_first_ = true;
+    Stage stage_ = Stage::begin;
+    double own_value_ = 0;
+    std::ptrdiff_t own_index_ = -1;
+    ShardedOutcome outcome_;
+};
+
+}  // namespace adafactor

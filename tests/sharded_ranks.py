@@ -1,0 +1,189 @@
+"""Ranks of a sharded step in one process: the model of an `Optimizer` cut to pieces.
+
+Each rank has a native `Tensors` of its own with copies of its pieces; `step` drives all of them and
+reduces their arrays by NumPy. No Python of adafactor_native.sharding takes part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from adafactor_native import Optimizer
+from adafactor_native._runtime import _core
+
+Array = npt.NDArray[Any]
+Ranges = Sequence[tuple[int, int]]  # of each axis; of a flat range the one of its elements
+
+
+class Cut:
+    """How a tensor is cut: a layout, and the ranges of each rank."""
+
+    def __init__(self, layout: str, by_rank: Sequence[Ranges], speaks: Sequence[bool] | None = None):
+        self.layout = layout
+        self.by_rank = by_rank
+        self.speaks = speaks or [True] * len(by_rank)
+
+    def of(self, array: Array, rank: int, axes: Sequence[int] | None = None) -> Array:
+        """Return a copy of the rank's piece of an array that has these axes of the tensor."""
+        ranges = self.by_rank[rank]
+        if self.is_flat:
+            return array.reshape(-1)[slice(*ranges[0])].copy()
+        axes = range(array.ndim) if axes is None else axes
+        return array[tuple(slice(*ranges[axis]) for axis in axes)].copy()
+
+    def put(self, whole: Array, rank: int, piece: Array) -> None:
+        ranges = self.by_rank[rank]
+        if self.is_flat:
+            whole.reshape(-1)[slice(*ranges[0])] = piece
+        else:
+            whole[tuple(slice(*r) for r in ranges)] = piece
+
+    @property
+    def is_flat(self) -> bool:
+        return self.layout == "flat" or self.layout == "flat elements"
+
+
+def cuts(layout: str, shape: tuple[int, ...], edges: Sequence[int], axis: int) -> Cut:
+    """Cut one axis at these edges, the rest whole."""
+    ends = [*edges, shape[axis]]
+    starts = [0, *edges]
+    whole = [(0, n) for n in shape]
+    return Cut(
+        layout,
+        [[*whole[:axis], (a, b), *whole[axis + 1 :]] for a, b in zip(starts, ends)],
+    )
+
+
+class Ranks:
+    """The ranks of `opt`, whose tensors are cut by `cuts`, in order."""
+
+    def __init__(self, opt: Optimizer, cut_of: dict[str, Cut], n_ranks: int) -> None:
+        self.opt = opt
+        self.cut_of = cut_of
+        self.n = n_ranks
+        self.tensors = []
+        self.models = []
+        self.stops: Callable[[int], bool] = lambda number: False  # abandons at this exchange
+        for rank in range(n_ranks):
+            groups = [[self._piece(t, rank) for t in group.tensors] for group in opt.param_groups]
+            model = _core.Tensors()
+            model.add(groups)
+            model.set_counts(opt.t, opt.skipped, [int(x) for x in opt.counts])
+            self.models.append(model)
+            self.tensors.append([t for group in groups for t in group])
+
+    def _piece(self, tensor: Any, rank: int) -> SimpleNamespace:
+        cut = self.cut_of[tensor.name]
+        shape = tensor.param.shape
+        ranges = cut.by_rank[rank]
+        whole = tuple(range(len(shape)))
+        piece = SimpleNamespace(name=tensor.name, decays=tensor.decays, axes=None)
+        for kind in ("param", "m", "master", "low", "copy"):
+            array = getattr(tensor, kind)
+            setattr(piece, kind, None if array is None else cut.of(array, rank))
+        piece.exp_row = piece.exp_col = piece.v = None
+        if tensor.axes is None:
+            piece.v = cut.of(tensor.v, rank)
+        else:
+            row, col = tensor.axes
+            piece.axes = (row, col)
+            if cut.is_flat:
+                start, end = ranges[0]
+                rows, cols = shape[row], shape[col]
+                lines = slice(start // cols, -(-end // cols) if end > start else start // cols)
+                size = rows * cols
+                matrices = slice(start // size, -(-end // size) if end > start else start // size)
+                piece.exp_row = tensor.exp_row.reshape(-1)[lines].copy()
+                piece.exp_col = tensor.exp_col.reshape(-1, cols)[matrices].copy()
+            else:
+                batch = [a for a in whole if a not in (row, col)]
+                piece.exp_row = cut.of(tensor.exp_row, rank, [*batch, row])
+                piece.exp_col = cut.of(tensor.exp_col, rank, [*batch, col])
+        start = [a for a, _ in ranges]
+        layout = "elements" if tensor.axes is None else cut.layout
+        piece.part = _core.Part(shape, start, layout, cut.speaks[rank])
+        return piece
+
+    def begin(self, grads: Sequence[Array | None], grad_scale: float = 1.0) -> list[Any]:
+        plan = self.opt._new_plan()
+        steps = []
+        for rank, model in enumerate(self.models):
+            pieces = [
+                None if g is None else self.cut_of[name].of(g, rank)
+                for name, g in zip(self.opt.names, grads)
+            ]
+            steps.append(
+                model.begin_sharded_step(
+                    plan, pieces, grad_scale, lambda *arrays: arrays, lambda position: None, 2, 1
+                )
+            )
+        return steps
+
+    def step(self, grads: Sequence[Array | None], grad_scale: float = 1.0) -> list[Any]:
+        """Step all ranks; return each one's report arrays, or its error."""
+        steps = self.begin(grads, grad_scale)
+        self.exchanges = exchange(steps, self.stops)
+        if self.exchanges is None:
+            for step in steps:
+                step.abandon()
+            return []
+        results: list[Any] = []
+        for step in steps:
+            try:
+                results.append(step.apply())
+            except (FloatingPointError, ValueError) as error:
+                results.append(error)
+        return results
+
+    def gathered(self, kind: str, k: int) -> Array:
+        """Put a whole param, m, v, master, low or copy together, or exp_row or exp_col."""
+        name = self.opt.names[k]
+        cut = self.cut_of[name]
+        tensor = self.opt._all_tensors()[k]
+        whole = np.full_like(getattr(tensor, kind), 77)
+        shape = tensor.param.shape
+        for rank in range(self.n):
+            piece = getattr(self.tensors[rank][k], kind)
+            if kind not in ("exp_row", "exp_col"):
+                cut.put(whole, rank, piece)
+            elif cut.is_flat:
+                start, end = cut.by_rank[rank][0]
+                row, col = tensor.axes
+                size = shape[col] if kind == "exp_row" else shape[row] * shape[col]
+                if end > start:
+                    view = whole.reshape(-1) if kind == "exp_row" else whole.reshape(-1, shape[col])
+                    view[start // size : -(-end // size)] = piece
+            else:
+                row, col = tensor.axes
+                axes = [a for a in range(len(shape)) if a not in (row, col)]
+                axes.append(row if kind == "exp_row" else col)
+                ranges = cut.by_rank[rank]
+                whole[tuple(slice(*ranges[a]) for a in axes)] = piece
+        return whole
+
+
+def exchange(steps: Sequence[Any], stops: Callable[[int], bool] = lambda n: False) -> Any:
+    """Reduce all rounds; return [(op, length)], or None if it stopped before the end."""
+    done = []
+    while True:
+        rounds = [step.next_round() for step in steps]
+        if rounds[0] is None:
+            assert all(r is None for r in rounds)
+            return done
+        if stops(len(done)):
+            return None
+        for arrays in zip(*rounds):
+            ops = {op for _, op in arrays}
+            (op,) = ops
+            assert len({array.size for array, _ in arrays}) == 1
+            total = np.max([a for a, _ in arrays], axis=0) if op == "max" else sum(
+                (a for a, _ in arrays), np.zeros(arrays[0][0].size)
+            )
+            for array, _ in arrays:
+                array[...] = total
+            done.append((op, total.size))
