@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "adafactor.hpp"
+#include "kernel/kernels.hpp"
 
 namespace adafactor {
 
@@ -22,7 +23,7 @@ public:
     void expect(const Array& param, std::size_t n_tiles) {
         if (!known_ || !is_same(param) || sums_.size() != n_tiles) {
             known_ = false;
-            sums_.assign(n_tiles, 0);
+            sums_.assign(n_tiles, {});
             strides_.assign(param.strides, param.strides + param.ndim);
             data_ = param.data;
             format_ = param.format;
@@ -38,10 +39,10 @@ public:
 
     // Completes this step's own sums, those of unknown tiles, by the carried ones. False, with all
     // tiles unknown, if a tile that was carried was summed again and differs.
-    bool complete(double* sums) {
+    bool complete(SumWords* sums) {
         if (!known_) return true;
         for (std::size_t tile = 0; tile < sums_.size(); ++tile) {
-            if (is_unknown(tile) && std::memcmp(&sums[tile], &sums_[tile], sizeof(double)) != 0) {
+            if (is_unknown(tile) && std::memcmp(&sums[tile], &sums_[tile], sizeof(SumWords)) != 0) {
                 known_ = false;
                 return false;
             }
@@ -53,7 +54,7 @@ public:
     }
 
     // What apply fills, each tile once, and then declares known.
-    double* written() {
+    SumWords* written() {
         known_ = false;
         return sums_.data();
     }
@@ -72,7 +73,7 @@ private:
 
     bool known_ = false;
     std::size_t first_checked_ = 0;
-    std::vector<double> sums_;
+    std::vector<SumWords> sums_;
     char* data_ = nullptr;
     Format format_ = Format::float32;
     std::vector<std::ptrdiff_t> strides_;

@@ -4,7 +4,7 @@
 
 #include "engine/clip_and_scale.hpp"
 #include "engine/tensor_step.hpp"
-#include "two_words.hpp"
+#include "engine/two_words.hpp"
 
 namespace adafactor {
 

@@ -6,7 +6,7 @@
 #include <cstddef>
 #include <limits>
 
-#include "two_words.hpp"
+#include "engine/two_words.hpp"
 
 namespace adafactor {
 

@@ -47,7 +47,7 @@ void FactoredStep::allocate_sums(Scratch& for_measure) {
 void FactoredStep::allocate_resolving(Scratch& scratch) {
     const std::size_t n = geometry_.n_matrices;
     resolving_ = {scratch.take<SecondMoment>(n), scratch.take<double>(n),
-                  scratch.take<double>(geometry_.n_tiles())};
+                  scratch.take<SumWords>(geometry_.n_tiles())};
 }
 
 // The groups' sums are added up, in the order in which resolve would: what is kept is a few numbers

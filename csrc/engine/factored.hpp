@@ -7,6 +7,7 @@
 #include "engine/partial_sums.hpp"
 #include "engine/second_moment.hpp"
 #include "engine/tensor_step.hpp"
+#include "engine/two_words.hpp"
 #include "engine/walk_choice.hpp"
 
 namespace adafactor {
@@ -26,7 +27,7 @@ struct OldMeans {
 struct Resolving {
     SecondMoment* moments;  // (n_matrices,)
     double* mean_u_sq;      // (n_matrices,), of the matrix or of all
-    double* tile_u_sq;      // (n_matrices, n_tiles)
+    SumWords* tile_u_sq;    // (n_matrices, n_tiles)
 };
 
 // What resolve decides for apply.
@@ -95,10 +96,12 @@ private:
     void apply_in_place(std::size_t chunk, std::size_t tile, Walk walk) const;
     void apply_by_parts(std::size_t chunk, std::size_t tile, char* scratch) const;
     void apply_copies(std::size_t matrix, const Rect& part, char* copies) const;
+    void apply_blocks(const StepBlocks& blocks, std::size_t matrix, const Rect& part,
+                      char* room) const;
     void look(std::size_t task) override;
     void look_at(std::size_t matrix, const Rect& part);
 
-    double* written(std::size_t matrix, std::size_t tile) const {
+    SumWords* written(std::size_t matrix, std::size_t tile) const {
         return param_squares_.written(matrix * geometry_.tiling.n_tiles + tile);
     }
     // A thread's memory for copies lies behind that for sums.
@@ -120,17 +123,17 @@ void FactoredStep::sum_param(std::size_t chunk, std::size_t tile, Walk walk, cha
                              const SumOf& sum_of) const {
     const Geometry& at = geometry_;
     at.for_matrices(chunk, [&](std::size_t m) {
-        if (double* const sum = sum_of(m)) *sum = 0;
+        if (SumWords* const sum = sum_of(m)) *sum = {};
     });
     const bool in_place = at.param.has_unit_runs();
     const auto add_part = [&](const Rect& part) {
         at.for_matrices(chunk, [&](std::size_t m) {
-            double* const sum = sum_of(m);
+            SumWords* const sum = sum_of(m);
             if (sum == nullptr) return;
             Block block = in_place ? block_in_place(at.param[m], part)
                                    : gather(at.param[m], part, copies_of(scratch));
             block.walk = walk;
-            *sum += kernels_.sum_squares(block);
+            add_to(*sum, kernels_.sum_squares(block));
         });
     };
     if (in_place)

@@ -43,10 +43,10 @@ void FactoredStep::apply_in_place(std::size_t chunk, std::size_t tile, Walk walk
         return batch.exists() ? block_in_place(batch[m], part) : Block{};
     };
     at.for_matrices(chunk, [&](std::size_t m) {
-        double* const sum = written(m, tile);
+        SumWords* const sum = written(m, tile);
         Block param = block(at.param, m);
         param.walk = walk;
-        const double param_sq = kernels_.apply(
+        const SumWords param_sq = kernels_.apply(
             {param, block(at.m, m), block(at.grad_like_param, m), block(at.copy, m)},
             factors_of(m, part), resolved_.descent[m], rounding_of(m, part), sum != nullptr);
         if (sum != nullptr) *sum = param_sq;

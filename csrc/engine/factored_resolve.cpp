@@ -34,7 +34,7 @@ public:
 
     void finish_param() {
         if (!step_.param_squares_.is_unknown()) return;
-        const double* const sums = step_.param_squares_.complete([&] {
+        const SumWords* const sums = step_.param_squares_.complete([&] {
             team_.for_tasks(at_.n_chunks * at_.tiling.n_tiles, Order::forwards,
                             [&](std::size_t task, int, char* scratch) {
                                 step_.measure_param(task / at_.tiling.n_tiles,
@@ -154,12 +154,13 @@ private:
     }
 
     // The means of squares that sums over tiles and hyper.per_matrix ask for.
-    void mean_of_tiles(const double* sums, double* mean) const {
+    void mean_of_tiles(const SumWords* sums, double* mean) const {
         const std::size_t n_tiles = at_.tiling.n_tiles;
         double total = 0;
         for (std::size_t m = 0; m < at_.n_matrices; ++m) {
-            double sum = 0;
-            for (std::size_t tile = 0; tile < n_tiles; ++tile) sum += sums[m * n_tiles + tile];
+            TwoWords words;
+            for (std::size_t tile = 0; tile < n_tiles; ++tile) words.add(sums[m * n_tiles + tile]);
+            const double sum = words.value();
             mean[m] = sum / at_.n_elements();
             total += sum;
         }
@@ -187,15 +188,15 @@ private:
 
     // RMS(u)^2 in the direct form, which takes a sweep of its own.
     void find_direct_u() {
-        double* const sums = step_.resolving_.tile_u_sq;
+        SumWords* const sums = step_.resolving_.tile_u_sq;
         const bool in_place = at_.grad_like_param.has_unit_runs();
         team_.for_tasks(at_.n_tiles(), Order::forwards, [&](std::size_t index, int, char* scratch) {
             const std::size_t m = index / at_.tiling.n_tiles;
             const Rect tile = at_.tiling[index % at_.tiling.n_tiles];
             const MatrixView grad = at_.grad_like_param[m];
-            sums[index] = 0;
+            sums[index] = {};
             const auto add = [&](const Block& block, const Rect& part) {
-                sums[index] += kernels_.sum_u_squares(block, step_.factors_of(m, part));
+                add_to(sums[index], kernels_.sum_u_squares(block, step_.factors_of(m, part)));
             };
             if (in_place) return add(block_in_place(grad, tile), tile);
             for_parts_of(tile, [&](const Rect& part) {

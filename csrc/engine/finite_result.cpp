@@ -174,7 +174,7 @@ double TensorStep::largest_sum_sq(const Array& array, std::size_t begin, std::si
             run.cols = kChunk / 4;
             run.stride = std::ptrdiff_t(run.cols * item_size(run.format));
         }
-        const double sum_sq = kernels_.sum_squares(run);
+        const double sum_sq = kernels_.sum_squares(run).high;
         if (!(sum_sq <= largest))
             largest = std::isnan(sum_sq) ? std::numeric_limits<double>::infinity() : sum_sq;
     }

@@ -75,7 +75,7 @@ void ShardedFactored::finish_measure(const Team& team) {
         if (!step.param_squares_.is_unknown()) continue;
         const Geometry& geometry = step.geometry_;
         const std::size_t n_tiles = geometry.tiling.n_tiles;
-        const double* const sums = step.param_squares_.complete([&] {
+        const SumWords* const sums = step.param_squares_.complete([&] {
             team.for_tasks(geometry.n_chunks * n_tiles, Order::forwards,
                            [&](std::size_t task, int, char* scratch) {
                                step.measure_param(task / n_tiles, task % n_tiles, scratch);
@@ -226,16 +226,17 @@ bool ShardedFactored::sum_direct_u(const Team& team, LocalBox& at, bool wide) {
     const Geometry& geometry = step.geometry_;
     const std::size_t n_tiles = geometry.tiling.n_tiles;
     fill_factors(at, wide, false);
-    double* const sums = step.resolving_.tile_u_sq;
+    SumWords* const sums = step.resolving_.tile_u_sq;
     const bool in_place = geometry.grad_like_param.has_unit_runs();
     team.for_tasks(geometry.n_tiles(), Order::forwards,
                    [&](std::size_t index, int, char* scratch) {
                        const std::size_t m = index / n_tiles;
                        const Rect tile = geometry.tiling[index % n_tiles];
                        const MatrixView grad = geometry.grad_like_param[m];
-                       sums[index] = 0;
+                       sums[index] = {};
                        const auto add = [&](const Block& block, const Rect& part) {
-                           sums[index] += kernels_.sum_u_squares(block, step.factors_of(m, part));
+                           add_to(sums[index],
+                                  kernels_.sum_u_squares(block, step.factors_of(m, part)));
                        };
                        if (in_place) return add(block_in_place(grad, tile), tile);
                        for_parts_of(tile, [&](const Rect& part) {
@@ -246,7 +247,7 @@ bool ShardedFactored::sum_direct_u(const Team& team, LocalBox& at, bool wide) {
     bool are_finite = true;
     for (std::size_t k = 0; k < geometry.n_tiles(); ++k) {
         at.u_sq[k / n_tiles].add(sums[k]);
-        are_finite = are_finite && std::isfinite(sums[k]);
+        are_finite = are_finite && std::isfinite(sums[k].high);
     }
     return are_finite;
 }

@@ -110,8 +110,8 @@ private:
     };
     Sums own_sums(std::size_t m) const {
         Sums sums;
-        sums.of[0].add(own_[m].sum);
-        sums.of[1].add(own_[m].sum_sq);
+        sums.of[0] = SumWords{own_[m].sum, own_[m].sum_low};
+        sums.of[1] = SumWords{own_[m].sum_sq, own_[m].sum_sq_low};
         if (hyper_.scale_parameter) sums.of[2] = boxes_[0].param_sq[m];
         return sums;
     }

@@ -147,7 +147,7 @@ std::ptrdiff_t ShardedTensor::bad_index(Fault fault, double& value) const {
         if (fault == Fault::result)
             for (const TensorStep* step : steps_) is_bad = is_bad || step->infinite_param() == p;
         const Block element{p, 0, 1, 1, array.format, array.low};
-        const double square = running_kernels().sum_squares(element);
+        const double square = running_kernels().sum_squares(element).high;
         if (fault != Fault::result) is_bad = !std::isfinite(square);
         if (!is_bad) continue;
         value = number_of(element);

@@ -310,7 +310,7 @@ private:
         outcome_.tensor = std::size_t(&step.report() - reports_);
         const Tensor& tensor = tensors_[outcome_.tensor];
         const auto not_finite = [&](const Block& element) {
-            return !std::isfinite(kernels_.sum_squares(element));
+            return !std::isfinite(kernels_.sum_squares(element).high);
         };
         if (outcome_.fault == Fault::result)
             outcome_.index = first_of(tensor.param, [&](const Block& element) {

@@ -36,7 +36,7 @@ public:
           order_(order_of(tensor)),
           n_tiles_((order_.size() + kTaskElements - 1) / kTaskElements) {}
 
-    void allocate(Scratch& for_step) override { sums_ = for_step.take<UnfactoredSums>(n_tiles_); }
+    void allocate(Scratch& for_step) override { sums_ = for_step.take<TileSums>(n_tiles_); }
 
     void allocate_sums(Scratch& for_measure) override {
         param_squares_.allocate(tensor_.param, n_tiles_, for_measure);
@@ -53,19 +53,19 @@ public:
 
     ElementSums sums(const Team& team) override {
         if (param_squares_.is_unknown()) {
-            const double* const squares = param_squares_.complete([&] {
+            const SumWords* const squares = param_squares_.complete([&] {
                 team.for_tasks(n_tiles_, Order::forwards,
                                [&](std::size_t tile, int, char*) { measure_param(tile); });
             });
             for (std::size_t tile = 0; tile < n_tiles_; ++tile) param_sq_.add(squares[tile]);
         }
-        UnfactoredSums total{};
-        for (std::size_t tile = 0; tile < n_tiles_; ++tile) add(sums_[tile], total);
         ElementSums sums;
-        sums.grad_sq.add(total.grad_sq);
-        sums.u_sq.add(total.u_sq);
+        for (std::size_t tile = 0; tile < n_tiles_; ++tile) {
+            sums.grad_sq.add(sums_[tile].grad_sq);
+            sums.u_sq.add(sums_[tile].u_sq);
+            sums.overflows = sums.overflows || sums_[tile].v_overflows;
+        }
         sums.param_sq = param_sq_;
-        sums.overflows = total.v_overflows;
         return sums;
     }
 
@@ -82,15 +82,15 @@ public:
     void begin_apply() override { param_squares_.begin_apply(); }
 
     void apply(std::size_t tile, char*) override {
-        double* const written = param_squares_.written(tile);
-        double param_sq = 0;
+        SumWords* const written = param_squares_.written(tile);
+        SumWords param_sq{};
         for_runs(tile, [&](std::size_t k, std::size_t n) {
             Copies copies;
             const auto run = [&](int array) { return order_.run(array, k, n, copies.of[array]); };
             const StepBlocks blocks{run(kParam), run(kM), run(kGrad), run(kCopy)};
             const Block v = run(kV);
             kernels_.apply_unfactored(blocks, v, moment(), descent_, rounding(k), sums_[tile].wide);
-            if (written != nullptr) param_sq += kernels_.sum_squares(blocks.param);
+            if (written != nullptr) add_to(param_sq, kernels_.sum_squares(blocks.param));
             const auto put_back = [&](const Block& from, int array) {
                 if (from.data == copies.of[array]) order_.scatter(from, array, k, n);
             };
@@ -126,12 +126,18 @@ private:
         });
     }
 
-    static void add(const UnfactoredSums& more, UnfactoredSums& sums) {
-        sums.grad_sq += more.grad_sq;
-        sums.u_sq += more.u_sq;
-        sums.wide = sums.wide || more.wide;
-        sums.v_overflows = sums.v_overflows || more.v_overflows;
-    }
+    // Over the runs of a tile. wide, v_overflows: in one of them.
+    struct TileSums {
+        SumWords grad_sq, u_sq;
+        bool wide, v_overflows;
+
+        void add(const UnfactoredSums& run) {
+            add_to(grad_sq, {run.grad_sq, 0});
+            add_to(u_sq, {run.u_sq, 0});
+            wide = wide || run.wide;
+            v_overflows = v_overflows || run.v_overflows;
+        }
+    };
 
     template <class Body>  // body(first element, number)
     void for_runs(std::size_t tile, const Body& body) const {
@@ -141,33 +147,32 @@ private:
     }
 
     void measure_moment(std::size_t tile) {
-        UnfactoredSums sums{};
+        TileSums sums{};
         for_runs(tile, [&](std::size_t k, std::size_t n) {
             Copies copies;
             const Block v = order_.run(kV, k, n, copies.of[kV]);
             look_at_v(k / kChunk, v);
-            add(kernels_.measure_unfactored(order_.run(kGrad, k, n, copies.of[kGrad]), v, moment(),
-                                            !is_all_float()),
-                sums);
+            sums.add(kernels_.measure_unfactored(order_.run(kGrad, k, n, copies.of[kGrad]), v,
+                                                 moment(), !is_all_float()));
         });
         sums_[tile] = sums;
     }
 
     // Sums what is not carried.
     void measure_param(std::size_t tile) {
-        double* const sum = param_squares_.to_measure(tile);
+        SumWords* const sum = param_squares_.to_measure(tile);
         if (sum == nullptr) return;
-        *sum = 0;
+        *sum = {};
         for_runs(tile, [&](std::size_t k, std::size_t n) {
             Copies copies;
-            *sum += kernels_.sum_squares(order_.run(kParam, k, n, copies.of[kParam]));
+            add_to(*sum, kernels_.sum_squares(order_.run(kParam, k, n, copies.of[kParam])));
         });
     }
 
     ParamSquares param_squares_;
     ElementOrder order_;
     std::size_t n_tiles_;
-    UnfactoredSums* sums_ = nullptr;  // (n_tiles,); wide: in one of the runs
+    TileSums* sums_ = nullptr;  // (n_tiles,)
     TwoWords param_sq_;
     Descent descent_{};
 };

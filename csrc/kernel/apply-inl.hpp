@@ -169,9 +169,10 @@ ADAFACTOR_INLINE void apply_some_rows(const Step& step, std::size_t i, double* s
 
 // Returns, with sums, the sum of squares of what it wrote.
 template <class Acc, class Way, class F>
-[[gnu::noinline]] double apply_rows(const Step& step) {
+[[gnu::noinline]] SumWords apply_rows(const Step& step) {
     const std::size_t rows = step.blocks.param.rows;
-    double total = 0, sum_sq[kPanelRows];
+    LaneWords total;
+    double sum_sq[kPanelRows];
     for (std::size_t begin = 0; begin < rows; begin += kPanelRows) {
         const std::size_t end = rows - begin < kPanelRows ? rows : begin + kPanelRows;
         std::size_t i = begin;
@@ -183,19 +184,19 @@ template <class Acc, class Way, class F>
             for (; i < end; ++i) apply_some_rows<Acc, Way, F, 1>(step, i, sum_sq + (i - begin));
         if constexpr (Way::sums) {
             are_right<Acc, typename F::Param>(step.blocks.param, begin, end, sum_sq);
-            total += sum_by_fours(sum_sq, end - begin);
+            add_rows(sum_sq, end - begin, total);
         }
     }
-    return total;
+    return total.sum();
 }
 
 // The direct form's RMS(u) needs a sweep of its own: sum_ij u[i,j]^2.
 template <class Acc>
-double sum_u_squares_in(const Block& grad, const Factors& factors) {
+SumWords sum_u_squares_in(const Block& grad, const Factors& factors) {
     const Acc* const col_factor = static_cast<const Acc*>(factors.col);
     const Root<Acc> root(factors);
     Acc buffer[kChunk];
-    double total = 0;
+    SumWords total{0, 0};
     for (std::size_t i = 0; i < grad.rows; ++i) {
         const Lanes<Acc> row = broadcast(static_cast<const Acc*>(factors.row)[i]);
         for (std::size_t begin = 0; begin < grad.cols; begin += kChunk) {
@@ -218,13 +219,13 @@ double sum_u_squares_in(const Block& grad, const Factors& factors) {
                 const Lanes<Acc> kept = load<Acc>(lane);
                 sum = sum + kept * kept;
             }
-            total += double(sum_lanes(sum));
+            add_to_words(double(sum_lanes(sum)), total.high, total.low);
         }
     }
     return total;
 }
 
-double sum_u_squares(const Block& grad, const Factors& factors) {
+SumWords sum_u_squares(const Block& grad, const Factors& factors) {
     return factors.wide ? sum_u_squares_in<double>(grad, factors)
                         : sum_u_squares_in<float>(grad, factors);
 }

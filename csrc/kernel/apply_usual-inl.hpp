@@ -2,7 +2,7 @@
 
 // Arrays that are all of Acc's own format, in both forms: as they lie, or in buffers.
 template <class Acc, bool separable>
-double apply_native_as(const Step& step, bool sums_param) {
+SumWords apply_native_as(const Step& step, bool sums_param) {
     return with_kind(step.descent, step.blocks.m, [&](auto kind) __attribute__((always_inline)) {
         constexpr bool has_momentum = kind.value == DescentKind::with_momentum;
         using F = Formats<Acc, Acc, None, std::conditional_t<has_momentum, Acc, None>>;
@@ -11,12 +11,12 @@ double apply_native_as(const Step& step, bool sums_param) {
                 return apply_rows<Acc, Way<separable, kind.value, false, true>, F>(step);
         }
         apply_rows<Acc, Way<separable, kind.value>, F>(step);
-        return sums_param ? sum_squares(step.blocks.param) : 0;
+        return sums_param ? sum_squares(step.blocks.param) : SumWords{0, 0};
     });
 }
 
 template <class Acc>
-double apply_native(const Step& step, bool sums_param) {
+SumWords apply_native(const Step& step, bool sums_param) {
     return step.factors.separable ? apply_native_as<Acc, true>(step, sums_param)
                                   : apply_native_as<Acc, false>(step, sums_param);
 }
@@ -148,12 +148,12 @@ bool apply_usual(const Step&) { return false; }
 
 #endif
 
-double apply(const StepBlocks& blocks, const Factors& factors, const Descent& descent,
+SumWords apply(const StepBlocks& blocks, const Factors& factors, const Descent& descent,
              const Rounding& rounding, bool sums_param) {
     const Step step{blocks, factors, descent, rounding};
     if (!factors.wide && are_native<float>(blocks)) return apply_native<float>(step, sums_param);
     if (factors.wide && are_native<double>(blocks)) return apply_native<double>(step, sums_param);
     if (!apply_usual(step))
         factors.wide ? apply_buffered<double>(step) : apply_buffered<float>(step);
-    return sums_param ? sum_squares(blocks.param) : 0;
+    return sums_param ? sum_squares(blocks.param) : SumWords{0, 0};
 }

@@ -35,6 +35,36 @@ ADAFACTOR_INLINE void for_groups(std::size_t n, const Group& group) {
                 __attribute__((always_inline)) { store_first(to + k, x, rest); });
 }
 
+// high becomes high + x, and what that loses is added to low (Knuth's two-sum).
+template <class X>
+ADAFACTOR_INLINE void add_to_words(const X& x, X& high, X& low) {
+    const X sum = high + x, part = sum - high;
+    low = low + ((high - (sum - part)) + (x - part));
+    high = sum;
+}
+
+// A sum of doubles in two words in every lane.
+struct LaneWords {
+    Doubles high = broadcast(0.0), low = broadcast(0.0);
+
+    ADAFACTOR_INLINE void add(const Doubles& x) { add_to_words(x, high, low); }
+
+    // The lanes' sum, whose high word is the nearest double.
+    SumWords sum() const {
+        alignas(64) double lane[kLanes<double>];
+        store(lane, high);
+        SumWords words{0, 0};
+        for (const double x : lane) add_to_words(x, words.high, words.low);
+        store(lane, low);
+        for (const double x : lane) words.low += x;
+        const double nearest = words.high + words.low;
+        if (!__builtin_isfinite(nearest)) return {words.high, 0};
+        words.low += words.high - nearest;
+        words.high = nearest;
+        return words;
+    }
+};
+
 // Lanewise: y where x is 0, otherwise z.
 ADAFACTOR_INLINE Doubles where_zero(const Doubles& x, const Doubles& y, const Doubles& z) {
     Doubles out;

@@ -19,6 +19,12 @@ inline constexpr std::size_t kPadding = 64;    // bytes that accumulators are pa
 
 inline constexpr double kLargestFloat = 0x1.fffffefffffffp127;  // that does not round to infinity
 
+// A sum in two words, `low` being what `high` has lost: closer than a double by so much that, once
+// rounded, it does not show in which order it was added up. engine/two_words.hpp adds them.
+struct SumWords {
+    double high, low;
+};
+
 // `rows` runs of `cols` neighbouring elements, `stride` bytes apart. Without an array the format is
 // none.
 struct Block {
@@ -131,9 +137,11 @@ struct Axis {
 };
 
 // Of an axis: the sums of its running means and of its sums of squares, in which a nan makes a nan,
-// and of running means with eps_means added the smallest and largest.
+// and of running means with eps_means added the smallest and largest. The sums are rounded once;
+// the low words are what that has lost.
 struct AxisSummary {
     double sum, sum_sq, smallest, smallest_live, largest_live;
+    double sum_low = 0, sum_sq_low = 0;
 };
 
 // The groups' sums over the crossed axis, (n_groups, its size); the first group's become the total.
@@ -156,7 +164,7 @@ struct FactorRule {
 struct KernelTable {
     // The sum of squares: in fp32 by panels where elements are narrower than float64, where it is
     // right, or else in fp64.
-    double (*sum_squares)(const Block& param);
+    SumWords (*sum_squares)(const Block& param);
     // The same in fp64 throughout.
     double (*sum_squares_in_double)(const Block& grad);
 
@@ -165,9 +173,9 @@ struct KernelTable {
     // grad: whole columns, at most kChunk of them. scratch: cols doubles, padded.
     void (*measure_cols)(const Block& grad, const Statistics& out, void* scratch);
     // The direct form's RMS(u) needs a sweep of its own.
-    double (*sum_u_squares)(const Block& grad, const Factors& factors);
+    SumWords (*sum_u_squares)(const Block& grad, const Factors& factors);
     // Returns, if `sums_param`, what sum_squares makes of the param it wrote.
-    double (*apply)(const StepBlocks& blocks, const Factors& factors, const Descent& descent,
+    SumWords (*apply)(const StepBlocks& blocks, const Factors& factors, const Descent& descent,
                     const Rounding& rounding, bool sums_param);
 
     // Of one run of at most kChunk elements, v of float64 or float32. `wide`: float64 is among

@@ -23,19 +23,25 @@ void add_groups(const CrossSums& sums, std::size_t begin, std::size_t end, const
 AxisSummary summarize(const Axis& axis) {
     const Doubles zero = broadcast(0.0), infinity = broadcast(double(__builtin_inf()));
     const Doubles eps_means = broadcast(axis.eps_means);
-    Doubles sum = zero, total_sq = zero;
+    LaneWords sum, total_sq;
     Doubles smallest = infinity, smallest_live = infinity, largest_live = zero;
     for_groups(axis.size, [&](std::size_t, auto load_group, auto) __attribute__((always_inline)) {
         const Doubles mean = load_group(axis.running_mean, axis.running_mean[0]) + eps_means;
         const Doubles sum_sq = load_group(axis.sum_sq, axis.sum_sq[0]);
-        sum = sum + load_group(axis.running_mean, 0);
-        total_sq = total_sq + load_group(axis.sum_sq, 0);
+        sum.add(load_group(axis.running_mean, 0));
+        total_sq.add(load_group(axis.sum_sq, 0));
         smallest = smaller(mean, smallest);
         smallest_live = smaller(where_zero(sum_sq, infinity, mean), smallest_live);
         largest_live = larger(where_zero(sum_sq, zero, mean), largest_live);
     });
-    return {sum_lanes(sum), sum_lanes(total_sq), smallest_lane(smallest),
-            smallest_lane(smallest_live), largest_lane(largest_live)};
+    const SumWords means = sum.sum(), squares = total_sq.sum();
+    return {means.high,
+            squares.high,
+            smallest_lane(smallest),
+            smallest_lane(smallest_live),
+            largest_lane(largest_live),
+            means.low,
+            squares.low};
 }
 
 // The bits of numbers from 0 to `limit`, as integers, are from 0 to its own.

@@ -189,13 +189,10 @@ bool sum_squares_of_rows(const Block& block, std::size_t begin, std::size_t end,
     return are_right<Acc, T>(block, begin, end, sum_sq);
 }
 
-// Adds four rows' sums before it adds them to the others': a shorter chain.
-ADAFACTOR_INLINE double sum_by_fours(const double* x, std::size_t n) {
-    double total = 0;
-    std::size_t k = 0;
-    for (; k + 4 <= n; k += 4) total += (x[k] + x[k + 1]) + (x[k + 2] + x[k + 3]);
-    for (; k < n; ++k) total += x[k];
-    return total;
+ADAFACTOR_INLINE void add_rows(const double* sum_sq, std::size_t n, LaneWords& total) {
+    for_groups(n, [&](std::size_t, auto load_group, auto) __attribute__((always_inline)) {
+        total.add(load_group(sum_sq, 0));
+    });
 }
 
 // As sum_squares, in fp64 whatever the format.
@@ -206,7 +203,7 @@ double sum_squares_in_double(const Block& block) {
         std::size_t i = 0;
         for (; i + 4 <= block.rows; i += 4) {
             sum_squares_of_some_rows<double, 4, T>(block, i, sum_sq);
-            total += sum_by_fours(sum_sq, 4);
+            total += (sum_sq[0] + sum_sq[1]) + (sum_sq[2] + sum_sq[3]);
         }
         for (; i < block.rows; ++i) {
             sum_squares_of_some_rows<double, 1, T>(block, i, sum_sq);
@@ -216,16 +213,17 @@ double sum_squares_in_double(const Block& block) {
     });
 }
 
-double sum_squares(const Block& block) {
+SumWords sum_squares(const Block& block) {
     return with_any_type(block.format, [&](auto type) {
         using T = decltype(type);
-        double total = 0, sum_sq[kPanelRows];
+        LaneWords total;
+        double sum_sq[kPanelRows];
         for (std::size_t begin = 0; begin < block.rows; begin += kPanelRows) {
             const std::size_t rest = block.rows - begin;
             const std::size_t n = rest < kPanelRows ? rest : kPanelRows;
             sum_squares_of_rows<FloatOf<T>, T>(block, begin, begin + n, sum_sq);
-            total += sum_by_fours(sum_sq, n);
+            add_rows(sum_sq, n, total);
         }
-        return total;
+        return total.sum();
     });
 }

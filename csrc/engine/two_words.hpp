@@ -1,13 +1,18 @@
-// A sum of doubles in two words: so much closer than one that neither its order nor its cuts show
-// after rounding. No function here that is not inline and of no instruction set's own.
+// A sum of doubles in two words, struct SumWords, that the engine adds up.
 #pragma once
 
 #include <cmath>
+
+#include "kernel/kernels.hpp"
 
 namespace adafactor {
 
 struct TwoWords {
     double high = 0, low = 0;
+
+    TwoWords() = default;
+    TwoWords(const SumWords& words) : high(words.high), low(words.low) {}
+    operator SumWords() const { return {high, low}; }
 
     // What `high` loses is added up in `low` (Knuth's two-sum).
     void add(double x) {
@@ -23,5 +28,11 @@ struct TwoWords {
     // Rounded once; what is not finite stays what it is.
     double value() const { return std::isfinite(high) ? high + low : high; }
 };
+
+inline void add_to(SumWords& sum, const SumWords& more) {
+    TwoWords total = sum;
+    total.add(more);
+    sum = total;
+}
 
 }  // namespace adafactor
