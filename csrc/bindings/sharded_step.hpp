@@ -35,7 +35,7 @@ public:
 class DrivenStep {
 public:
     DrivenStep(std::unique_ptr<ShardedHost> host, ShardedMemory& memory, std::size_t n_header_max,
-               std::size_t n_header_sum);
+               std::size_t n_header_sum, bool exact);
 
     // [(array, "max" or "sum")], or None after the last round.
     py::object next_round();

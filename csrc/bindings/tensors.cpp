@@ -168,7 +168,7 @@ public:
                                                    const py::function& follow,
                                                    std::size_t n_header_max,
                                                    std::size_t n_header_sum,
-                                                   double measured_scale) {
+                                                   double measured_scale, bool exact) {
         auto host = std::make_unique<Sharded>(*this, plan);
         require_count_left();
         if (!plan.all_or_none)
@@ -199,11 +199,11 @@ public:
         host->model.emplace(held_.size(), make_report);
         if (sharded_memory_ == nullptr) sharded_memory_ = std::make_unique<ShardedMemory>();
         return std::make_unique<DrivenStep>(std::move(host), *sharded_memory_, n_header_max,
-                                            n_header_sum);
+                                            n_header_sum, exact);
     }
 
     // What the first round of begin_sharded_step would begin as, for a rank that cannot step.
-    py::array_t<double> mute_round(const Plan& plan, std::size_t n_header_max) {
+    py::array_t<double> mute_round(const Plan& plan, std::size_t n_header_max, bool exact) {
         const StepLock lock(occupancy_);
         std::vector<Tensor> tensors;
         for (std::size_t k = 0; k < held_.size(); ++k) {
@@ -212,7 +212,7 @@ public:
                 throw py::value_error("every tensor of a sharded step must have a part");
         }
         return array_of_round(std::make_shared<std::vector<double>>(
-            ShardedStep::mute_round(tensors.data(), tensors.size(), n_header_max)));
+            ShardedStep::mute_round(tensors.data(), tensors.size(), n_header_max, exact)));
     }
 
     // Takes the first sweep of the next step over tensor k, and holds its gradient until then.
@@ -764,10 +764,11 @@ void bind_tensors(py::module_& m) {
         .def("begin_sharded_step", &Tensors::begin_sharded_step,
              "Begin a step of tensors that lie in pieces.", py::arg("plan"), py::arg("grads"),
              py::arg("grad_scale"), py::arg("make_report"), py::arg("follow"),
-             py::arg("n_header_max"), py::arg("n_header_sum"), py::arg("measured_scale") = 1.0)
+             py::arg("n_header_max"), py::arg("n_header_sum"), py::arg("measured_scale") = 1.0,
+             py::arg("exact") = false)
         .def("mute_round", &Tensors::mute_round,
              "The first maximum as a rank begins it that has no part in it.", py::arg("plan"),
-             py::arg("n_header_max"))
+             py::arg("n_header_max"), py::arg("exact") = false)
         .def("arrays", &Tensors::arrays,
              "Gradients as a step would read them: arrays, where they become some.",
              py::arg("grads"))

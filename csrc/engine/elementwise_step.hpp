@@ -2,6 +2,8 @@
 // many small matrices.
 #pragma once
 
+#include <functional>
+
 #include "engine/clip_and_scale.hpp"
 #include "engine/tensor_step.hpp"
 #include "engine/two_words.hpp"
@@ -26,6 +28,11 @@ public:
         std::size_t n = 0;
     };
     virtual Each each() const { return {}; }
+    // After measure: apply is to take no shorter type, whatever this part's numbers allow.
+    virtual void widen() {}
+    // Calls take(grad^2, u^2, param^2) for the elements of a task of measure; u without grad_scale,
+    // by double arithmetic.
+    virtual void for_squares(std::size_t, const std::function<void(double, double, double)>&) {}
 
     Fault resolve(const Team& team, bool propagate) final {
         const ElementSums own = sums(team);

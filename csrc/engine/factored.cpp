@@ -18,8 +18,15 @@ void FactoredStep::allocate(Scratch& for_step) {
     };
     old_ = {doubles_of(tensor_.exp_row, n * at.rows), doubles_of(tensor_.exp_col, n * at.cols)};
     means_ = {for_step.take<double>(n * at.rows), for_step.take<double>(n * at.cols)};
-    resolved_.row_factor = for_step.take<double>(n * at.rows);
-    resolved_.col_factor = for_step.take<double>(n * at.cols);
+    // Before the first there is room for what stands beside zeros before a row.
+    const std::size_t before = at.is_between_draws ? kNumbered : 0;
+    const auto factors = [&](std::size_t size) {
+        double* const all = for_step.take<double>(before + size);
+        std::fill_n(all, before, 0.0);
+        return all + before;
+    };
+    resolved_.row_factor = factors(n * at.rows);
+    resolved_.col_factor = factors(n * at.cols);
     resolved_.descent = for_step.take<Descent>(n);
     mean_param_sq_ = for_step.take<double>(n);
     std::fill_n(mean_param_sq_, n, std::numeric_limits<double>::quiet_NaN());

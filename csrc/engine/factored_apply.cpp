@@ -76,14 +76,39 @@ void FactoredStep::apply_copies(std::size_t matrix, const Rect& part, char* copi
     };
     const StepBlocks blocks{block(at.param, true), block(at.m, true),
                             block(at.grad_like_param, true), block(at.copy, false)};
-    kernels_.apply(blocks, factors_of(matrix, part), resolved_.descent[matrix],
-                   rounding_of(matrix, part), false);
+    apply_blocks(blocks, matrix, part, copies);  // behind those that were taken
     const auto put_back = [&](const Block& from, const MatrixBatch& batch) {
         if (batch.exists() && !batch.has_unit_runs()) scatter(from, batch[matrix], part);
     };
     put_back(blocks.param, at.param);
     put_back(blocks.m, at.m);
     put_back(blocks.copy, at.copy);
+}
+
+// `room`: for copies of all blocks, where they do not begin where a draw of random bits does: then
+// zeros stand before them.
+void FactoredStep::apply_blocks(const StepBlocks& blocks, std::size_t matrix, const Rect& part,
+                                char* room) const {
+    Factors factors = factors_of(matrix, part);
+    Rounding rounding = rounding_of(matrix, part);
+    const Descent& descent = resolved_.descent[matrix];
+    const std::size_t pad = rounding.first % kNumbered;
+    if (!rounding.stochastic || pad == 0) {
+        kernels_.apply(blocks, factors, descent, rounding, false);
+        return;
+    }
+    const std::size_t size = part.rows * (part.cols + pad) * sizeof(double);
+    const StepBlocks padded{
+        padded_block(blocks.param, pad, room), padded_block(blocks.m, pad, room + size),
+        padded_block(blocks.grad, pad, room + 2 * size),
+        padded_block(blocks.copy, pad, room + 3 * size)};
+    rounding.first -= pad;
+    factors.col = static_cast<const char*>(factors.col) -
+                  pad * (factors.wide ? sizeof(double) : sizeof(float));
+    kernels_.apply(padded, factors, descent, rounding, false);
+    put_padded_back(padded.param, pad, blocks.param);
+    put_padded_back(padded.m, pad, blocks.m);
+    put_padded_back(padded.copy, pad, blocks.copy);
 }
 
 void FactoredStep::look(std::size_t task) {
@@ -101,14 +126,14 @@ void FactoredStep::look(std::size_t task) {
 
 void FactoredStep::look_at(std::size_t matrix, const Rect& part) {
     const Geometry& at = geometry_;
-    alignas(kPadding) char copies[4][kLookRows * kPartCols * sizeof(double)];
+    constexpr std::size_t size = kLookRows * (kPartCols + kNumbered) * sizeof(double);
+    alignas(kPadding) char copies[8][size];
     StepBlocks blocks;
     blocks.param = gather(at.param[matrix], part, copies[0]);
     if (at.m.exists()) blocks.m = gather(at.m[matrix], part, copies[1]);
     blocks.grad = gather(at.grad_like_param[matrix], part, copies[2]);
     if (at.copy.exists()) blocks.copy = block_for_copy(at.copy[matrix], part, copies[3]);
-    kernels_.apply(blocks, factors_of(matrix, part), resolved_.descent[matrix],
-                   rounding_of(matrix, part), false);
+    apply_blocks(blocks, matrix, part, copies[4]);
     for (const Block& block : {blocks.param, blocks.m, blocks.copy}) {
         const std::ptrdiff_t found = first_infinite(block);
         if (found < 0) continue;

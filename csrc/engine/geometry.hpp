@@ -85,6 +85,7 @@ struct Geometry {
     Tiling tiling;                         // of each matrix of param
     std::size_t rows, cols, n_matrices;
     bool owns_rows;  // a block of grad spans whole rows of the matrix
+    bool is_between_draws;  // a part's runs begin within kNumbered numbers of Rounding
 
     // Tasks of about kTaskElements: chunks of small matrices, or turns within a large one and those
     // that are interleaved with it.
@@ -103,6 +104,8 @@ struct Geometry {
           cols(std::size_t(tensor.param.shape[tensor.col_axis])),
           n_matrices(param.size()),
           owns_rows(partition.owns_outer != grad.swapped()),
+          is_between_draws(tensor.stochastic && tensor.box != nullptr &&
+                           (param.swapped() ? tensor.box->row : tensor.box->col) % kNumbered != 0),
           interleaved(std::max(param.interleaved(), grad.interleaved())) {
         const std::size_t fitting =
             std::clamp<std::size_t>(kTaskElements / (rows * cols), 1, n_matrices);
@@ -132,9 +135,10 @@ struct Geometry {
         return std::clamp<std::size_t>(kTaskElements / (grad.inner() * interleaved), 4, kPanelRows);
     }
 
-    // Whether apply goes by parts, because some array's runs are not of neighbours.
+    // Whether apply goes by parts, because some array's runs are not of neighbours, or do not begin
+    // where a draw of random bits does.
     bool applies_by_parts() const {
-        return !grad_like_param.has_unit_runs() || !param.has_unit_runs() || !m.has_unit_runs() ||
+        return is_between_draws || !grad_like_param.has_unit_runs() || !param.has_unit_runs() || !m.has_unit_runs() ||
                !copy.has_unit_runs();
     }
 
@@ -149,10 +153,12 @@ struct Geometry {
             size = copied_size(
                 grad.format(),
                 measured_block() * (partition.owns_outer ? grad.inner() : grad.outer()));
-        if (applies_by_parts()) size = std::max(size, 4 * part_size());
+        if (applies_by_parts()) size = std::max(size, 8 * part_size());
         return size;
     }
-    static constexpr std::size_t part_size() { return kPartRows * kPartCols * sizeof(double); }
+    static constexpr std::size_t part_size() {
+        return kPartRows * (kPartCols + kNumbered) * sizeof(double);
+    }
 
 private:
     // Of a part, the axis whose lines it has whole: their statistics are final within a block.

@@ -136,6 +136,16 @@ void Part::place_range(std::size_t n) {
     }
 }
 
+std::size_t Part::run_of(const Array& local) const {
+    if (is_range()) return size_of(local);
+    std::size_t run = 1;
+    for (int d = local.ndim - 1; d >= 0; --d) {
+        run *= std::size_t(local.shape[d]);
+        if (local.shape[d] != shape[std::size_t(d)]) break;
+    }
+    return run;
+}
+
 std::ptrdiff_t Part::index_of(std::ptrdiff_t local_index, const Array& local) const {
     if (local_index < 0) return local_index;
     if (is_range()) return start[0] + local_index;

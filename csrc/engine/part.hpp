@@ -53,6 +53,9 @@ struct Part {
     // Throws std::invalid_argument if the part is not what its layout says.
     void place(const std::vector<std::ptrdiff_t>& local, int row_axis, int col_axis);
 
+    // How many local elements, in C order, are neighbours in the whole tensor too.
+    std::size_t run_of(const Array& local) const;
+
     // The index in the whole tensor, in C order, of the local element with this one.
     std::ptrdiff_t index_of(std::ptrdiff_t local_index, const Array& local) const;
 

@@ -1,9 +1,14 @@
 // Sharded tensors whose ranks need nothing of each other but three sums.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <new>
+#include <stdexcept>
+#include <string>
 
 #include "engine/elementwise_step.hpp"
+#include "engine/fixed_sum.hpp"
+#include "engine/geometry.hpp"
 #include "engine/measured.hpp"
 #include "engine/sharded_tensor.hpp"
 
@@ -14,9 +19,10 @@ class ShardedElements final : public ShardedTensor {
 public:
     ShardedElements(const Tensor& tensor, bool given, TensorReport& report,
                     const ShardedPlaces& places)
-        : ShardedTensor(tensor, given, report) {
+        : ShardedTensor(tensor, given, report), exact_(places.exact) {
         if (!given || size_of(tensor.param) == 0) return;
-        if (tensor.measured != nullptr && tensor.measured->serves(tensor)) {
+        if (tensor.stochastic && tensor.v == nullptr) require_whole_tasks();
+        if (!exact_ && tensor.measured != nullptr && tensor.measured->serves(tensor)) {
             steps_.push_back(tensor.measured->take_over(tensor, own_report_));
         } else {
             steps_.push_back(
@@ -31,6 +37,27 @@ public:
         if (steps_.empty()) return;
         own_ = step().sums(team);
         if (n_each() > 0) each_ = step().each();
+        if (exact_) {
+            step().widen();
+            find_largest(team);
+        }
+    }
+
+    void add_up(const Team& team) override {
+        if (!exact_ || steps_.empty()) return;
+        const std::size_t n_tasks = steps_[0]->n_measure_tasks();
+        std::vector<std::array<Int128, kSums>> of_task(n_tasks);
+        team.for_tasks(n_tasks, Order::forwards, [&](std::size_t task, int, char*) {
+            step().for_squares(task, [&](double grad_sq, double u_sq, double param_sq) {
+                const double squares[kSums] = {grad_sq, u_sq, param_sq};
+                for (std::size_t k = 0; k < kSums; ++k)
+                    if (is_summable(exponent_[k]))
+                        of_task[task][k] += fixed(squares[k], int(exponent_[k]));
+            });
+        });
+        fixed_ = {};
+        for (const auto& sums : of_task)
+            for (std::size_t k = 0; k < kSums; ++k) fixed_[k] += sums[k];
     }
 
     void put_sum(double* to) const override {
@@ -38,7 +65,10 @@ public:
         if (!part_.speaks || steps_.empty()) return;
         const TwoWords* const sums[kSums] = {&own_.grad_sq, &own_.u_sq, &own_.param_sq};
         for (std::size_t k = 0; k < kSums; ++k)
-            put_words(*sums[k], exponent_[k], to + k * kWords);
+            if (exact_)
+                put_fixed(fixed_[k], to + k * kWords);
+            else
+                put_words(*sums[k], exponent_[k], to + k * kWords);
         double* const each = to + kSums * kWords;
         for (std::size_t k = 0; k < each_.n; ++k) {
             const std::size_t m = part_.boxes[0].matrices[k];
@@ -50,7 +80,10 @@ public:
     void take_sum(double* from) override {
         TwoWords* const sums[kSums] = {&all_.grad_sq, &all_.u_sq, &all_.param_sq};
         for (std::size_t k = 0; k < kSums; ++k)
-            *sums[k] = sum_of_words(from + k * kWords, exponent_[k]);
+            if (exact_)
+                *sums[k] = SumWords{fixed_value(from + k * kWords, exponent_[k]), 0};
+            else
+                *sums[k] = sum_of_words(from + k * kWords, exponent_[k]);
         of_each_ = from + kSums * kWords;
         report_.grad_sq = all_.grad_sq.value();
     }
@@ -84,9 +117,9 @@ protected:
 
     void put_own_max(double* to) const override {
         if (steps_.empty()) return;
-        to[0] = exponent_of(own_.grad_sq);
-        to[1] = exponent_of(own_.u_sq);
-        to[2] = exponent_of(own_.param_sq);
+        const TwoWords* const sums[kSums] = {&own_.grad_sq, &own_.u_sq, &own_.param_sq};
+        for (std::size_t k = 0; k < kSums; ++k)
+            to[k] = exact_ ? fixed_exponent_of(largest_[k]) : exponent_of(*sums[k]);
         to[3] = own_.overflows;
     }
 
@@ -98,11 +131,41 @@ protected:
 private:
     static constexpr std::size_t kSums = 3;
 
+    // Small matrices are numbered for their random bits in the groups that they are taken in.
+    void require_whole_tasks() const {
+        const std::vector<std::size_t>& matrices = part_.boxes[0].matrices;
+        const std::size_t group =
+            kTaskElements / (part_.n_rows * part_.n_cols) / kLanesOfSmall * kLanesOfSmall;
+        const bool are_neighbours = matrices.back() - matrices[0] + 1 == matrices.size();
+        if (matrices[0] % group != 0 || !are_neighbours)
+            throw std::invalid_argument(
+                "a batch of small matrices that is rounded at random must be cut between groups of " +
+                std::to_string(group) + " of them, or have masters");
+    }
+
     ElementwiseStep& step() { return static_cast<ElementwiseStep&>(*steps_[0]); }
 
     // Matrices that each have a step size of their own.
     std::size_t n_each() const {
         return hyper_.per_matrix && part_.layout == Layout::batch ? part_.n_matrices : 0;
+    }
+
+    void find_largest(const Team& team) {
+        const std::size_t n_tasks = steps_[0]->n_measure_tasks();
+        std::vector<std::array<double, kSums>> of_task(n_tasks);
+        const auto raise = [](double& largest, double x) {
+            if (x > largest || std::isnan(x)) largest = x;
+        };
+        team.for_tasks(n_tasks, Order::forwards, [&](std::size_t task, int, char*) {
+            step().for_squares(task, [&](double grad_sq, double u_sq, double param_sq) {
+                raise(of_task[task][0], grad_sq);
+                raise(of_task[task][1], u_sq);
+                if (hyper_.scale_parameter) raise(of_task[task][2], param_sq);
+            });
+        });
+        largest_ = {};
+        for (const auto& largest : of_task)
+            for (std::size_t k = 0; k < kSums; ++k) raise(largest_[k], largest[k]);
     }
 
     void find_each_step_size() {
@@ -117,6 +180,9 @@ private:
         }
     }
 
+    bool exact_;
+    std::array<double, kSums> largest_{};  // of the numbers that are added up, if exact
+    std::array<Int128, kSums> fixed_{};
     TensorReport own_report_;
     ElementSums own_, all_;
     ElementwiseStep::Each each_;

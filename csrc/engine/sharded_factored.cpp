@@ -44,7 +44,7 @@ ShardedFactored::ShardedFactored(const Tensor& tensor, bool given, TensorReport&
             at.tensor.carried = nullptr;  // of one box only
         }
         TensorStep* step;
-        if (tensor.measured != nullptr && tensor.measured->serves(tensor)) {
+        if (!places.exact && tensor.measured != nullptr && tensor.measured->serves(tensor)) {
             step = tensor.measured->take_over(tensor, report);
         } else {
             step = make_factored_step(at.tensor, report, places.for_step, kernels_, places.place);
@@ -285,6 +285,10 @@ void ShardedFactored::take_second_sum(const double* from) {
     std::vector<double> u_sq(n());
     for (std::size_t m = 0; m < n(); ++m)
         u_sq[m] = sum_of_words(from + m * kWords, exponents_[m]).value();
+    take_u_squares(u_sq);
+}
+
+void ShardedFactored::take_u_squares(const std::vector<double>& u_sq) {
     mean_of(u_sq, mean_u_sq_);
     for (double& mean : mean_u_sq_) mean *= grad_sq_scale();
 }

@@ -67,6 +67,9 @@ protected:
     virtual bool is_unusable() const { return false; }    // of this rank's lines, in round B
     virtual bool overflows_here() const { return false; }
 
+    const std::vector<double>& second_exponents() const { return exponents_; }
+    void take_u_squares(const std::vector<double>& u_sq);  // of each matrix
+
     std::vector<LocalBox> boxes_;
     // Of each matrix of the whole tensor: the summaries of its axes; the sum of param^2; the
     // separable form's sum of u^2 over the mean of rows.

@@ -20,7 +20,7 @@ std::vector<double>& filled(RoundArray& array, std::size_t size, double value) {
 
 ShardedStep::ShardedStep(const Tensor* tensors, const std::vector<bool>& given,
                          const Options& options, TensorReport* reports, ShardedMemory& memory,
-                         std::size_t n_header_max, std::size_t n_header_sum)
+                         std::size_t n_header_max, std::size_t n_header_sum, bool exact)
     : tensors_(tensors),
       given_(given),
       options_(options),
@@ -39,7 +39,7 @@ ShardedStep::ShardedStep(const Tensor* tensors, const std::vector<bool>& given,
                  (item_size(tensors[k].param.format) + item_size(tensors[k].grad.format));
     }
     const ShardedPlaces places{memory_.for_step, memory_.for_measure, running_kernels(),
-                               place_of(bytes)};
+                               place_of(bytes), exact};
     std::size_t scratch_size = 0;
     for (std::size_t k = 0; k < given_.size(); ++k) {
         reports_[k] = {};
@@ -59,9 +59,9 @@ ShardedStep::ShardedStep(const Tensor* tensors, const std::vector<bool>& given,
 ShardedStep::~ShardedStep() = default;
 
 std::vector<double> ShardedStep::mute_round(const Tensor* tensors, std::size_t n_tensors,
-                                            std::size_t n_header_max) {
+                                            std::size_t n_header_max, bool exact) {
     Scratch none;
-    const ShardedPlaces places{none, none, running_kernels(), Place::memory};
+    const ShardedPlaces places{none, none, running_kernels(), Place::memory, exact};
     std::size_t n = n_header_max;
     for (std::size_t k = 0; k < n_tensors; ++k) {
         TensorReport report;
@@ -192,6 +192,7 @@ Round ShardedStep::after_max() {
     }
     std::size_t n = is_first_ ? n_header_sum_ : 0;
     for (const ShardedTensor* tensor : stepping_) n += tensor->n_sum();
+    for (ShardedTensor* tensor : stepping_) tensor->add_up(team_);
     double* const to = filled(memory_.sum, n, 0).data();
     find_places(is_first_ ? n_header_sum_ : 0);
     for_stepping([&](std::size_t k) { stepping_[k]->put_sum(to + place_[k]); });
@@ -268,6 +269,7 @@ Round ShardedStep::after_second_max() {
             tensor->take_second_max(from);
             from += tensor->n_second_max();
             n += tensor->n_second_sum();
+            tensor->add_up_second(team_);
         }
     double* to = filled(memory_.second_sum, n, 0).data();
     for (const ShardedTensor* tensor : stepping_)
@@ -346,6 +348,8 @@ void ShardedStep::apply() {
     for (ShardedTensor* tensor : stepping_) {
         tensor->end_apply();
         tensor->carry_bounds(options_.propagate);
+        if (options_.propagate)
+            for (TensorStep* step : tensor->steps()) step->make_nans_one(team_);
         tensor->report().stepped = true;
     }
 }

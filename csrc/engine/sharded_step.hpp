@@ -41,10 +41,10 @@ class ShardedStep {
 public:
     // All tensors of a model have a part, whether or not a gradient is given[k]. May throw
     // std::bad_alloc, as may next(). The arrays of the first maximum and sum begin with so many
-    // free numbers of the caller's.
+    // free numbers of the caller's. `exact`: sums are integers, of the same bits for all layouts.
     ShardedStep(const Tensor* tensors, const std::vector<bool>& given, const Options& options,
                 TensorReport* reports, ShardedMemory& memory, std::size_t n_header_max,
-                std::size_t n_header_sum);
+                std::size_t n_header_sum, bool exact);
     ~ShardedStep();
 
     // Takes this rank's part up to the next exchange; without an array if there is none left.
@@ -65,7 +65,7 @@ public:
     // What the first maximum begins as: a rank that cannot step takes part with it once, and tells
     // the others so in its header.
     static std::vector<double> mute_round(const Tensor* tensors, std::size_t n_tensors,
-                                          std::size_t n_header_max);
+                                          std::size_t n_header_max, bool exact);
 
 private:
     enum class Stage { begin, max, sum, second_max, second_sum, look, index, value, done };

@@ -23,6 +23,8 @@ float float_of(std::uint32_t bits) {
     return x;
 }
 
+}  // namespace
+
 double number_of(const Block& element) {
     std::uint16_t half = 0, low = 0;
     if (element.format == Format::float64 || element.format == Format::float32) {
@@ -42,8 +44,6 @@ double number_of(const Block& element) {
     return sign * (exponent ? std::ldexp(1024 + fraction, exponent - 25)
                             : std::ldexp(fraction, -24));
 }
-
-}  // namespace
 
 void ShardedTensor::put_max(double* to) const {
     std::fill_n(to, n_max(), kNeutral);
@@ -158,8 +158,10 @@ std::ptrdiff_t ShardedTensor::bad_index(Fault fault, double& value) const {
 
 std::unique_ptr<ShardedTensor> make_sharded(const Tensor& tensor, bool given, TensorReport& report,
                                             const ShardedPlaces& places) {
-    if (tensor.part->layout == Layout::elements || is_small(tensor))
+    if (tensor.part->layout == Layout::elements)
         return make_sharded_elements(tensor, given, report, places);
+    if (places.exact) return make_sharded_exact(tensor, given, report, places);
+    if (is_small(tensor)) return make_sharded_elements(tensor, given, report, places);
     return make_sharded_factored(tensor, given, report, places);
 }
 

@@ -19,7 +19,11 @@ struct ShardedPlaces {
     Scratch& for_measure;
     const KernelTable& kernels;
     Place place;
+    bool exact;  // sums are integers
 };
+
+// An element of any format.
+double number_of(const Block& element);
 
 class ShardedTensor {
 public:
@@ -41,6 +45,7 @@ public:
     virtual void finish_measure(const Team& team) = 0;  // after measure, before put_max
     void put_max(double* to) const;
     void take_max(const double* from);
+    virtual void add_up(const Team&) {}  // where a sum is to be cut by the maximum of all ranks
     virtual void put_sum(double* to) const = 0;
     virtual void take_sum(double* from) = 0;  // from stays until the step is done
 
@@ -58,6 +63,7 @@ public:
     virtual void measure_second(const Team&) {}
     virtual void put_second_max(double*) const {}
     virtual void take_second_max(const double*) {}
+    virtual void add_up_second(const Team&) {}
     virtual void put_second_sum(double*) const {}
     virtual void take_second_sum(const double*) {}
 
@@ -118,6 +124,10 @@ private:
 
 std::unique_ptr<ShardedTensor> make_sharded(const Tensor& tensor, bool given, TensorReport& report,
                                             const ShardedPlaces& places);
+// A factored tensor whose sums are integers.
+std::unique_ptr<ShardedTensor> make_sharded_exact(const Tensor& tensor, bool given,
+                                                  TensorReport& report,
+                                                  const ShardedPlaces& places);
 std::unique_ptr<ShardedTensor> make_sharded_factored(const Tensor& tensor, bool given,
                                                      TensorReport& report,
                                                      const ShardedPlaces& places);

@@ -188,6 +188,7 @@ private:
 
     // Of the elements that begin with a call's first matrix, as in Rounding.
     std::uint64_t first_number(std::size_t first) const {
+        if (tensor_.box != nullptr) first += tensor_.box->matrices[0];
         const std::size_t calls =
             (matrices_per_task_ + matrices_per_call_ - 1) / matrices_per_call_;
         const std::size_t call =

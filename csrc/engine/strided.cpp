@@ -140,6 +140,39 @@ void MatrixBatch::for_rows(std::size_t first, std::size_t n, const Copy& copy) c
     }
 }
 
+Block padded_block(const Block& block, std::size_t pad, char* to) {
+    if (block.format == Format::none) return block;
+    const std::size_t item = item_size(block.format), cols = block.cols + pad;
+    const std::size_t plane = block.rows * cols * item;
+    Block padded = block;
+    padded.data = to;
+    padded.stride = std::ptrdiff_t(cols * item);
+    padded.cols = cols;
+    padded.low = block.format == Format::split ? std::ptrdiff_t(plane) : 0;
+    std::memset(to, 0, plane * (block.format == Format::split ? 2 : 1));
+    const auto copy = [&](const char* from, char* into) {
+        for (std::size_t i = 0; i < block.rows; ++i)
+            std::memcpy(into + i * cols * item + pad * item,
+                        from + std::ptrdiff_t(i) * block.stride, block.cols * item);
+    };
+    copy(block.data, to);
+    if (block.format == Format::split) copy(block.data + block.low, to + plane);
+    return padded;
+}
+
+void put_padded_back(const Block& padded, std::size_t pad, const Block& block) {
+    if (block.format == Format::none) return;
+    const std::size_t item = item_size(block.format);
+    const auto copy = [&](const char* from, char* into) {
+        for (std::size_t i = 0; i < block.rows; ++i)
+            std::memcpy(into + std::ptrdiff_t(i) * block.stride,
+                        from + std::ptrdiff_t(i) * padded.stride + pad * item, block.cols * item);
+    };
+    copy(padded.data, block.data);
+    if (block.format == Format::split)
+        copy(padded.data + padded.low, block.data + block.low);
+}
+
 Block copied_run(const Block& run, char* to) {
     if (run.data == to || run.format == Format::none) return run;
     const std::size_t bytes = run.cols * item_size(run.format);

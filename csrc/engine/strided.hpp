@@ -49,6 +49,10 @@ Block block_for_copy(const MatrixView& view, const Rect& part, char* to);
 Block gather(const MatrixView& view, const Rect& part, char* to);
 void scatter(const Block& from, const MatrixView& view, const Rect& part);
 
+// A copy of a block at `to` whose rows begin with `pad` zeros, and back. It has room for that.
+Block padded_block(const Block& block, std::size_t pad, char* to);
+void put_padded_back(const Block& padded, std::size_t pad, const Block& block);
+
 // The copy at `to` of a block of one row, unless it is that already.
 Block copied_run(const Block& run, char* to);
 
@@ -106,7 +110,10 @@ private:
 };
 
 // The numbers, as in Rounding, that a run of n elements takes up.
-inline std::uint64_t numbered(std::size_t n) { return (std::uint64_t(n) + 63) / 64 * 64; }
+inline constexpr std::size_t kNumbered = 64;  // elements that one draw of random bits is for
+inline std::uint64_t numbered(std::size_t n) {
+    return (std::uint64_t(n) + kNumbered - 1) / kNumbered * kNumbered;
+}
 
 // The elements of an array of any number of axes in an order shared by several arrays of the same
 // shape: axes sorted by the first array's strides, neighbours merged where all arrays allow it.

@@ -7,6 +7,7 @@
 #include "engine/elementwise_step.hpp"
 #include "engine/geometry.hpp"
 #include "engine/param_squares.hpp"
+#include "engine/sharded_tensor.hpp"
 
 namespace adafactor {
 namespace {
@@ -77,6 +78,29 @@ public:
         bound(&descent_, 1, mean_u_sq * n, mean_param_sq * n);
     }
 
+    void widen() override {
+        for (std::size_t tile = 0; tile < n_tiles_; ++tile) sums_[tile].wide = true;
+    }
+
+    void for_squares(std::size_t tile,
+                     const std::function<void(double, double, double)>& take) override {
+        const Moment by = moment();
+        const std::size_t end = std::min((tile + 1) * kTaskElements, order_.size());
+        const auto number = [&](int array, Format format, std::ptrdiff_t low, std::size_t k) {
+            return number_of({order_.at(array, k), 0, 1, 1, format, low});
+        };
+        for (std::size_t k = tile * kTaskElements; k < end; ++k) {
+            const double g = number(kGrad, tensor_.grad.format, 0, k);
+            const double old = number(kV, tensor_.state_format, 0, k);
+            const double p = number(kParam, tensor_.param.format, tensor_.param.low, k);
+            const double V =
+                by.beta2 * old + (1 - by.beta2) * (g * g * by.scale + by.eps) + by.eps_means;
+            const double root = std::sqrt(V) + by.eps_root;
+            const double u = g == 0 ? 0 : g / (root < by.root_floor ? by.root_floor : root);
+            take(g * g, u * u, p * p);
+        }
+    }
+
     std::size_t n_apply_tasks() const override { return n_tiles_; }
 
     void begin_apply() override { param_squares_.begin_apply(); }
@@ -89,7 +113,7 @@ public:
             const auto run = [&](int array) { return order_.run(array, k, n, copies.of[array]); };
             const StepBlocks blocks{run(kParam), run(kM), run(kGrad), run(kCopy)};
             const Block v = run(kV);
-            kernels_.apply_unfactored(blocks, v, moment(), descent_, rounding(k), sums_[tile].wide);
+            apply_run(blocks, v, k, sums_[tile].wide);
             if (written != nullptr) add_to(param_sq, kernels_.sum_squares(blocks.param));
             const auto put_back = [&](const Block& from, int array) {
                 if (from.data == copies.of[array]) order_.scatter(from, array, k, n);
@@ -110,6 +134,46 @@ private:
         alignas(64) char of[kArrays][kChunk * sizeof(double)];
     };
 
+    // A run that begins with element k. A part's elements have the numbers of the whole tensor, by
+    // which their random bits are drawn: where these do not begin a draw, zeros stand before them.
+    void apply_run(const StepBlocks& blocks, const Block& v, std::size_t k, bool wide) const {
+        const Part* const part = tensor_.stochastic ? tensor_.part : nullptr;
+        if (part == nullptr) {
+            kernels_.apply_unfactored(blocks, v, moment(), descent_, rounding(k), wide);
+            return;
+        }
+        const std::size_t n = blocks.param.cols, length = part->run_of(tensor_.param);
+        for (std::size_t done = 0; done < n;) {
+            const std::size_t at = k + done, in_run = at % length;
+            const auto number =
+                std::size_t(part->index_of(std::ptrdiff_t(at - in_run), tensor_.param)) + in_run;
+            const std::size_t pad = number % kNumbered;
+            const std::size_t taken = std::min({n - done, length - in_run, kChunk - pad});
+            Copies copies;
+            const auto sub_run = [&](const Block& run) {
+                Block sub = run;
+                if (run.format == Format::none) return sub;
+                sub.data += done * item_size(run.format);
+                sub.cols = taken;
+                return sub;
+            };
+            const StepBlocks own{sub_run(blocks.param), sub_run(blocks.m), sub_run(blocks.grad),
+                                 sub_run(blocks.copy)};
+            const StepBlocks padded{padded_block(own.param, pad, copies.of[kParam]),
+                                    padded_block(own.m, pad, copies.of[kM]),
+                                    padded_block(own.grad, pad, copies.of[kGrad]),
+                                    padded_block(own.copy, pad, copies.of[kCopy])};
+            const Block own_v = sub_run(v), padded_v = padded_block(own_v, pad, copies.of[kV]);
+            kernels_.apply_unfactored(padded, padded_v, moment(), descent_,
+                                      rounding(number - pad), wide);
+            put_padded_back(padded.param, pad, own.param);
+            put_padded_back(padded.m, pad, own.m);
+            put_padded_back(padded.copy, pad, own.copy);
+            put_padded_back(padded_v, pad, own_v);
+            done += taken;
+        }
+    }
+
     void look(std::size_t tile) override {
         for_runs(tile, [&](std::size_t k, std::size_t n) {
             Copies copies;
@@ -118,7 +182,7 @@ private:
             };
             const Block v = run(kV);
             const StepBlocks blocks{run(kParam), run(kM), run(kGrad), run(kCopy)};
-            kernels_.apply_unfactored(blocks, v, moment(), descent_, rounding(k), sums_[tile].wide);
+            apply_run(blocks, v, k, sums_[tile].wide);
             for (const Block& block : {blocks.param, blocks.m, blocks.copy}) {
                 const std::ptrdiff_t found = first_infinite(block);
                 if (found >= 0) note_infinite(order_.at(kParam, k + std::size_t(found)));
