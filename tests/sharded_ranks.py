@@ -62,8 +62,11 @@ def cuts(layout: str, shape: tuple[int, ...], edges: Sequence[int], axis: int) -
 class Ranks:
     """The ranks of `opt`, whose tensors are cut by `cuts`, in order."""
 
-    def __init__(self, opt: Optimizer, cut_of: dict[str, Cut], n_ranks: int) -> None:
+    def __init__(
+        self, opt: Optimizer, cut_of: dict[str, Cut], n_ranks: int, exact: bool = False
+    ) -> None:
         self.opt = opt
+        self.exact = exact
         self.cut_of = cut_of
         self.n = n_ranks
         self.tensors = []
@@ -119,7 +122,14 @@ class Ranks:
             ]
             steps.append(
                 model.begin_sharded_step(
-                    plan, pieces, grad_scale, lambda *arrays: arrays, lambda position: None, 2, 1
+                    plan,
+                    pieces,
+                    grad_scale,
+                    lambda *arrays: arrays,
+                    lambda position: None,
+                    n_header_max=2,
+                    n_header_sum=1,
+                    exact=self.exact,
                 )
             )
         return steps

@@ -1,0 +1,396 @@
+"""The native half of sharded steps: ranks in one process beside the unsharded optimizer."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from sharded_ranks import Cut, Ranks, cuts, exchange
+
+from adafactor_native import Optimizer
+from adafactor_native._runtime import _core
+
+Array = npt.NDArray[Any]
+
+STATES = ("exp_row", "exp_col", "v", "m", "master", "low", "copy")
+
+
+def grid(shape: tuple[int, ...], rows: list[int], cols: list[int]) -> Cut:
+    whole = [(0, n) for n in shape[:-2]]
+    row_ends, col_ends = [0, *rows, shape[-2]], [0, *cols, shape[-1]]
+    return Cut(
+        "grid",
+        [
+            [*whole, (a, b), (c, d)]
+            for a, b in zip(row_ends, row_ends[1:])
+            for c, d in zip(col_ends, col_ends[1:])
+        ],
+    )
+
+
+def flat(shape: tuple[int, ...], edges: list[int]) -> Cut:
+    ends = [0, *edges, int(np.prod(shape))]
+    return Cut("flat", [[(a, b)] for a, b in zip(ends, ends[1:])])
+
+
+MATRIX, BATCH, VECTOR = (250, 100), (5, 48, 40), (5000,)
+CUTS = {
+    "rows": (MATRIX, cuts("rows", MATRIX, [64, 192], 0)),
+    "rows within panels, one empty": (MATRIX, cuts("rows", MATRIX, [50, 50, 111], 0)),
+    "columns, one empty": (MATRIX, cuts("cols", MATRIX, [30, 30, 91], 1)),
+    "grid": (MATRIX, grid(MATRIX, [101], [33])),
+    "irregular boxes": (
+        MATRIX,
+        Cut("grid", [[(0, 100), (0, 30)], [(0, 100), (30, 100)], [(100, 250), (0, 100)]]),
+    ),
+    "flat": (MATRIX, flat(MATRIX, [1234, 1235, 1235])),
+    "flat rows": (MATRIX, flat(MATRIX, [12300])),
+    "rows of a batch": (BATCH, cuts("rows", BATCH, [20], 1)),
+    "batch": (BATCH, cuts("batch", BATCH, [2, 2], 0)),
+    "grid of a batch": (
+        BATCH,
+        Cut(
+            "grid",
+            [
+                [(0, 2), (0, 48), (0, 13)],
+                [(0, 2), (0, 48), (13, 40)],
+                [(2, 5), (0, 30), (0, 40)],
+                [(2, 5), (30, 48), (0, 40)],
+            ],
+        ),
+    ),
+    "flat over a batch": (BATCH, flat(BATCH, [1234, 7500])),
+    "whole on one rank": (MATRIX, cuts("whole", MATRIX, [250], 0)),
+    "vector": (VECTOR, cuts("elements", VECTOR, [1024, 1024, 3000], 0)),
+    "one": (MATRIX, cuts("rows", MATRIX, [], 0)),
+}
+
+CONVENTIONS: dict[str, dict[str, Any]] = {
+    "numpy": {},
+    "direct": {"eps": 1e-3},
+    "paper": {"convention": "paper", "lr": 1e-2},
+    "huggingface": {"convention": "huggingface"},
+    "torch": {"convention": "torch", "lr": 1e-2, "weight_decay": 0.01},
+    "optax": {"convention": "optax", "learning_rate": 1e-2, "min_dim_size_to_factor": 16},
+    "keras": {"convention": "keras", "learning_rate": 1e-2},
+    "big_vision": {"convention": "big_vision", "lr": 1e-2},
+    "momentum": {"beta1": 0.9},
+    "clipped by norm": {"max_grad_norm": 0.5},
+    "float32 state": {"state_dtype": "float32"},
+}
+
+
+def gradients(shape: tuple[int, ...], n: int, seed: int, over: float = 1e4) -> list[Array]:
+    """Rows whose sizes differ by up to `over`."""
+    rng = np.random.default_rng(seed)
+    grads = []
+    for _ in range(n):
+        g = rng.standard_normal(shape)
+        if len(shape) > 1:
+            g *= np.exp(rng.uniform(0, np.log(over), (*shape[:-1], 1))) / over
+        grads.append(g)
+    return grads
+
+
+def assert_beside(
+    cut: Cut, shape: tuple[int, ...], dtype: Any, settings: dict[str, Any], steps: int = 3
+) -> None:
+    rng = np.random.default_rng(1)
+    param = rng.standard_normal(shape).astype(dtype)
+    opt = Optimizer({"w": param}, **settings)
+    ranks = Ranks(opt, {"w": cut}, len(cut.by_rank))
+    for grad in gradients(shape, steps, 2):
+        grad = grad.astype(dtype)
+        before = param.astype(float).copy()
+        results = ranks.step([grad])
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        report = opt.step([grad])
+        for result in results:
+            for own, first in zip(result, results[0]):
+                np.testing.assert_array_equal(own, first)
+        wide = dtype is np.float64
+        rtol = 1e-9 if wide else 1e-4
+        for name, mine in zip(
+            ("rms_grad", "rms_u", "clip_divisor", "rms_param", "step_size"), results[0][0][0]
+        ):
+            np.testing.assert_allclose(mine, report["w"][name], rtol=rtol)
+        update = np.abs(param.astype(float) - before).max()
+        error = np.abs(ranks.gathered("param", 0).astype(float) - param.astype(float)).max()
+        rounding = 0 if wide else 2.0**-23 * np.abs(param).max()
+        assert error <= (1e-11 if wide else 1e-4) * update + rounding
+        assert error <= (1e-12 if wide else 1e-6) * np.abs(param).max()
+        for kind in STATES:
+            state = getattr(opt._all_tensors()[0], kind)
+            if state is not None:
+                scale = np.abs(state.astype(float)).max() or 1
+                gathered = ranks.gathered(kind, 0).astype(float)
+                off = np.abs(gathered - state.astype(float)).max()
+                assert off <= (1e-6 if kind != "m" else 1e-4) * scale
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.parametrize("cut", CUTS)
+def test_ranks_take_the_step_of_one_process(cut: str, convention: str, dtype: Any) -> None:
+    shape, by_rank = CUTS[cut]
+    settings = dict(CONVENTIONS[convention])
+    if len(shape) == 3 and by_rank.layout != "batch":
+        settings.setdefault("min_dim_size_to_factor", 16) if convention == "optax" else None
+    assert_beside(by_rank, shape, dtype, settings)
+
+
+ALIGNED = {
+    "rows": ((1024, 96), [128, 192, 640]),
+    "many rows": ((4096, 64), [64, 2048]),
+    "wide": ((512, 1500), [64, 448]),
+    "with an end": ((300, 200), [64, 256]),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("convention", ["numpy", "direct", "paper", "clipped by norm", "momentum"])
+@pytest.mark.parametrize("rows", ALIGNED)
+def test_rows_cut_between_panels_give_the_same_bits(
+    rows: str, convention: str, dtype: str
+) -> None:
+    shape, edges = ALIGNED[rows]
+    rng = np.random.default_rng(3)
+    param = rng.standard_normal(shape).astype(dtype)
+    opt = Optimizer({"w": param}, **CONVENTIONS[convention])
+    cut = cuts("rows", shape, edges, 0)
+    ranks = Ranks(opt, {"w": cut}, len(cut.by_rank))
+    for grad in gradients(shape, 3, 4, 64):
+        grad = grad.astype(dtype)
+        results = ranks.step([grad])
+        report = opt.step([grad])
+        np.testing.assert_array_equal(ranks.gathered("param", 0), param)
+        for kind in ("exp_row", "exp_col"):
+            np.testing.assert_array_equal(
+                ranks.gathered(kind, 0), getattr(opt._all_tensors()[0], kind)
+            )
+        names = ("rms_grad", "rms_u", "clip_divisor", "rms_param", "step_size")
+        for numbers, norms, *_ in results:
+            np.testing.assert_array_equal(numbers[0], [report["w"][name] for name in names])
+            assert norms[0] == report.grad_norm
+
+
+def digest(ranks: Ranks) -> str:
+    parts = [ranks.gathered("param", k).tobytes() for k in range(len(ranks.opt.names))]
+    for k, tensor in enumerate(ranks.opt._all_tensors()):
+        for kind in STATES:
+            if getattr(tensor, kind) is not None:
+                parts.append(ranks.gathered(kind, k).tobytes())
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+EXACT_CUTS = {
+    MATRIX: [c for s, c in CUTS.values() if s == MATRIX],
+    BATCH: [c for s, c in CUTS.values() if s == BATCH],
+    VECTOR: [cuts("elements", VECTOR, edges, 0) for edges in ([], [7], [1024, 3001])],
+}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+@pytest.mark.parametrize("convention", ["numpy", "direct", "torch", "optax", "clipped by norm"])
+@pytest.mark.parametrize("shape", EXACT_CUTS)
+def test_exact_sums_give_one_hash(shape: tuple[int, ...], convention: str, dtype: str) -> None:
+    hashes = set()
+    reports = set()
+    for cut in EXACT_CUTS[shape]:
+        param = np.random.default_rng(5).standard_normal(shape).astype(dtype)
+        opt = Optimizer({"w": param}, **CONVENTIONS[convention])
+        ranks = Ranks(opt, {"w": cut}, len(cut.by_rank), exact=True)
+        for grad in gradients(shape, 2, 6):
+            results = ranks.step([grad.astype(dtype)])
+            for result in results:
+                if isinstance(result, Exception):
+                    raise result
+                reports.add(result[0].tobytes())
+        assert len(ranks.exchanges) <= (8 if convention == "clipped by norm" else 4)
+        hashes.add(digest(ranks))
+    assert len(hashes) == 1
+    assert len(reports) == 2
+
+
+@pytest.mark.parametrize("cut", ["rows", "columns, one empty", "grid", "flat", "vector"])
+def test_exact_sums_are_those_of_one_process(cut: str) -> None:
+    shape, by_rank = CUTS[cut]
+    param = np.random.default_rng(7).standard_normal(shape)
+    opt = Optimizer({"w": param})
+    ranks = Ranks(opt, {"w": by_rank}, len(by_rank.by_rank), exact=True)
+    for grad in gradients(shape, 3, 8):
+        ranks.step([grad])
+        opt.step([grad])
+    np.testing.assert_allclose(ranks.gathered("param", 0), param, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("momentum", [None, 0.9])
+@pytest.mark.parametrize("cut", ["rows", "columns, one empty", "grid", "flat", "vector"])
+def test_random_bits_go_by_the_place_in_the_whole_tensor(cut: str, momentum: float | None) -> None:
+    # Without a step's own move the bits alone decide what a param becomes.
+    shape, by_rank = CUTS[cut]
+    grads = [np.round(g * 64).astype(np.float32) for g in gradients(shape, 3, 9, 1)]
+    hashes = set()
+    whole = [(0, n) for n in shape]
+    alone = Cut("elements" if len(shape) == 1 else "rows", [whole])
+    for cut_as in (by_rank, alone):
+        param = np.random.default_rng(10).standard_normal(shape).astype(np.float16)
+        settings = {} if momentum is None else {"beta1": momentum, "momentum_dtype": "bfloat16"}
+        opt = Optimizer({"w": param}, rounding="stochastic", **settings)
+        ranks = Ranks(opt, {"w": cut_as}, len(cut_as.by_rank), exact=True)
+        for grad in grads:
+            ranks.step([grad])
+        hashes.add(digest(ranks))
+    assert len(hashes) == 1
+
+
+def test_stochastic_rounding_is_that_of_one_process() -> None:
+    param = np.random.default_rng(11).standard_normal((512, 96)).astype(np.float16)
+    opt = Optimizer({"w": param}, rounding="stochastic")
+    cut = cuts("rows", param.shape, [64, 320], 0)
+    ranks = Ranks(opt, {"w": cut}, 3)
+    for grad in gradients(param.shape, 3, 12, 64):
+        ranks.step([grad.astype(np.float16)])
+        opt.step([grad.astype(np.float16)])
+        np.testing.assert_array_equal(ranks.gathered("param", 0), param)
+
+
+def model(nonfinite: str = "raise") -> tuple[Optimizer, Ranks]:
+    rng = np.random.default_rng(13)
+    params = {"w": rng.standard_normal(MATRIX), "b": rng.standard_normal(VECTOR)}
+    opt = Optimizer(params, nonfinite=nonfinite)
+    cut_of = {"w": CUTS["grid"][1], "b": CUTS["vector"][1]}
+    return opt, Ranks(opt, cut_of, 4)
+
+
+def everything(ranks: Ranks) -> list[bytes]:
+    arrays = []
+    for rank in ranks.tensors:
+        for tensor in rank:
+            for kind in ("param", *STATES):
+                array = getattr(tensor, kind)
+                if array is not None:
+                    arrays.append(array.tobytes())
+    return arrays
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e200])
+def test_a_bad_gradient_on_one_rank_raises_alike_on_all(bad: float) -> None:
+    _, ranks = model()
+    grads = [gradients(MATRIX, 1, 14)[0], gradients(VECTOR, 1, 15)[0]]
+    ranks.step(grads)
+    before = everything(ranks)
+    grads[0][120, 50] = bad
+    grads[0][240, 3] = np.nan
+    results = ranks.step(grads)
+    texts = {str(result) for result in results}
+    assert len(texts) == 1
+    (text,) = texts
+    assert all(isinstance(result, FloatingPointError) for result in results)
+    assert text.startswith(f"grads['w'][120, 50] is {bad}, ")
+    assert text.endswith("nothing was changed")
+    assert everything(ranks) == before
+    assert {m.t for m in ranks.models} == {1}
+
+
+def test_a_skipped_step_counts_on_all_ranks() -> None:
+    _, ranks = model("skip")
+    grads = [gradients(MATRIX, 1, 16)[0], gradients(VECTOR, 1, 17)[0]]
+    grads[1][4000] = np.nan
+    before = everything(ranks)
+    ranks.step(grads)
+    assert everything(ranks) == before
+    assert {(m.t, m.skipped) for m in ranks.models} == {(0, 1)}
+
+
+def test_abandoned_at_any_exchange_nothing_is_changed() -> None:
+    opt, ranks = model()
+    grads = [gradients(MATRIX, 1, 18)[0], gradients(VECTOR, 1, 19)[0]]
+    before = everything(ranks)
+    for number in range(4):
+        ranks.stops = lambda done, number=number: done == number
+        assert ranks.step(grads) == []
+        assert everything(ranks) == before
+        assert {m.t for m in ranks.models} == {0}
+    ranks.stops = lambda done: False
+    ranks.step(grads)
+    opt.step(grads)
+    np.testing.assert_allclose(ranks.gathered("param", 0), opt.params["w"], rtol=0, atol=1e-13)
+
+
+def test_steps_of_parts_are_begun_by_begin_sharded_step_only() -> None:
+    opt, ranks = model()
+    plan = opt._new_plan()
+    one = ranks.models[0]
+    grads = [np.ones_like(t.param) for t in ranks.tensors[0]]
+    with pytest.raises(ValueError, match=r"params\['w'\] is a part of a tensor"):
+        one.step(plan, grads, 1.0, lambda *arrays: arrays, lambda position: None)
+    step = one.begin_sharded_step(plan, grads, 1.0, lambda *a: a, lambda position: None, 0, 0)
+    with pytest.raises(RuntimeError, match="another thread"):
+        one.mute_round(plan, 0)
+    with pytest.raises(ValueError, match="rounds left"):
+        step.apply()
+    step.abandon()
+    with pytest.raises(ValueError, match="over"):
+        step.next_round()
+    assert one.mute_round(plan, 3).size > 3
+
+
+@pytest.mark.parametrize(
+    ("start", "layout", "text"),
+    [
+        ((0, 5), "rows", "whole rows"),
+        ((250, 0), "grid", "within"),
+        ((0,), "grid", "flat"),
+        ((0, 0), "elements", "not factored"),
+        ((0, 0), "stripes", "layout is"),
+    ],
+)
+def test_a_wrong_part_is_refused(start: tuple[int, ...], layout: str, text: str) -> None:
+    opt, ranks = model()
+    piece = ranks.tensors[0][0]
+    with pytest.raises(ValueError, match=text):
+        piece.part = _core.Part(MATRIX, start, layout)
+        _core.Tensors().add([[piece]])
+
+
+def test_exchanges_are_as_many_for_a_model_as_for_a_tensor() -> None:
+    rng = np.random.default_rng(20)
+    shapes = [(128, 40)] * 20 + [(30,)] * 9
+    params = {str(k): rng.standard_normal(s) for k, s in enumerate(shapes)}
+    opt = Optimizer(params)
+    cut_of = {
+        str(k): cuts("rows" if len(s) == 2 else "elements", s, [s[0] // 2], 0)
+        for k, s in enumerate(shapes)
+    }
+    ranks = Ranks(opt, cut_of, 2)
+    ranks.step([rng.standard_normal(s) for s in shapes])
+    assert [op for op, _ in ranks.exchanges] == ["max", "sum"]
+
+
+def test_a_measured_gradient_is_taken_over() -> None:
+    rng = np.random.default_rng(21)
+    shape = (256, 100)
+    param, grad = rng.standard_normal(shape), rng.standard_normal(shape)
+    opt = Optimizer({"w": param})
+    cut = cuts("rows", shape, [128], 0)
+    ranks, beside = Ranks(opt, {"w": cut}, 2), Ranks(opt, {"w": cut}, 2)
+    plan = opt._new_plan()
+    held = [cut.of(grad, rank) for rank in range(2)]
+    for model_, piece in zip(ranks.models, held):
+        model_.measure(plan, 0, piece, None)
+    steps = [
+        m.begin_sharded_step(plan, [None], 1.0, lambda *a: a, lambda position: None, 0, 0)
+        for m in ranks.models
+    ]
+    exchange(steps)
+    for step in steps:
+        step.apply()
+    beside.step([grad])
+    np.testing.assert_array_equal(ranks.gathered("param", 0), beside.gathered("param", 0))
+    assert not any(m.has_measured for m in ranks.models)
