@@ -88,8 +88,8 @@ DrivenStep::DrivenStep(std::unique_ptr<ShardedHost> host, ShardedMemory& memory,
             throw py::value_error("every tensor of a sharded step must have a part");
     host_->reports.assign(host_->tensors.size(), {});
     step_ = std::make_unique<ShardedStep>(host_->tensors.data(), host_->given, host_->options,
-                                          host_->reports.data(), memory, n_header_max,
-                                          n_header_sum, exact);
+                                          host_->reports.data(), memory, n_header_max, n_header_sum,
+                                          exact);
 }
 
 ShardedHost& DrivenStep::host() const {

@@ -161,14 +161,10 @@ public:
 
     // Begins a step of tensors that lie in pieces, which this object cannot be used beside until it
     // is over. As step; a tensor without a gradient here must have none on any rank.
-    std::unique_ptr<DrivenStep> begin_sharded_step(const Plan& plan,
-                                                   const py::sequence& grads_given,
-                                                   double grad_scale,
-                                                   const py::function& make_report,
-                                                   const py::function& follow,
-                                                   std::size_t n_header_max,
-                                                   std::size_t n_header_sum,
-                                                   double measured_scale, bool exact) {
+    std::unique_ptr<DrivenStep> begin_sharded_step(
+        const Plan& plan, const py::sequence& grads_given, double grad_scale,
+        const py::function& make_report, const py::function& follow, std::size_t n_header_max,
+        std::size_t n_header_sum, double measured_scale, bool exact) {
         auto host = std::make_unique<Sharded>(*this, plan);
         require_count_left();
         if (!plan.all_or_none)

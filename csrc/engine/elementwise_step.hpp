@@ -1,5 +1,5 @@
-// A step whose tensors need nothing of each other but three sums: those of unfactored tensors, and of
-// many small matrices.
+// A step whose tensors need nothing of each other but three sums: those of unfactored tensors, and
+// of many small matrices.
 #pragma once
 
 #include <functional>
@@ -43,10 +43,9 @@ public:
     }
 
     static Fault fault_in(const ElementSums& sums, const HyperParameters& hyper) {
-        const Fault fault = fault_of(
-            std::isfinite(sums.grad_sq.value()),
-            !hyper.scale_parameter || std::isfinite(sums.param_sq.value()),
-            std::isfinite(sums.u_sq.value()));
+        const Fault fault = fault_of(std::isfinite(sums.grad_sq.value()),
+                                     !hyper.scale_parameter || std::isfinite(sums.param_sq.value()),
+                                     std::isfinite(sums.u_sq.value()));
         return fault == Fault::none && sums.overflows ? Fault::state_format : fault;
     }
 

@@ -1,5 +1,5 @@
-// A sum over ranks whose result no order of additions, no length of a message and no number of ranks
-// changes: integers of 40 bits below the largest exponent that any rank has.
+// A sum over ranks whose result no order of additions, no length of a message and no number of
+// ranks changes: integers of 40 bits below the largest exponent that any rank has.
 #pragma once
 
 #include <cmath>

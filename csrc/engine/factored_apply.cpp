@@ -98,10 +98,10 @@ void FactoredStep::apply_blocks(const StepBlocks& blocks, std::size_t matrix, co
         return;
     }
     const std::size_t size = part.rows * (part.cols + pad) * sizeof(double);
-    const StepBlocks padded{
-        padded_block(blocks.param, pad, room), padded_block(blocks.m, pad, room + size),
-        padded_block(blocks.grad, pad, room + 2 * size),
-        padded_block(blocks.copy, pad, room + 3 * size)};
+    const StepBlocks padded{padded_block(blocks.param, pad, room),
+                            padded_block(blocks.m, pad, room + size),
+                            padded_block(blocks.grad, pad, room + 2 * size),
+                            padded_block(blocks.copy, pad, room + 3 * size)};
     rounding.first -= pad;
     factors.col = static_cast<const char*>(factors.col) -
                   pad * (factors.wide ? sizeof(double) : sizeof(float));

@@ -33,8 +33,8 @@ struct Partition {
         constexpr std::size_t most_partial_sums = std::size_t(1) << 17;  // of all groups: 2 MiB
         constexpr std::size_t tile_elements = std::size_t(1) << 17;
         Partition p;
-        p.owns_outer = owns_outer.value_or(
-            outer > 2048 || (inner <= 16384 && (outer >= 128 || inner <= 1024)));
+        p.owns_outer = owns_outer.value_or(outer > 2048 ||
+                                           (inner <= 16384 && (outer >= 128 || inner <= 1024)));
         p.n_own = p.owns_outer ? outer : inner;
         p.n_cross = p.owns_outer ? inner : outer;
         p.block =
@@ -84,7 +84,7 @@ struct Geometry {
     Partition partition;                   // of each matrix of grad
     Tiling tiling;                         // of each matrix of param
     std::size_t rows, cols, n_matrices;
-    bool owns_rows;  // a block of grad spans whole rows of the matrix
+    bool owns_rows;         // a block of grad spans whole rows of the matrix
     bool is_between_draws;  // a part's runs begin within kNumbered numbers of Rounding
 
     // Tasks of about kTaskElements: chunks of small matrices, or turns within a large one and those
@@ -138,8 +138,8 @@ struct Geometry {
     // Whether apply goes by parts, because some array's runs are not of neighbours, or do not begin
     // where a draw of random bits does.
     bool applies_by_parts() const {
-        return is_between_draws || !grad_like_param.has_unit_runs() || !param.has_unit_runs() || !m.has_unit_runs() ||
-               !copy.has_unit_runs();
+        return is_between_draws || !grad_like_param.has_unit_runs() || !param.has_unit_runs() ||
+               !m.has_unit_runs() || !copy.has_unit_runs();
     }
 
     // Bytes of a thread's own memory: sums of a block, and behind them copies of its elements.

@@ -53,7 +53,7 @@ public:
 
 private:
     bool is_unknown_;
-    CarriedSquares* carried_;    // null if nothing is carried
+    CarriedSquares* carried_;      // null if nothing is carried
     SumWords* sums_ = nullptr;     // (n_tiles,), until resolve is done
     SumWords* written_ = nullptr;  // (n_tiles,), for the next step
 };

@@ -25,8 +25,8 @@ public:
                 const Axis rows = rows_of(at, k), cols = cols_of(at, k);
                 const AxisSummary of_rows = kernels_.summarize(rows);
                 const AxisSummary of_cols = kernels_.summarize(cols);
-                own_overflows_ = own_overflows_ || !state_holds(rows, of_rows) ||
-                                 !state_holds(cols, of_cols);
+                own_overflows_ =
+                    own_overflows_ || !state_holds(rows, of_rows) || !state_holds(cols, of_cols);
                 tell(of_rows);
                 tell(of_cols);
                 tell(kernels_.sum_over_means(owns_rows(at) ? cols : rows, weighted));

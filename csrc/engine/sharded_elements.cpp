@@ -20,6 +20,7 @@ public:
     ShardedElements(const Tensor& tensor, bool given, TensorReport& report,
                     const ShardedPlaces& places)
         : ShardedTensor(tensor, given, report), exact_(places.exact) {
+        of_each_.resize(2 * n_each());
         if (!given || size_of(tensor.param) == 0) return;
         if (tensor.stochastic && tensor.v == nullptr) require_whole_tasks();
         if (!exact_ && tensor.measured != nullptr && tensor.measured->serves(tensor)) {
@@ -84,7 +85,7 @@ public:
                 *sums[k] = SumWords{fixed_value(from + k * kWords, exponent_[k]), 0};
             else
                 *sums[k] = sum_of_words(from + k * kWords, exponent_[k]);
-        of_each_ = from + kSums * kWords;
+        std::copy_n(from + kSums * kWords, of_each_.size(), of_each_.begin());
         report_.grad_sq = all_.grad_sq.value();
     }
 
@@ -103,9 +104,9 @@ public:
         const double scale = grad_sq_scale(), u_sq = all_.u_sq.value();
         const double mean_u_sq = is_small ? u_sq * scale / n : u_sq / n * scale;
         const double param_sq = all_.param_sq.value();
-        descents_.assign(1, reported_step_size(hyper_, has_momentum(), mean_u_sq, param_sq / n,
-                                               report_)
-                                .descent);
+        descents_.assign(
+            1,
+            reported_step_size(hyper_, has_momentum(), mean_u_sq, param_sq / n, report_).descent);
         if (n_each() > 0) find_each_step_size();
         bound(descents_.data(), descents_.size(), is_small ? u_sq * scale : mean_u_sq * n,
               is_small ? param_sq : param_sq / n * n);
@@ -139,7 +140,8 @@ private:
         const bool are_neighbours = matrices.back() - matrices[0] + 1 == matrices.size();
         if (matrices[0] % group != 0 || !are_neighbours)
             throw std::invalid_argument(
-                "a batch of small matrices that is rounded at random must be cut between groups of " +
+                "a batch of small matrices that is rounded at random must be cut between groups "
+                "of " +
                 std::to_string(group) + " of them, or have masters");
     }
 
@@ -187,7 +189,7 @@ private:
     ElementSums own_, all_;
     ElementwiseStep::Each each_;
     double exponent_[kSums] = {};
-    const double* of_each_ = nullptr;
+    std::vector<double> of_each_;  // sums of u^2, then of param^2, of each matrix
     std::vector<Descent> descents_;
 };
 

@@ -1,6 +1,6 @@
 // Factored tensors whose sums are integers: the same bits for every layout and number of ranks, for
-// four sweeps more. All layouts are boxes here. A sum's numbers are first bounded, on all ranks, then
-// added up below that bound.
+// four sweeps more. All layouts are boxes here. A sum's numbers are first bounded, on all ranks,
+// then added up below that bound.
 #include <algorithm>
 #include <cmath>
 
@@ -35,9 +35,12 @@ public:
 
     void add_up(const Team& team) override {
         sums_.assign(n() * n_lines_and_sums(), 0);
-        for_lines(team, [&](std::size_t line, double square, Int128& sum) {
-            if (is_summable(bounds_[line])) sum += fixed(square, int(bounds_[line]));
-        }, sums_);
+        for_lines(
+            team,
+            [&](std::size_t line, double square, Int128& sum) {
+                if (is_summable(bounds_[line])) sum += fixed(square, int(bounds_[line]));
+            },
+            sums_);
         for (const LocalBox& at : boxes_)
             for (std::size_t k = 0; k < at.n && at.box->col == 0; ++k) {
                 const std::size_t of_old = place(at.box->matrices[k]) + n_lines();
@@ -54,8 +57,9 @@ public:
 
     void measure_second(const Team& team) override {
         largest_u_.assign(n(), 0);
-        for_u(team, [](double square, int, double& largest) { raise(largest, square); },
-              [](double square, double& largest) { raise(largest, square); }, largest_u_);
+        for_u(
+            team, [](double square, int, double& largest) { raise(largest, square); },
+            [](double square, double& largest) { raise(largest, square); }, largest_u_);
     }
 
     void put_second_max(double* to) const override {
@@ -67,9 +71,9 @@ public:
 
     void add_up_second(const Team& team) override {
         sums_u_.assign(n(), 0);
-        for_u(team,
-              [](double square, int exponent, Int128& sum) { sum += fixed(square, exponent); },
-              [](Int128 more, Int128& sum) { sum += more; }, sums_u_);
+        for_u(
+            team, [](double square, int exponent, Int128& sum) { sum += fixed(square, exponent); },
+            [](Int128 more, Int128& sum) { sum += more; }, sums_u_);
     }
 
     void put_second_sum(double* to) const override {
@@ -103,7 +107,9 @@ protected:
     }
 
     void derive(double* sums) override {
-        const auto value = [&](std::size_t k) { return fixed_value(sums + k * kWords, bounds_[k]); };
+        const auto value = [&](std::size_t k) {
+            return fixed_value(sums + k * kWords, bounds_[k]);
+        };
         for (std::size_t m = 0; m < n(); ++m) {
             for (std::size_t line = 0; line < n_lines(); ++line)
                 lines_[m * n_lines() + line] = value(place(m) + line);
@@ -157,14 +163,12 @@ private:
                 }
             });
             for (std::size_t task = 0; task < of_rows.size(); ++task)
-                join(of_rows[task],
-                     kept[place(at.box->matrices[task / at.rows]) + n_lines() + 1]);
+                join(of_rows[task], kept[place(at.box->matrices[task / at.rows]) + n_lines() + 1]);
             const std::size_t parts = (at.cols + kColsTogether - 1) / kColsTogether;
             team.for_tasks(at.n * parts, Order::forwards, [&](std::size_t task, int, char*) {
                 const std::size_t k = task / parts, begin = task % parts * kColsTogether;
                 const std::size_t end = std::min(begin + kColsTogether, at.cols);
-                const std::size_t col =
-                    place(at.box->matrices[k]) + part_.n_rows + at.box->col;
+                const std::size_t col = place(at.box->matrices[k]) + part_.n_rows + at.box->col;
                 const MatrixView g = grad[k];
                 for (std::size_t i = 0; i < at.rows; ++i)
                     for (std::size_t j = begin; j < end; ++j) {
@@ -196,8 +200,7 @@ private:
                 const MatrixView g = grad[k];
                 const double row_root =
                     std::sqrt(at.row_mean[task] + eps_means) / std::sqrt(moments_[m].mean);
-                const double exponent =
-                    second_exponents().empty() ? 0 : second_exponents()[m];
+                const double exponent = second_exponents().empty() ? 0 : second_exponents()[m];
                 if (std::is_same_v<Kept, Int128> && !is_summable(exponent)) return;
                 for (std::size_t j = 0; j < at.cols; ++j) {
                     const double x = number_at(g, i, j);

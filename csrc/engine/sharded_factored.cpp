@@ -18,13 +18,26 @@ ShardedFactored::ShardedFactored(const Tensor& tensor, bool given, TensorReport&
     if (!given) return;
     boxes_.reserve(part_.boxes.size());
     for (const Box& box : part_.boxes) {
-        boxes_.push_back({&box, tensor, nullptr, 0, 0, 0, nullptr, nullptr, nullptr, nullptr,
-                          nullptr, nullptr, {}, {}});
+        boxes_.push_back({&box,
+                          tensor,
+                          nullptr,
+                          0,
+                          0,
+                          0,
+                          nullptr,
+                          nullptr,
+                          nullptr,
+                          nullptr,
+                          nullptr,
+                          nullptr,
+                          {},
+                          {}});
         LocalBox& at = boxes_.back();
         at.tensor.box = &box;
         if (part_.is_range()) {
             // The arrays of one axis as (matrices, rows, cols).
-            for (Array* array : {&at.tensor.param, &at.tensor.grad, &at.tensor.m, &at.tensor.copy}) {
+            for (Array* array :
+                 {&at.tensor.param, &at.tensor.grad, &at.tensor.m, &at.tensor.copy}) {
                 if (array->data == nullptr) continue;
                 const std::ptrdiff_t stride = array->strides[0];
                 auto* const strides = places.for_step.take<std::ptrdiff_t>(3);
@@ -158,8 +171,7 @@ Fault ShardedFactored::fault() const {
         all_moments([&](const SecondMoment& moment) { return is_usable(moment, hyper_); });
     if (is_well) return overflows_ ? Fault::state_format : Fault::none;
     const bool grad_is_finite = all_moments([](const SecondMoment& moment) {
-        return std::isfinite(moment.row_summary.sum_sq) &&
-               std::isfinite(moment.col_summary.sum_sq);
+        return std::isfinite(moment.row_summary.sum_sq) && std::isfinite(moment.col_summary.sum_sq);
     });
     return fault_of(grad_is_finite, param_is_finite, false);
 }
@@ -228,21 +240,19 @@ bool ShardedFactored::sum_direct_u(const Team& team, LocalBox& at, bool wide) {
     fill_factors(at, wide, false);
     SumWords* const sums = step.resolving_.tile_u_sq;
     const bool in_place = geometry.grad_like_param.has_unit_runs();
-    team.for_tasks(geometry.n_tiles(), Order::forwards,
-                   [&](std::size_t index, int, char* scratch) {
-                       const std::size_t m = index / n_tiles;
-                       const Rect tile = geometry.tiling[index % n_tiles];
-                       const MatrixView grad = geometry.grad_like_param[m];
-                       sums[index] = {};
-                       const auto add = [&](const Block& block, const Rect& part) {
-                           add_to(sums[index],
-                                  kernels_.sum_u_squares(block, step.factors_of(m, part)));
-                       };
-                       if (in_place) return add(block_in_place(grad, tile), tile);
-                       for_parts_of(tile, [&](const Rect& part) {
-                           add(gather(grad, part, step.copies_of(scratch)), part);
-                       });
-                   });
+    team.for_tasks(geometry.n_tiles(), Order::forwards, [&](std::size_t index, int, char* scratch) {
+        const std::size_t m = index / n_tiles;
+        const Rect tile = geometry.tiling[index % n_tiles];
+        const MatrixView grad = geometry.grad_like_param[m];
+        sums[index] = {};
+        const auto add = [&](const Block& block, const Rect& part) {
+            add_to(sums[index], kernels_.sum_u_squares(block, step.factors_of(m, part)));
+        };
+        if (in_place) return add(block_in_place(grad, tile), tile);
+        for_parts_of(tile, [&](const Rect& part) {
+            add(gather(grad, part, step.copies_of(scratch)), part);
+        });
+    });
     at.u_sq.assign(at.n, {});
     bool are_finite = true;
     for (std::size_t k = 0; k < geometry.n_tiles(); ++k) {

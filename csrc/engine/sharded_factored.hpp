@@ -105,7 +105,6 @@ std::unique_ptr<ShardedTensor> make_sharded_batch(const Tensor& tensor, bool giv
                                                   TensorReport& report,
                                                   const ShardedPlaces& places);
 std::unique_ptr<ShardedTensor> make_sharded_grid(const Tensor& tensor, bool given,
-                                                 TensorReport& report,
-                                                 const ShardedPlaces& places);
+                                                 TensorReport& report, const ShardedPlaces& places);
 
 }  // namespace adafactor

@@ -42,8 +42,7 @@ public:
         if (!part_.speaks) return;
         for (std::size_t m = 0; m < n(); ++m) {
             put_words(old_[m].sum, exponents_[m * kSums], to + m * kSums * kWords);
-            put_words(old_[m].param_sq, exponents_[m * kSums + 1],
-                      to + (m * kSums + 1) * kWords);
+            put_words(old_[m].param_sq, exponents_[m * kSums + 1], to + (m * kSums + 1) * kWords);
         }
         double* const lines = to + n() * kSums * kWords;
         for (const LocalBox& at : boxes_)
@@ -52,8 +51,8 @@ public:
                 double* const rows = row_sums(lines, m) + at.box->row;
                 double* const cols = col_sums(lines, m) + at.box->col;
                 const bool by_rows = owns_rows(at);
-                const double* const own = by_rows ? at.row_sq + k * at.rows
-                                                  : at.col_sq + k * at.cols;
+                const double* const own =
+                    by_rows ? at.row_sq + k * at.rows : at.col_sq + k * at.cols;
                 double* const to_own = by_rows ? rows : cols;
                 for (std::size_t i = 0; i < (by_rows ? at.rows : at.cols); ++i) to_own[i] += own[i];
                 add_crossed(at, k, by_rows ? cols : rows, nullptr);
@@ -98,15 +97,15 @@ protected:
 
     // Of the sums of grad^2 over all lines, and of the old running means over rows.
     void derive_matrix(std::size_t m, double* lines, double old_sum) {
-            SecondMoment& moment = moments_[m];
-            moment.row_summary =
-                summary_of(row_sums(lines, m), part_.n_rows, part_.n_cols, all_old_[m].rows);
-            moment.col_summary =
-                summary_of(col_sums(lines, m), part_.n_cols, part_.n_rows, all_old_[m].cols);
-            // Running means are linear in the old ones and the sums: so is the sum of them.
-            moment.row_summary.sum =
-                running_mean(old_sum, moment.row_summary.sum_sq, double(part_.n_rows), part_.n_cols);
-            moment.mean = mean_of_rows(moment.row_summary);
+        SecondMoment& moment = moments_[m];
+        moment.row_summary =
+            summary_of(row_sums(lines, m), part_.n_rows, part_.n_cols, all_old_[m].rows);
+        moment.col_summary =
+            summary_of(col_sums(lines, m), part_.n_cols, part_.n_rows, all_old_[m].cols);
+        // Running means are linear in the old ones and the sums: so is the sum of them.
+        moment.row_summary.sum =
+            running_mean(old_sum, moment.row_summary.sum_sq, double(part_.n_rows), part_.n_cols);
+        moment.mean = mean_of_rows(moment.row_summary);
     }
 
     void finish_lines(double* lines) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
 
 #include "dispatch/isa.hpp"
@@ -44,16 +45,13 @@ ShardedStep::ShardedStep(const Tensor* tensors, const std::vector<bool>& given,
     for (std::size_t k = 0; k < given_.size(); ++k) {
         reports_[k] = {};
         all_.push_back(make_sharded(tensors[k], given_[k], reports_[k], places));
-        for (TensorStep* step : all_.back()->steps()) {
-            steps_.push_back(step);
+        for (const TensorStep* step : all_.back()->steps())
             scratch_size = std::max(scratch_size, step->scratch_size());
-        }
     }
     scratch_size = (scratch_size + kPadding - 1) / kPadding * kPadding;
     const int threads = team_size(elements, options_.threads);
     team_ = Team(threads, memory_.for_step.take<char>(scratch_size * std::size_t(threads)),
                  scratch_size);
-    first_task_.resize(steps_.size() + 1);
 }
 
 ShardedStep::~ShardedStep() = default;
@@ -70,22 +68,27 @@ std::vector<double> ShardedStep::mute_round(const Tensor* tensors, std::size_t n
     return std::vector<double>(n, kNeutral);
 }
 
-// Calls body(position in stepping_), which must not throw, for all of these.
+// Calls body(position in `tensors`), which must not throw, for all of these.
 template <class Body>
-void ShardedStep::for_stepping(const Body& body) {
-    team_.for_tasks(stepping_.size(), Order::forwards,
-                    [&](std::size_t k, int, char*) { body(k); });
+void ShardedStep::for_each(const std::vector<ShardedTensor*>& tensors, const Body& body) {
+    team_.for_tasks(tensors.size(), Order::forwards, [&](std::size_t k, int, char*) { body(k); });
 }
 
 template <class Count, class Body>
-void ShardedStep::for_all_tasks(Order order, const Count& count, const Body& body) {
-    first_task_[0] = 0;
-    for (std::size_t k = 0; k < steps_.size(); ++k)
-        first_task_[k + 1] = first_task_[k] + count(*steps_[k]);
-    team_.for_tasks(first_task_.back(), order, [&](std::size_t task, int, char* scratch) {
-        const auto next = std::upper_bound(first_task_.begin(), first_task_.end(), task);
-        const auto k = std::size_t(next - first_task_.begin()) - 1;
-        body(*steps_[k], task - first_task_[k], scratch);
+void ShardedStep::for_all_tasks(const std::vector<ShardedTensor*>& tensors, Order order,
+                                const Count& count, const Body& body) {
+    std::size_t n = 0;
+    tasks_.clear();
+    for (ShardedTensor* tensor : tensors)
+        for (TensorStep* step : tensor->steps()) {
+            tasks_.push_back({step, n});
+            n += count(*step);
+        }
+    team_.for_tasks(n, order, [&](std::size_t task, int, char* scratch) {
+        const auto next =
+            std::upper_bound(tasks_.begin(), tasks_.end(), task,
+                             [](std::size_t at, const Tasks& tasks) { return at < tasks.first; });
+        body(*std::prev(next)->step, task - std::prev(next)->first, scratch);
     });
 }
 
@@ -107,23 +110,13 @@ Round ShardedStep::next() {
     const DefaultFloatEnvironment while_this_works;
     switch (stage_) {
         case Stage::begin:
+            for (const auto& tensor : all_) first_.push_back(tensor.get());
             measure();
             return put_max();
         case Stage::max:
             return after_max();
         case Stage::sum:
             return after_sum();
-        case Stage::second_max:
-            return after_second_max();
-        case Stage::second_sum: {
-            const double* from = memory_.second_sum->data();
-            for (ShardedTensor* tensor : stepping_)
-                if (tensor->needs_second()) {
-                    tensor->take_second_sum(from);
-                    from += tensor->n_second_sum();
-                }
-            return finish();
-        }
         case Stage::look:
             return after_look();
         case Stage::index:
@@ -141,62 +134,83 @@ Round ShardedStep::next() {
     }
 }
 
+// Those whose sums are exchanged for the first time, or again.
 void ShardedStep::measure() {
-    for (TensorStep* step : steps_)
-        if (!step->is_measured()) step->allocate_sums(memory_.for_measure);
+    for (const ShardedTensor* tensor : first_)
+        for (TensorStep* step : tensor->steps())
+            if (!step->is_measured()) step->allocate_sums(memory_.for_measure);
     for_all_tasks(
-        Order::forwards, [](const TensorStep& step) { return step.n_measure_tasks_left(); },
+        first_, Order::forwards, [](const TensorStep& step) { return step.n_measure_tasks_left(); },
         [](TensorStep& step, std::size_t task, char* scratch) {
             if (!step.is_measured()) step.measure(task, scratch);
             step.look_at_due(task);
         });
-    for (const auto& tensor : all_)
+    for (ShardedTensor* tensor : first_)
         if (tensor->is_given()) tensor->finish_measure(team_);
 }
 
 Round ShardedStep::put_max() {
     std::size_t n = is_first_ ? n_header_max_ : 0;
-    for (const auto& tensor : all_) n += tensor->n_max();
+    for (const ShardedTensor* tensor : first_) n += tensor->n_max();
+    for (const ShardedTensor* tensor : second_) n += tensor->n_second_max();
     double* to = filled(memory_.max, n, kNeutral).data() + (is_first_ ? n_header_max_ : 0);
-    for (const auto& tensor : all_) {
+    for (const ShardedTensor* tensor : first_) {
         tensor->put_max(to);
         to += tensor->n_max();
+    }
+    for (const ShardedTensor* tensor : second_) {
+        tensor->put_second_max(to);
+        to += tensor->n_second_max();
     }
     return exchange(memory_.max, true, Stage::max);
 }
 
-void ShardedStep::find_places(std::size_t first) {
-    place_.clear();
-    for (const ShardedTensor* tensor : stepping_) {
-        place_.push_back(first);
-        first += tensor->n_sum();
-    }
-}
-
 Round ShardedStep::after_max() {
     const double* from = memory_.max->data() + (is_first_ ? n_header_max_ : 0);
-    stepping_.clear();
-    for (std::size_t k = 0; k < all_.size(); ++k) {
-        ShardedTensor& tensor = *all_[k];
-        tensor.take_max(from);
-        from += tensor.n_max();
-        if (!outcome_.is_fault()) {
-            outcome_.presence_differs = tensor.presence_differs();
-            outcome_.grad_format_differs = tensor.grad_format_differs();
-            if (outcome_.is_fault()) outcome_.outcome.tensor = k;
-        }
-        if (tensor.is_given_anywhere()) stepping_.push_back(&tensor);
+    for (ShardedTensor* tensor : first_) {
+        tensor->take_max(from);
+        from += tensor->n_max();
+        if (outcome_.is_fault()) continue;
+        outcome_.presence_differs = tensor->presence_differs();
+        outcome_.grad_format_differs = tensor->grad_format_differs();
+        if (outcome_.is_fault()) outcome_.outcome.tensor = position_of(*tensor);
     }
-    if (outcome_.is_fault()) {
-        return end();
+    if (outcome_.is_fault()) return end();
+    for (ShardedTensor* tensor : second_) {
+        tensor->take_second_max(from);
+        from += tensor->n_second_max();
     }
+    if (is_first_) {
+        const auto is_absent = [](ShardedTensor* tensor) { return !tensor->is_given_anywhere(); };
+        first_.erase(std::remove_if(first_.begin(), first_.end(), is_absent), first_.end());
+        stepping_ = first_;
+    }
+    return put_sum();
+}
+
+Round ShardedStep::put_sum() {
     std::size_t n = is_first_ ? n_header_sum_ : 0;
-    for (const ShardedTensor* tensor : stepping_) n += tensor->n_sum();
-    for (ShardedTensor* tensor : stepping_) tensor->add_up(team_);
-    double* const to = filled(memory_.sum, n, 0).data();
-    find_places(is_first_ ? n_header_sum_ : 0);
-    for_stepping([&](std::size_t k) { stepping_[k]->put_sum(to + place_[k]); });
-    return exchange(memory_.sum, false, Stage::sum);
+    place_.clear();
+    for (ShardedTensor* tensor : first_) {
+        tensor->add_up(team_);
+        place_.push_back(n);
+        n += tensor->n_sum();
+    }
+    for (ShardedTensor* tensor : second_) {
+        tensor->add_up_second(team_);
+        place_.push_back(n);
+        n += tensor->n_second_sum();
+    }
+    // Sums of the first round stay where they are until the step is done.
+    RoundArray& array = is_first_         ? memory_.sum
+                        : second_.empty() ? memory_.sum_again
+                                          : memory_.second_sum;
+    double* const to = filled(array, n, 0).data();
+    for_each(first_, [&](std::size_t k) { first_[k]->put_sum(to + place_[k]); });
+    for (std::size_t k = 0; k < second_.size(); ++k)
+        second_[k]->put_second_sum(to + place_[first_.size() + k]);
+    summed_ = array;
+    return exchange(array, false, Stage::sum);
 }
 
 void ShardedStep::note_norm() {
@@ -213,94 +227,65 @@ void ShardedStep::note_norm() {
 }
 
 Round ShardedStep::after_sum() {
-    double* const from = memory_.sum->data();
-    is_first_ = false;
-    for_stepping([&](std::size_t k) { stepping_[k]->take_sum(from + place_[k]); });
-    if (!has_clipped_) note_norm();
-    return begin_second();
-}
-
-Round ShardedStep::begin_second() {
-    for (ShardedTensor* tensor : stepping_) {
+    double* const from = summed_->data();
+    for_each(first_, [&](std::size_t k) { first_[k]->take_sum(from + place_[k]); });
+    for (std::size_t k = 0; k < second_.size(); ++k)
+        second_[k]->take_second_sum(from + place_[first_.size() + k]);
+    std::vector<ShardedTensor*> decided;
+    decided.swap(first_);
+    second_.clear();
+    for (ShardedTensor* tensor : decided) {
         const Fault fault = tensor->decide(team_, options_.propagate);
         tensor->report().fault = fault;
-        if (fault != Fault::none && !options_.propagate)
-            return faulty(fault, position_of(*tensor));
+        if (fault != Fault::none && !options_.propagate) return faulty(fault, position_of(*tensor));
     }
-    const double norm = outcome_.outcome.grad_norm;
-    if (std::isfinite(options_.skip_norm_above)) {
-        outcome_.outcome.is_spike = std::isfinite(norm) && norm > options_.skip_norm_above;
-        if (outcome_.outcome.is_spike) return end();
-    }
-    if (std::isfinite(options_.max_grad_norm) && !has_clipped_) {
-        const double ratio = options_.max_grad_norm / (norm + 1e-6);
+    if (is_first_) {
+        is_first_ = false;
+        note_norm();
+        const double norm = outcome_.outcome.grad_norm;
+        if (std::isfinite(options_.skip_norm_above)) {
+            outcome_.outcome.is_spike = std::isfinite(norm) && norm > options_.skip_norm_above;
+            if (outcome_.outcome.is_spike) return end();
+        }
+        const double ratio =
+            std::isfinite(options_.max_grad_norm) ? options_.max_grad_norm / (norm + 1e-6) : 1;
         if (!(ratio >= 1)) {
-            has_clipped_ = true;
-            bool repeats = false;
-            for (ShardedTensor* tensor : stepping_) repeats |= tensor->scale_grad(ratio);
-            if (!repeats) return begin_second();
-            measure();
-            return put_max();
+            std::vector<ShardedTensor*> scaled;
+            scaled.swap(decided);
+            for (ShardedTensor* tensor : scaled)
+                (tensor->scale_grad(ratio) ? first_ : decided).push_back(tensor);
+            for (ShardedTensor* tensor : decided)
+                tensor->report().fault = tensor->decide(team_, options_.propagate);
         }
     }
-    std::size_t n = 0;
-    bool any = false;
-    for (ShardedTensor* tensor : stepping_)
+    for (ShardedTensor* tensor : decided)
         if (tensor->needs_second()) {
-            any = true;
-            n += tensor->n_second_max();
             tensor->measure_second(team_);
+            second_.push_back(tensor);
         }
-    if (!any) return finish();
-    double* to = filled(memory_.second_max, n, kNeutral).data();
-    for (const ShardedTensor* tensor : stepping_)
-        if (tensor->needs_second()) {
-            tensor->put_second_max(to);
-            to += tensor->n_second_max();
-        }
-    return exchange(memory_.second_max, true, Stage::second_max);
-}
-
-Round ShardedStep::after_second_max() {
-    const double* from = memory_.second_max->data();
-    std::size_t n = 0;
-    for (ShardedTensor* tensor : stepping_)
-        if (tensor->needs_second()) {
-            tensor->take_second_max(from);
-            from += tensor->n_second_max();
-            n += tensor->n_second_sum();
-            tensor->add_up_second(team_);
-        }
-    double* to = filled(memory_.second_sum, n, 0).data();
-    for (const ShardedTensor* tensor : stepping_)
-        if (tensor->needs_second()) {
-            tensor->put_second_sum(to);
-            to += tensor->n_second_sum();
-        }
-    return exchange(memory_.second_sum, false, Stage::second_sum);
+    if (first_.empty() && second_.empty()) return finish();
+    if (!first_.empty()) measure();
+    return put_max();
 }
 
 Round ShardedStep::finish() {
     bool any_looks = false;
     for (ShardedTensor* tensor : stepping_) {
         Fault fault = tensor->finish(options_.propagate);
-        if (fault == Fault::none && !options_.propagate &&
-            tensor->report().fault == Fault::none) {
+        if (fault == Fault::none && !options_.propagate && tensor->report().fault == Fault::none) {
             fault = tensor->check();
             any_looks = any_looks || tensor->needs_look();
         }
         if (fault != Fault::none) tensor->report().fault = fault;
-        if (fault != Fault::none && !options_.propagate)
-            return faulty(fault, position_of(*tensor));
+        if (fault != Fault::none && !options_.propagate) return faulty(fault, position_of(*tensor));
     }
-    for_stepping([&](std::size_t k) { stepping_[k]->prepare_apply(); });
+    for_each(stepping_, [&](std::size_t k) { stepping_[k]->prepare_apply(); });
     if (!any_looks) {
         return end();
     }
     std::vector<double>& faults = filled(memory_.fault, stepping_.size(), 0);
     for (std::size_t k = 0; k < stepping_.size(); ++k)
-        if (stepping_[k]->needs_look())
-            faults[k] = double(int(stepping_[k]->look(team_)));
+        if (stepping_[k]->needs_look()) faults[k] = double(int(stepping_[k]->look(team_)));
     return exchange(memory_.fault, true, Stage::look);
 }
 
@@ -343,7 +328,7 @@ void ShardedStep::apply() {
     const DefaultFloatEnvironment while_this_works;
     for (ShardedTensor* tensor : stepping_) tensor->begin_apply();
     for_all_tasks(
-        Order::backwards, [](const TensorStep& step) { return step.n_apply_tasks(); },
+        stepping_, Order::backwards, [](const TensorStep& step) { return step.n_apply_tasks(); },
         [](TensorStep& step, std::size_t task, char* scratch) { step.apply(task, scratch); });
     for (ShardedTensor* tensor : stepping_) {
         tensor->end_apply();

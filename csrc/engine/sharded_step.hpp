@@ -17,7 +17,7 @@ using RoundArray = std::shared_ptr<std::vector<double>>;
 // Working memory, kept between steps.
 struct ShardedMemory {
     Scratch for_step, for_measure;
-    RoundArray max, sum, second_max, second_sum, fault;
+    RoundArray max, sum, sum_again, second_sum, fault;
 };
 
 // An array that is to be reduced over all ranks, in place: by their maximum, or their sum.
@@ -28,7 +28,7 @@ struct Round {
 
 // As Outcome, alike on all ranks.
 struct ShardedOutcome {
-    Outcome outcome;  // the index is one of the whole tensor
+    Outcome outcome;   // the index is one of the whole tensor
     double value = 0;  // of the bad element, if there is an index
     bool presence_differs = false, grad_format_differs = false;  // of that tensor, on some ranks
 
@@ -68,22 +68,27 @@ public:
                                           std::size_t n_header_max, bool exact);
 
 private:
-    enum class Stage { begin, max, sum, second_max, second_sum, look, index, value, done };
+    enum class Stage { begin, max, sum, look, index, value, done };
+
+    // Where the tasks of a step begin among those of all.
+    struct Tasks {
+        TensorStep* step;
+        std::size_t first;
+    };
 
     template <class Body>
-    void for_stepping(const Body& body);
+    void for_each(const std::vector<ShardedTensor*>& tensors, const Body& body);
     template <class Count, class Body>
-    void for_all_tasks(Order order, const Count& count, const Body& body);
+    void for_all_tasks(const std::vector<ShardedTensor*>& tensors, Order order, const Count& count,
+                       const Body& body);
     Round exchange(const RoundArray& array, bool is_max, Stage stage);
     Round end();
 
     void measure();
     Round put_max();
-    void find_places(std::size_t first);
     Round after_max();
+    Round put_sum();
     Round after_sum();
-    Round begin_second();
-    Round after_second_max();
     Round finish();
     Round after_look();
     Round faulty(Fault fault, std::size_t tensor);
@@ -99,11 +104,14 @@ private:
     std::size_t n_header_max_, n_header_sum_;
     std::vector<std::unique_ptr<ShardedTensor>> all_;
     std::vector<ShardedTensor*> stepping_;  // with a gradient
-    std::vector<TensorStep*> steps_;        // of this rank's boxes
-    std::vector<std::size_t> place_;        // of each of stepping_ in the sum
-    std::vector<std::size_t> first_task_;
+    // Whose round A is under way, which those that are measured again come to twice; and whose
+    // round B is, in the same exchange.
+    std::vector<ShardedTensor*> first_, second_;
+    std::vector<std::size_t> place_;  // of each of first_ and second_ in the sum
+    RoundArray summed_;
+    std::vector<Tasks> tasks_;
     Team team_{1, nullptr, 0};
-    bool has_clipped_ = false, is_first_ = true;
+    bool is_first_ = true;
     Stage stage_ = Stage::begin;
     double own_value_ = 0;
     std::ptrdiff_t own_index_ = -1;

@@ -41,8 +41,8 @@ double number_of(const Block& element) {
     if (exponent == 31)
         return fraction ? std::numeric_limits<double>::quiet_NaN()
                         : sign * std::numeric_limits<double>::infinity();
-    return sign * (exponent ? std::ldexp(1024 + fraction, exponent - 25)
-                            : std::ldexp(fraction, -24));
+    return sign *
+           (exponent ? std::ldexp(1024 + fraction, exponent - 25) : std::ldexp(fraction, -24));
 }
 
 void ShardedTensor::put_max(double* to) const {

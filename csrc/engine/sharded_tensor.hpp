@@ -27,9 +27,13 @@ double number_of(const Block& element);
 
 class ShardedTensor {
 public:
-    // `given`: there is a gradient in this step. Without one only n_max() is asked for, and put_max.
+    // `given`: there is a gradient in this step. Without one only n_max() is asked for, and
+    // put_max.
     ShardedTensor(const Tensor& tensor, bool given, TensorReport& report)
-        : tensor_(tensor), part_(*tensor.part), given_(given), hyper_(tensor.hyper),
+        : tensor_(tensor),
+          part_(*tensor.part),
+          given_(given),
+          hyper_(tensor.hyper),
           report_(report) {}
     virtual ~ShardedTensor() = default;
     ShardedTensor(const ShardedTensor&) = delete;

@@ -93,8 +93,8 @@ public:
     void decide(const ElementSums& of_all, double n_all) override {
         const double u_sq = of_all.u_sq.value() * grad_sq_scale();
         const double param_sq = of_all.param_sq.value();
-        const StepSize size = reported_step_size(hyper_, has_momentum(), u_sq / n_all,
-                                                 param_sq / n_all, *report_);
+        const StepSize size =
+            reported_step_size(hyper_, has_momentum(), u_sq / n_all, param_sq / n_all, *report_);
         if (!hyper_.per_matrix) {
             descent_[0] = size.descent;
             return bound(descent_, 1, u_sq, param_sq);

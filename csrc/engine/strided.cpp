@@ -169,8 +169,7 @@ void put_padded_back(const Block& padded, std::size_t pad, const Block& block) {
                         from + std::ptrdiff_t(i) * padded.stride + pad * item, block.cols * item);
     };
     copy(padded.data, block.data);
-    if (block.format == Format::split)
-        copy(padded.data + padded.low, block.data + block.low);
+    if (block.format == Format::split) copy(padded.data + padded.low, block.data + block.low);
 }
 
 Block copied_run(const Block& run, char* to) {

@@ -164,8 +164,8 @@ private:
                                     padded_block(own.grad, pad, copies.of[kGrad]),
                                     padded_block(own.copy, pad, copies.of[kCopy])};
             const Block own_v = sub_run(v), padded_v = padded_block(own_v, pad, copies.of[kV]);
-            kernels_.apply_unfactored(padded, padded_v, moment(), descent_,
-                                      rounding(number - pad), wide);
+            kernels_.apply_unfactored(padded, padded_v, moment(), descent_, rounding(number - pad),
+                                      wide);
             put_padded_back(padded.param, pad, own.param);
             put_padded_back(padded.m, pad, own.m);
             put_padded_back(padded.copy, pad, own.copy);

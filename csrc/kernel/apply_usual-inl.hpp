@@ -149,7 +149,7 @@ bool apply_usual(const Step&) { return false; }
 #endif
 
 SumWords apply(const StepBlocks& blocks, const Factors& factors, const Descent& descent,
-             const Rounding& rounding, bool sums_param) {
+               const Rounding& rounding, bool sums_param) {
     const Step step{blocks, factors, descent, rounding};
     if (!factors.wide && are_native<float>(blocks)) return apply_native<float>(step, sums_param);
     if (factors.wide && are_native<double>(blocks)) return apply_native<double>(step, sums_param);

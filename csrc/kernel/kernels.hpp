@@ -176,7 +176,7 @@ struct KernelTable {
     SumWords (*sum_u_squares)(const Block& grad, const Factors& factors);
     // Returns, if `sums_param`, what sum_squares makes of the param it wrote.
     SumWords (*apply)(const StepBlocks& blocks, const Factors& factors, const Descent& descent,
-                    const Rounding& rounding, bool sums_param);
+                      const Rounding& rounding, bool sums_param);
 
     // Of one run of at most kChunk elements, v of float64 or float32. `wide`: float64 is among
     // param and grad.

@@ -190,9 +190,8 @@ bool sum_squares_of_rows(const Block& block, std::size_t begin, std::size_t end,
 }
 
 ADAFACTOR_INLINE void add_rows(const double* sum_sq, std::size_t n, LaneWords& total) {
-    for_groups(n, [&](std::size_t, auto load_group, auto) __attribute__((always_inline)) {
-        total.add(load_group(sum_sq, 0));
-    });
+    for_groups(n, [&](std::size_t, auto load_group, auto)
+                      __attribute__((always_inline)) { total.add(load_group(sum_sq, 0)); });
 }
 
 // As sum_squares, in fp64 whatever the format.
