@@ -62,6 +62,9 @@ class Options(TypedDict, total=False):
     num_threads: Optional[int]
     carry_param_rms: bool
     seed: int
+    comm: Any
+    shards: Any
+    timeout: Optional[float]
 
 
 class Arguments(StepSwitches, MomentSwitches, DecaySwitches, Options, total=False):

@@ -46,7 +46,10 @@ def read_state(
     except (ValueError, RecursionError):  # the latter of a million brackets
         raise ValueError(f"state['header'] is no JSON, cut or overwritten, {must_be}") from None
     if not isinstance(header, dict) or header.get("format") != file_format:
-        raise ValueError(f"state['header'] is not ours, {must_be}")
+        is_piece = isinstance(header, dict) and header.get("format") == f"{file_format}.piece"
+        instead = " with gather=True, or a list of those of all ranks" if is_piece else ""
+        what = "what one of several ranks has" if is_piece else "not ours"
+        raise ValueError(f"state['header'] is {what}, {must_be}{instead}")
     version = header.get("format_version")
     if version not in versions:
         raise ValueError(

@@ -13,7 +13,9 @@ from adafactor_native.trees import as_held, flatten, is_branch, is_container, is
 _OF_A_GROUP = ("params", "match")  # one of them is in each
 
 
-def read_groups(params: Any, copies: Any = None) -> list[tuple[str, Mapping[str, Any]]]:
+def read_groups(
+    params: Any, copies: Any = None, may_be_empty: bool = False
+) -> list[tuple[str, Mapping[str, Any]]]:
     """Return `params` as groups with their own hyper-parameters, and how messages show these."""
     must_be = "must be a mapping from names to arrays, a sequence of arrays or a list of groups"
     params = as_held(params)
@@ -23,7 +25,7 @@ def read_groups(params: Any, copies: Any = None) -> list[tuple[str, Mapping[str,
         if copies is not None:
             raise TypeError("copies must be None with groups, which can have 'copies' each")
         return [(f"params[{i}][{{!r}}]", group) for i, group in enumerate(params)]
-    if not flatten(params, "params"):
+    if not may_be_empty and not flatten(params, "params"):
         raise ValueError(f"params is empty, {must_be}, at least one")
     return [("{}", {"params": params, "copies": copies})]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import inf
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ from adafactor_native.report import StateMemory
 from adafactor_native.rules import are_constant, rates_at
 from adafactor_native.suggestions import KnownAttributes
 from adafactor_native.switches import SWITCHES
+
+if TYPE_CHECKING:
+    from adafactor_native.sharding.ranks import Ranks
 
 _ATOMIC = ("all", "tensor")
 
@@ -135,6 +138,7 @@ class Model(KnownAttributes):
         self.skip_above = None
         self._params_are_new = False  # whether the next step looks if masters are still theirs
         self._removed: frozenset[str] = frozenset()  # names of tensors that were here
+        self._ranks: Ranks | None = None  # the other ranks, if the model is spread over several
 
     def _new_groups(self, given: Sequence[tuple[str, Mapping[str, Any]]]) -> list[ParamGroup]:
         return new_groups(
@@ -206,6 +210,15 @@ class Model(KnownAttributes):
         self._accumulated.require_none(doing)
         self._require_no_open_step(doing)
         self._require_none_measured(doing)
+
+    def _require_one_process(
+        self,
+        what: str,
+        instead: str = "make the optimizer anew and load its state, opt.state_dict(gather=True)",
+    ) -> None:
+        """Raise a ValueError where the model is spread over ranks."""
+        if self._ranks is not None:
+            raise ValueError(f"{what} is not possible with comm: {instead}")
 
     def _require_no_open_step(self, doing: str) -> None:
         if self._tensors.is_open:

@@ -152,6 +152,7 @@ class ModelArrivals(Model):
         >>> opt.t, report.stepped.tolist(), report.grad_norm
         (1, [True, True], 3.0)
         """
+        self._require_one_process("opt.step_tensor", "opt.measure takes gradients as they appear")
         for of_all in ("max_grad_norm", "skip_above"):
             if getattr(self, of_all) is not None and not self._tensors.is_open:
                 raise ValueError(

@@ -31,6 +31,7 @@ class ModelChanges(Model):
         """
         if not isinstance(group, Mapping):
             raise TypeError(f"group is a {type(group).__name__}, must be a mapping with 'params'")
+        self._require_one_process("opt.add_param_group")
         self._require_no_open_step("which is of the tensors as they are")
         self._add_groups(self._new_groups([("group[{!r}]", group)]))
 
@@ -57,6 +58,7 @@ class ModelChanges(Model):
         RuntimeError
             If another thread is in a step of this object.
         """
+        self._require_one_process("opt.replace")
         self._tensors.alone(lambda: changing.replace_param(self, name, array, copy))
 
     def resize(self, name: str, array: Array, axis: int = 0, *, copy: Array | None = None) -> None:
@@ -99,6 +101,7 @@ class ModelChanges(Model):
         >>> opt.state["embedding"]["exp_row"].round(3)
         array([1.   , 4.   , 9.   , 4.667])
         """
+        self._require_one_process("opt.resize")
         self._tensors.alone(lambda: changing.resize(self, name, array, axis, copy))
 
     def remove(self, name: str) -> None:
@@ -119,6 +122,7 @@ class ModelChanges(Model):
         RuntimeError
             If another thread is in a step of this object.
         """
+        self._require_one_process("opt.remove")
         self._tensors.alone(lambda: changing.remove(self, name))
 
     def reset(
@@ -150,4 +154,5 @@ class ModelChanges(Model):
         RuntimeError
             If another thread is in a step of this object.
         """
+        self._require_one_process("opt.reset")
         self._tensors.alone(lambda: changing.reset(self, name, rows, axis))

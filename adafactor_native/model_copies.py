@@ -29,6 +29,9 @@ class ModelCopies(Model):
 
     def _all_of_it(self) -> dict[str, Any]:
         """Return all that `__setstate__` needs."""
+        self._require_one_process(
+            "a pickle or a copy", "opt.state_dict(gather=True) and a new optimizer go on elsewhere"
+        )
         self._require_no_open_step("which a copy does not have")
         self._require_none_measured("which a copy does not have")
         made_anew = ("_tensors", "_cell", "_names", "_groups", "_convention")

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from adafactor_native import hyperparameters as hyper
 from adafactor_native import state_dict, state_files
 from adafactor_native.elastic import LoadReport, Rename
 from adafactor_native.model import Model
 from adafactor_native.param_groups import Array
+from adafactor_native.sharding.agreed_errors import together
 
 
 class ModelStates(Model):
     """A model whose run may end, and go on elsewhere."""
 
-    def state_dict(self, params: bool = False) -> dict[str, Array]:
+    def state_dict(self, params: bool = False, *, gather: bool = False) -> dict[str, Array]:
         """Return copies of all that is remembered, as a flat dict of arrays.
 
         It goes as it is into ``numpy.savez(path, **state)`` and
@@ -26,6 +27,11 @@ class ModelStates(Model):
         params : bool
             Whether the parameters are part of it, so that one file is the whole checkpoint. All
             arrays are copies: until they are dropped, the memory for the parameters is needed twice.
+        gather : bool, default False
+            With `comm`: whether every rank gets the state of the whole model, as one process has it,
+            which loads on any number of ranks, or without `comm`. Then all ranks must call it. If not,
+            a rank gets what it has, with its place in the whole; a list of those of all ranks
+            loads likewise. Without `comm` they are the same.
 
         Returns
         -------
@@ -50,11 +56,13 @@ class ModelStates(Model):
         (1, 0.1)
         """
         with_params = hyper.boolean("params", params)
+        if hyper.boolean("gather", gather) and self._ranks is not None:
+            return self._tensors.alone(lambda: state_dict.gathered_state_dict(self, with_params))
         return self._tensors.alone(lambda: state_dict.state_dict(self, with_params))
 
     def load_state_dict(
         self,
-        state: Mapping[str, Array],
+        state: Mapping[str, Array] | Sequence[Mapping[str, Array]],
         *,
         strict: bool = True,
         rename: Rename | None = None,
@@ -69,9 +77,10 @@ class ModelStates(Model):
 
         Parameters
         ----------
-        state : mapping of str to ndarray
+        state : mapping of str to ndarray, or sequence of these
             What `state_dict` returned, from anywhere; its values are copied. Tensors are found by
-            name, in any order.
+            name, in any order. A sequence has what each rank has saved of itself, of all ranks in any
+            order. With `comm` all ranks must load the same state, of which each takes its part.
         strict : bool, default True
             Whether the state must have exactly these tensors. If not, those that have the same name,
             shape, dtype, axes, group and kinds of state are loaded, others stay as they are; where
@@ -124,7 +133,7 @@ class ModelStates(Model):
             hyper.boolean("convert", convert),
         )
 
-    def save(self, path: state_files.Path, params: bool = False) -> None:
+    def save(self, path: state_files.Path, params: bool = False, *, gather: bool = False) -> None:
         """Write what `state_dict` returns to a file, array by array, without a copy of it all.
 
         The file is what ``numpy.savez`` or ``safetensors.numpy.save_file`` of it would hold, and can
@@ -140,6 +149,10 @@ class ModelStates(Model):
             there is replaced and its permissions are kept.
         params : bool, default False
             Whether the parameters are part of it, so that one file is the whole checkpoint.
+        gather : bool, default False
+            With `comm`: whether rank 0 writes the state of the whole model, which all ranks must call;
+            the others return when the file is there. If not, each rank that calls it writes what it
+            has, to a path of its own.
 
         Raises
         ------
@@ -169,13 +182,18 @@ class ModelStates(Model):
         (1, True)
         """
         with_params = hyper.boolean("params", params)
+        if hyper.boolean("gather", gather) and self._ranks is not None:
+            channel = self._ranks.channel
+            whole = self.state_dict(with_params, gather=True)
+            together(channel, lambda: None if channel.rank else state_files.save(path, whole))
+            return
         self._tensors.alone(
             lambda: state_files.save(path, state_dict.live_arrays(self, with_params))
         )
 
     def load(
         self,
-        path: state_files.Path,
+        path: state_files.Path | Sequence[state_files.Path],
         *,
         strict: bool = True,
         rename: Rename | None = None,
@@ -186,9 +204,9 @@ class ModelStates(Model):
 
         Parameters
         ----------
-        path : str or path-like
+        path : str or path-like, or list or tuple of these
             A file that `save`, ``numpy.savez`` or ``safetensors.numpy.save_file`` wrote; it ends in
-            ".npz" or ".safetensors".
+            ".npz" or ".safetensors". Several are what each rank has saved of itself.
         strict, rename, keep, convert
             As `load_state_dict` takes them.
 
@@ -221,4 +239,6 @@ class ModelStates(Model):
             keep,
             hyper.boolean("convert", convert),
         )
-        return state_dict.load_state_dict(self, state_files.load(path), *choices, is_ours=True)
+        return state_dict.load_state_dict(
+            self, state_files.StateFiles(path), *choices, is_ours=True
+        )

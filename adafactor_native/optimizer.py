@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -31,17 +31,20 @@ from adafactor_native.model_changes import ModelChanges
 from adafactor_native.model_copies import ModelCopies
 from adafactor_native.model_states import ModelStates
 from adafactor_native.report import NEWLY_STUCK, StepReport
+from adafactor_native.sharding.model_sharding import ModelSharding, require_alone
 from adafactor_native.switches import table
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from adafactor_native.sharding.shards import FlatShard, Shard
 
 Params = Any  # a mapping, a sequence or groups of arrays
 Copies = Any  # the same of arrays or None
 Grads = Any  # the same of arrays or None
 
 
-class Optimizer(ModelArrivals, ModelChanges, ModelStates, ModelCopies):
+class Optimizer(ModelArrivals, ModelChanges, ModelStates, ModelCopies, ModelSharding):
     r"""Adafactor for all parameters of a model, updated in place by one native call a step.
 
     A tensor with two factored axes keeps running means over each row and each column instead of one
@@ -114,6 +117,17 @@ class Optimizer(ModelArrivals, ModelChanges, ModelStates, ModelCopies):
         Seed of the random bits of ``rounding="stochastic"``, in [0, 2**63). Each bit is a function of
         seed, the tensor's name and its own count of steps, and the element's position in its memory:
         the order of tensors does not matter. Of a sequence of arrays, positions are the names.
+    comm : mpi4py.MPI.Intracomm, torch.distributed.ProcessGroup, Engine or None, default None
+        The processes ("ranks") over which the model is spread, which together take the steps of one
+        process. Then the constructor, `step`, `state_dict`, `load_state_dict`, `save` and `load` are
+        collective: all ranks call them, in the same order. See `adafactor_native.sharding`.
+    shards : mapping of str to Shard or FlatShard, or None, default None
+        Which part of a larger tensor a param is, for those that are one. With `comm` a param that is
+        not in it is whole, on all ranks alike (replicas, whose gradients must be the same) or on one
+        that has it alone.
+    timeout : float or None, default None
+        Seconds that ranks wait for one another before a `CommunicationError`, above 0. None: 1800
+        with MPI, which has no timeouts of its own, and what the process group has with torch.
     **hyper_parameters
         The convention's own arguments, and any of the switches below, which count more. The defaults
         below are the paper's. Each can be a group's own.
@@ -268,6 +282,9 @@ class Optimizer(ModelArrivals, ModelChanges, ModelStates, ModelCopies):
         num_threads: int | None = None,
         carry_param_rms: bool = False,
         seed: int = 0,
+        comm: Any = None,
+        shards: Mapping[str, Shard | FlatShard] | None = None,
+        timeout: float | None = None,
         **hyper_parameters: Any,
     ) -> None:
         self._start()
@@ -286,7 +303,11 @@ class Optimizer(ModelArrivals, ModelChanges, ModelStates, ModelCopies):
         self.seed = seed
         self._carry_param_rms = hyper.boolean("carry_param_rms", carry_param_rms)
         self._defaults = hyper_parameters
-        self._add_groups(self._new_groups(by_pattern(read_groups(params, copies))))
+        if comm is None:
+            require_alone(shards, timeout)
+            self._add_groups(self._new_groups(by_pattern(read_groups(params, copies))))
+        else:
+            self._join(comm, shards, timeout, lambda: by_pattern(read_groups(params, copies, True)))
 
     def step(
         self, grads: Grads = None, grad_scale: float = 1.0, *, reduce: str | None = None
@@ -356,6 +377,42 @@ class Optimizer(ModelArrivals, ModelChanges, ModelStates, ModelCopies):
         array; otherwise a sixteenth at each step. To hold an array of first moments makes every step
         read them once more.
         """
+        n_waiting = self._accumulated.n
+        none_left = (
+            Accumulated() if n_waiting else self._accumulated
+        )  # nothing may fail after a step
+        if self._ranks is not None:
+            given = partial(self._given, grads, grad_scale, reduce, self._ranks.absent)
+            report = self._sharded_step(self._ranks, given)
+        else:
+            ordered, scale, measured_scale = self._given(grads, grad_scale, reduce)
+            plan = self._plan_of_open_step() if self._tensors.waits else None
+            report = self._tensors.step(
+                plan or self._cell.plan or self._new_plan(),
+                ordered,
+                scale,
+                partial(StepReport, self._names, lr=self._cell.lr),
+                self._follow_param,
+                measured_scale,
+            )
+        self._accumulated = none_left
+        if report._flags:  # what its properties read, without their calls
+            self._say(report)
+        else:
+            self._guard.in_a_row = 0
+        return report
+
+    def _given(
+        self,
+        grads: Grads,
+        grad_scale: float,
+        reduce: str | None,
+        absent: frozenset[str] = frozenset(),
+    ) -> tuple[Sequence[Any], float, float]:
+        """Return the gradients in the order of `names`, and what they and measured ones are divided by.
+
+        Tensors that are `absent` here may be missing in mappings.
+        """
         if self._params_are_new:
             self._follow_params()
         scale = hyper.positive("grad_scale", grad_scale)
@@ -363,7 +420,6 @@ class Optimizer(ModelArrivals, ModelChanges, ModelStates, ModelCopies):
         if reduce is not None and (grads is not None or not waiting.n):
             raise ValueError(f"reduce is {reduce!r}, must be None without accumulated gradients")
         some_wait = self._tensors.waits
-        plan = self._plan_of_open_step() if some_wait else None
         divisor = 1
         if grads is None and waiting.n:
             ordered: Sequence[Any] = [waiting.sums.get(name) for name in self._names]
@@ -374,22 +430,8 @@ class Optimizer(ModelArrivals, ModelChanges, ModelStates, ModelCopies):
             if waiting.n:
                 waiting.require_none("which has gradients of its own")
             taken = self._taken() if some_wait else ()
-            ordered = in_order(grads, self._groups, self._names, taken)
-        none_left = Accumulated() if waiting.n else waiting  # made before: nothing may fail after
-        report = self._tensors.step(
-            plan or self._cell.plan or self._new_plan(),
-            ordered,
-            scale * divisor,
-            partial(StepReport, self._names, lr=self._cell.lr),
-            self._follow_param,
-            scale,
-        )
-        self._accumulated = none_left
-        if report._flags:  # what its properties read, without their calls
-            self._say(report)
-        else:
-            self._guard.in_a_row = 0
-        return report
+            ordered = in_order(grads, self._groups, self._names, absent.union(taken))
+        return ordered, scale * divisor, scale
 
     def _say(self, report: StepReport) -> None:
         """Say what the user of a step should know of it, and nothing about usual ones."""
@@ -444,7 +486,8 @@ class Optimizer(ModelArrivals, ModelChanges, ModelStates, ModelCopies):
             self._accumulated = Accumulated()
         else:
             taken = self._taken()
-            ordered = in_order(grads, self._groups, self._names, taken)
+            absent = frozenset() if self._ranks is None else self._ranks.absent
+            ordered = in_order(grads, self._groups, self._names, absent.union(taken))
             for name, grad in zip(self._names, ordered):
                 if grad is not None and name in taken:
                     raise ValueError(

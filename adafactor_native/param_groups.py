@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, MutableMapping, Seque
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ from adafactor_native.rules import rule_of
 from adafactor_native.suggestions import closest
 from adafactor_native.switches import SETTLED, SWITCHES, Values, check_switches
 from adafactor_native.taking_over import all_at_once
+
+if TYPE_CHECKING:
+    from adafactor_native.sharding.tensor_shard import TensorShard
 
 Array = npt.NDArray[Any]
 
@@ -57,6 +60,9 @@ class Tensor:
         Whether the group's weight decay holds for it.
     copy : ndarray of float16 or bfloat16, param's shape, or None
         The user's own: every step writes a param of float32 there, rounded.
+    part : Part or None
+        Which part of a tensor over several ranks these arrays are, if they are: `axes` are of the
+        global shape then. See `adafactor_native.sharding`.
     """
 
     name: str
@@ -70,6 +76,7 @@ class Tensor:
     low: Array | None
     decays: bool
     copy: Array | None = None
+    part: _core.Part | None = None
 
     @property
     def state_dtype(self) -> np.dtype[Any]:
@@ -86,16 +93,26 @@ class Tensor:
 
 
 def new_tensor(
-    name: str, param: Array, switches: Mapping[str, Any], copy: Array | None = None
+    name: str,
+    param: Array,
+    switches: Mapping[str, Any],
+    copy: Array | None = None,
+    shard: TensorShard | None = None,
+    decays: bool | None = None,
 ) -> Tensor:
-    """Return a tensor with a state of zeros, and only the arrays that its switches use."""
-    axes = axes_of(name, param.shape, switches["factored_axes"], switches["min_dim_size_to_factor"])
+    """Return a tensor with a state of zeros, and only the arrays that its switches use.
+
+    Where it is a part of one over several ranks, `shard` says which, and `decays` is what its owners
+    say.
+    """
+    axes = axes_by(switches, name, param.shape) if shard is None else shard.axes
     dtype = switches["state_dtype"]
     exp_row = exp_col = v = m = master = low = None
     if axes is None:
         v = np.zeros(param.shape, dtype)
     else:
-        exp_row, exp_col = (np.zeros(shape, dtype) for shape in axes.state_shapes(param.shape))
+        shapes = axes.state_shapes(param.shape) if shard is None else shard.state_shapes()
+        exp_row, exp_col = (np.zeros(shape, dtype) for shape in shapes)
     if switches["beta1"] is not None:
         m = np.zeros_like(param, _momentum_dtype(name, param, switches), subok=False)
     masters = switches["masters"] if is_half(param.dtype) else None
@@ -108,8 +125,16 @@ def new_tensor(
         low = low_halves(param)
     if masters == "float32":
         master = np.array(param, np.float32, order="K", subok=False)
-    decays = _is_in(switches["weight_decay_mask"], name)
-    return Tensor(name, param, axes, exp_row, exp_col, v, m, master, low, decays, copy)
+    if decays is None:
+        decays = is_in(switches["weight_decay_mask"], name)
+    part = None if shard is None else shard.part()
+    return Tensor(name, param, axes, exp_row, exp_col, v, m, master, low, decays, copy, part)
+
+
+def axes_by(switches: Mapping[str, Any], name: str, shape: Sequence[int]) -> Axes | None:
+    """Return the axes of a tensor of this shape that are factored by these switches."""
+    rule, least = switches["factored_axes"], switches["min_dim_size_to_factor"]
+    return axes_of(name, tuple(shape), rule, least)
 
 
 def writeable(tensor: Tensor) -> Tensor:
@@ -136,7 +161,7 @@ def _momentum_dtype(name: str, param: Array, switches: Mapping[str, Any]) -> np.
     return dtype
 
 
-def _is_in(mask: Any, name: str) -> bool:
+def is_in(mask: Any, name: str) -> bool:
     if mask is None:
         return True
     if isinstance(mask, frozenset):
@@ -275,15 +300,22 @@ class ParamGroup(MutableMapping[str, Any]):
         )
 
 
-def new_groups(
+class GivenGroup(NamedTuple):
+    """A group as it was given: its arrays by name, and all its switches."""
+
+    arrays: dict[str, Array]
+    copies: dict[str, Array]
+    switches: Values
+
+
+def read_given(
     given: Sequence[tuple[str, Mapping[str, Any]]],
     convention: Convention,
     defaults: Mapping[str, Any],
     taken: Sequence[str],
-    cell: PlanCell,
     removed: Collection[str] = (),
-) -> list[ParamGroup]:
-    """Return groups as `read_groups` gave them, as new ones beside tensors of the names `taken`.
+) -> list[GivenGroup]:
+    """Return groups as `read_groups` gave them, checked, beside tensors of the names `taken`.
 
     Names that were `removed` may stand in masks, and are free; but positions go on behind them.
     """
@@ -301,13 +333,33 @@ def new_groups(
                 raise ValueError(f"params[{name!r}] is given twice, names must be unique")
             names.add(name)
         copies = copies_by_name(where.format("copies"), group.get("copies"), arrays, first)
+        groups.append(GivenGroup(arrays, copies, switches))
+    return groups
+
+
+def new_groups(
+    given: Sequence[tuple[str, Mapping[str, Any]]],
+    convention: Convention,
+    defaults: Mapping[str, Any],
+    taken: Sequence[str],
+    cell: PlanCell,
+    removed: Collection[str] = (),
+) -> list[ParamGroup]:
+    """Return groups as `read_groups` gave them, as new ones with a state of zeros; see `read_given`."""
+    groups = []
+    for arrays, copies, switches in read_given(given, convention, defaults, taken, removed):
         tensors = [
             new_tensor(name, param, switches, copies.get(name)) for name, param in arrays.items()
         ]
         groups.append(ParamGroup(tensors, switches, convention, cell))
+    names = {*taken, *removed, *(name for group in groups for name in group["names"])}
     for group in groups:
-        mask = group["weight_decay_mask"]
-        if isinstance(mask, frozenset) and not mask <= names.union(removed):
-            unknown = ", ".join(sorted(map(repr, mask - names.union(removed))))
-            raise ValueError(f"weight_decay_mask has {unknown}, must have names of params only")
+        require_known_names(group["weight_decay_mask"], names)
     return groups
+
+
+def require_known_names(mask: Any, names: Collection[str]) -> None:
+    """Raise a ValueError if a collection of the names that decay has others than these."""
+    if isinstance(mask, frozenset) and not mask.issubset(names):
+        unknown = ", ".join(sorted(map(repr, mask.difference(names))))
+        raise ValueError(f"weight_decay_mask has {unknown}, must have names of params only")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 
@@ -32,13 +32,22 @@ from adafactor_native.following import rounded
 from adafactor_native.guards import RunGuard
 from adafactor_native.halves import portable
 from adafactor_native.param_groups import Array, Tensor
+from adafactor_native.sharding.agreed_errors import together
+from adafactor_native.sharding.merged_pieces import merged, whole
+from adafactor_native.sharding.pieces import as_json
+from adafactor_native.sharding.sharded_states import cut_to_pieces, gathered, require_one_state
+from adafactor_native.state_files import StateFiles
 from adafactor_native.switches import SETTLED, SWITCHES, Values, current_value
 from adafactor_native.taking_over import all_at_once, fill, require_sound, require_writeable
 
 if TYPE_CHECKING:
     from adafactor_native.model import Model
+    from adafactor_native.sharding.ranks import Ranks
+
+State = Union[Mapping[str, Array], Sequence[Mapping[str, Array]], StateFiles]
 
 FORMAT = "adafactor_native.Optimizer"
+FORMAT_OF_PIECES = f"{FORMAT}.piece"  # of what one of several ranks has
 FORMAT_VERSION = 2
 # Version 1, of adafactor_native 0.1, calls the convention "numpy" and the eps_mode "both" "seed".
 _VERSIONS = (1, 2)
@@ -64,8 +73,19 @@ def state_dict(opt: Model, params: bool) -> dict[str, Array]:
     }
 
 
-def live_arrays(opt: Model, params: bool) -> dict[str, Array]:
-    """Return all that an optimizer remembers, in the arrays where it is, and a header."""
+def gathered_state_dict(opt: Model, params: bool) -> dict[str, Array]:
+    """Return on every rank copies of all that an optimizer remembers on all ranks."""
+    assert opt._ranks is not None
+    local = together(opt._ranks.channel, lambda: live_arrays(opt, params, as_piece=False))
+    return gathered(opt._ranks, local)
+
+
+def live_arrays(opt: Model, params: bool, as_piece: bool = True) -> dict[str, Array]:
+    """Return all that an optimizer remembers, in the arrays where it is, and a header.
+
+    Where there are other ranks, the header says which part of the whole these are, `as_piece`, or
+    is that of the whole.
+    """
     opt._require_nothing_waits("which a state does not hold")
     tensors = [(g, x) for g, group in enumerate(opt.param_groups) for x in group.tensors]
     header = {
@@ -77,15 +97,19 @@ def live_arrays(opt: Model, params: bool) -> dict[str, Array]:
         **_written_spikes(opt),
         "params": params,
         "groups": [_written(group.switches) for group in opt.param_groups],
-        "tensors": [_description(tensor, g) for g, tensor in tensors],
+        "tensors": [_description(tensor, g, opt) for g, tensor in tensors],
     }
+    file_format = FORMAT
+    if opt._ranks is not None and as_piece:
+        file_format = FORMAT_OF_PIECES
+        header.update(_written_pieces(opt._ranks))
     arrays = {
         f"{kind}/{tensor.name}": portable(array)
         for _, tensor in tensors
         for kind, array in _kept(tensor, params).items()
     }
     return {
-        "header": header_array(FORMAT, FORMAT_VERSION, header),
+        "header": header_array(file_format, FORMAT_VERSION, header),
         "t": opt.counts,
         **arrays,
     }
@@ -93,7 +117,7 @@ def live_arrays(opt: Model, params: bool) -> dict[str, Array]:
 
 def load_state_dict(
     opt: Model,
-    state: Mapping[str, Array],
+    state: State,
     strict: bool = True,
     rename: Rename | None = None,
     keep: Collection[str] = (),
@@ -104,11 +128,43 @@ def load_state_dict(
 
     The arrays of a state that is ours, because we have just read it, are not copied again.
     """
+    ranks = opt._ranks
+    if ranks is None:
+        writes, report, _ = _load_of(opt, state, strict, rename, keep, convert, is_ours)
+    else:
+        ranks.channel.renew()
+        writes, report, header = together(
+            ranks.channel,
+            lambda: _load_of(opt, state, strict, rename, keep, convert, is_ours),
+        )
+        require_one_state(ranks.channel, header)
+        writes.append(partial(setattr, ranks.channel, "is_lost", False))
+    all_at_once(writes)
+    return report
+
+
+def _load_of(
+    opt: Model,
+    state: State,
+    strict: bool,
+    rename: Rename | None,
+    keep: Collection[str],
+    convert: bool,
+    is_ours: bool,
+) -> tuple[list[partial[Any]], LoadReport | None, dict[str, Any]]:
+    """Return the writes that take a state over, checked, what is reported of them, and the header."""
     opt._require_nothing_waits("which should not follow another state")
     kept_here = checked_keep(keep)
-    arrays, header = read_state(state, FORMAT, _VERSIONS, _TYPES)
+    arrays, header = _arrays_and_header(state)
     _complete(header["tensors"])
     _require_convention(header["convention"], opt.convention)
+    if opt._ranks is not None:
+        _check_names(header["tensors"])
+        arrays, header["tensors"] = renamed(arrays, header["tensors"], rename)
+        rename = None
+        arrays = cut_to_pieces(opt._ranks, arrays, header["tensors"])
+    else:
+        arrays = {key: whole(array) for key, array in arrays.items()}
     header["t"] = steps("header['t']", header["t"])
     report = None
     if not strict or rename is not None or kept_here or convert:
@@ -162,24 +218,41 @@ def load_state_dict(
             key = f"param/{tensor.name}"
             copies.append((tensor.copy, rounded(staged[key], tensor.copy.dtype)))
 
-    all_at_once(
-        [
-            partial(opt._tensors.set_counts, t, skipped, [saved[name] for name in opt.names]),
-            partial(opt._tensors.set_norms, norms),
-            partial(
-                vars(opt).update,
-                max_grad_norm=max_grad_norm,
-                skip_above=skip_above,
-                seed=seed,
-                _params_are_new=True,
-                _guard=RunGuard(),
-            ),
-            *(write for group, v in zip(opt.param_groups, switches) for write in group.taking(v)),
-            *(fill(array, staged[key]) for key, array in own.items()),
-            *(fill(copy, values) for copy, values in copies),
-        ]
-    )
-    return report
+    writes: list[partial[Any]] = [
+        partial(opt._tensors.set_counts, t, skipped, [saved[name] for name in opt.names]),
+        partial(opt._tensors.set_norms, norms),
+        partial(
+            vars(opt).update,
+            max_grad_norm=max_grad_norm,
+            skip_above=skip_above,
+            seed=seed,
+            _params_are_new=True,
+            _guard=RunGuard(),
+        ),
+        *(write for group, v in zip(opt.param_groups, switches) for write in group.taking(v)),
+        *(fill(array, staged[key]) for key, array in own.items()),
+        *(fill(copy, values) for copy, values in copies),
+    ]
+    return writes, report, header
+
+
+def _arrays_and_header(state: State) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return arrays and header of a state, or of those that all ranks saved of themselves."""
+    if isinstance(state, StateFiles):
+        state = state.read()
+    if isinstance(state, (list, tuple)) and state:
+        types = {**_TYPES, "rank": int, "size": int, "pieces": list}
+        return merged([read_state(each, FORMAT_OF_PIECES, _VERSIONS, types) for each in state])
+    return read_state(state, FORMAT, _VERSIONS, _TYPES)
+
+
+def _written_pieces(ranks: Ranks) -> dict[str, Any]:
+    """Return what a header has of the part of the whole that this rank has."""
+    return {
+        "rank": ranks.channel.rank,
+        "size": ranks.channel.size,
+        "pieces": [as_json(shard.piece) for shard in ranks.shards.values()],
+    }
 
 
 def _adapt(
@@ -227,11 +300,13 @@ def _kept(tensor: Tensor, params: bool) -> dict[str, Array]:
     return {**({"param": tensor.param} if params else {}), **tensor.state}
 
 
-def _description(tensor: Tensor, group: int) -> dict[str, Any]:
+def _description(tensor: Tensor, group: int, opt: Model) -> dict[str, Any]:
     """Return what must be the same where a tensor's state is loaded, as JSON has it."""
     return {
         "name": tensor.name,
-        "shape": list(tensor.param.shape),
+        "shape": list(
+            tensor.param.shape if opt._ranks is None else opt._ranks.shards[tensor.name].shape
+        ),
         "dtype": tensor.param.dtype.name,
         "group": group,
         "factored_axes": None if tensor.axes is None else list(tensor.axes),
@@ -332,7 +407,7 @@ def _complete(saved: Sequence[Any]) -> None:
 
 def _own_descriptions(opt: Model) -> dict[str, dict[str, Any]]:
     return {
-        tensor.name: _description(tensor, g)
+        tensor.name: _description(tensor, g, opt)
         for g, group in enumerate(opt.param_groups)
         for tensor in group.tensors
     }

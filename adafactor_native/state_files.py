@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, BinaryIO, Union
+from typing import Any, BinaryIO, Union, cast
 
 from adafactor_native import npz_file, safetensors_file
 from adafactor_native.halves import Array
@@ -15,6 +15,19 @@ from adafactor_native.halves import Array
 Path = Union[str, "os.PathLike[str]"]
 
 _FORMATS = {".npz": npz_file, ".safetensors": safetensors_file}
+
+
+class StateFiles:
+    """A file with a state, or a list or tuple of files with what each of several ranks has saved."""
+
+    def __init__(self, paths: Path | Sequence[Path]) -> None:
+        self._paths = paths
+
+    def read(self) -> dict[str, Array] | list[dict[str, Array]]:
+        """Return what is in them, or raise a ValueError that says what is wrong with a file."""
+        if isinstance(self._paths, (list, tuple)):
+            return [load(path) for path in self._paths]
+        return load(cast("Path", self._paths))
 
 
 def save(path: Path, arrays: Mapping[str, Array]) -> None:

@@ -1,0 +1,108 @@
+"""All-reduces by mpi4py, which do not wait for ever."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import numpy.typing as npt
+
+from adafactor_native.sharding.errors import CommunicationError
+
+DEFAULT_TIMEOUT = 1800.0  # seconds: what torch gives its process groups
+
+# Elements of one message: MPI counts in int, and a long message would hide for how long it hangs.
+_MOST_ELEMENTS = 1 << 24
+
+# A wait yields the processor so often, then sleeps: ranks may be more than processors.
+_YIELDS = 200
+_SLEEP = 50e-6
+
+
+class MPIEngine:
+    """Ranks of an MPI communicator.
+
+    The engine speaks on a duplicate of the communicator, so that its messages are never mistaken for
+    the program's. To make one is collective. MPI itself has no timeouts: the engine starts an
+    all-reduce, and polls. What it does in vain goes on in the background, so that after a timeout the
+    duplicate is of no use any more; `renew` makes another.
+
+    Parameters
+    ----------
+    comm : mpi4py.MPI.Intracomm
+    timeout : float or None
+        Seconds that an exchange may take. None: `DEFAULT_TIMEOUT`.
+    """
+
+    def __init__(self, comm: Any, timeout: float | None = None) -> None:
+        from mpi4py import MPI
+
+        if not isinstance(comm, MPI.Intracomm) or comm == MPI.COMM_NULL:
+            raise TypeError(f"comm is a {type(comm).__name__}, must be an intracommunicator of MPI")
+        self._mpi = MPI
+        self._given = comm
+        self._timeout = DEFAULT_TIMEOUT if timeout is None else timeout
+        self._operations = {"sum": MPI.SUM, "max": MPI.MAX}
+        self._types = {"f": MPI.DOUBLE, "i": MPI.INT64_T}
+        self._abandoned: list[Any] = []  # memory that MPI may still write to
+        self._comm: Any = None
+        self.rank = comm.Get_rank()
+        self.size = comm.Get_size()
+        self.renew()
+
+    def renew(self) -> None:
+        """Speak on a new duplicate of the communicator from now on; all ranks must call it."""
+        self._comm = None
+        comm, request = self._translated(self._given.Idup)
+        self._wait(request, "to duplicate the communicator", comm)
+        comm.Set_errhandler(self._mpi.ERRORS_RETURN)
+        self._comm = comm
+
+    def all_reduce(self, array: npt.NDArray[Any], op: str) -> None:
+        """Replace an array of float64 or int64 by its sum or maximum over all ranks."""
+        if self.size == 1:
+            return
+        flat = array.reshape(-1)
+        for begin in range(0, flat.size, _MOST_ELEMENTS):
+            self._reduce(flat[begin : begin + _MOST_ELEMENTS], op)
+
+    def _reduce(self, part: npt.NDArray[Any], op: str) -> None:
+        if self._comm is None:
+            raise CommunicationError(
+                "this rank has lost the others, and exchanges nothing until a state is loaded"
+            )
+        buffer = [part, part.size, self._types[part.dtype.kind]]
+        request = self._translated(
+            lambda: self._comm.Iallreduce(self._mpi.IN_PLACE, buffer, self._operations[op])
+        )
+        self._wait(request, "to reduce an array", part)
+
+    def _wait(self, request: Any, doing: str, held: Any) -> None:
+        began = time.monotonic()
+        polls = 0
+        try:
+            while not self._translated(request.Test):
+                polls += 1
+                if polls <= _YIELDS:
+                    os.sched_yield()
+                    continue
+                waited = time.monotonic() - began
+                if waited > self._timeout:
+                    raise CommunicationError(
+                        f"rank {self.rank} of {self.size} waited {waited:.3g} s {doing}, the timeout "
+                        f"is {self._timeout:g} s: another rank is gone, hangs, or is busy elsewhere"
+                    )
+                time.sleep(_SLEEP)
+        except BaseException:
+            self._abandoned.append((request, held))
+            self._comm = None
+            raise
+
+    def _translated(self, call: Any) -> Any:
+        try:
+            return call()
+        except self._mpi.Exception as error:
+            raise CommunicationError(
+                f"rank {self.rank} of {self.size}: MPI failed: {error.Get_error_string()}"
+            ) from error

@@ -1,0 +1,91 @@
+"""One tensor over all ranks: which part of it each has, and what this rank keeps of its state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from adafactor_native._runtime import _core
+from adafactor_native.factoring import Axes
+from adafactor_native.sharding.layouts import empty_piece, roles_of
+from adafactor_native.sharding.pieces import Box, Piece, Shape
+
+
+class TensorShard:
+    """What this rank has of a tensor.
+
+    Parameters
+    ----------
+    name : str
+        For the messages of errors.
+    shape : tuple of int
+        The global one.
+    pieces : sequence of Box or FlatRange
+        What each rank has; without elements: nothing.
+    rank : int
+        This one.
+    axes : Axes or None
+        The factored ones, of the global shape.
+
+    Attributes
+    ----------
+    piece : Box or FlatRange
+        What this rank has. One without elements has the lengths that its layout asks for.
+    layout : str
+    speaks : bool
+        See `layouts.Role`.
+
+    Raises
+    ------
+    ValueError
+        If pieces do not fit together; see `layouts.roles_of`.
+    """
+
+    def __init__(
+        self, name: str, shape: Shape, pieces: Sequence[Piece], rank: int, axes: Axes | None
+    ) -> None:
+        self.name = name
+        self.shape = shape
+        self.pieces = pieces
+        self.rank = rank
+        self.axes = axes
+        self.layout, self.speaks = roles_of(name, shape, pieces, axes)[rank]
+        own = pieces[rank]
+        keeps = own.size > 0 or prod(shape) == 0
+        self.piece: Piece = own if keeps else empty_piece(shape, self.layout, axes)
+        ndim = len(shape)
+        if axes is not None and self.layout == "flat" and axes != (ndim - 2, ndim - 1):
+            raise ValueError(
+                f"params[{name!r}] is a FlatShard and its axes {tuple(axes)} are factored, must be the "
+                "last two, or it must be a Shard"
+            )
+
+    @property
+    def is_owner(self) -> bool:
+        """Whether this rank has to say if there is a gradient: it has elements, or nobody has."""
+        return self.piece.size > 0 or prod(self.shape) == 0
+
+    @property
+    def local_shape(self) -> Shape:
+        """The shape of the local array."""
+        return self.piece.shape if isinstance(self.piece, Box) else (self.piece.length,)
+
+    def part(self) -> _core.Part:
+        """Return what the extension is told."""
+        start = self.piece.start if isinstance(self.piece, Box) else [self.piece.start]
+        return _core.Part(list(self.shape), list(start), self.layout, self.speaks)
+
+    def state_shapes(self) -> tuple[Shape, Shape]:
+        """Return the shapes of exp_row and exp_col here.
+
+        Of a box they are those of an array of its shape. Of a flat range exp_row has the lines that it
+        touches, of all matrices in one, (lines,), and exp_col all columns of the matrices that it
+        touches, (matrices, cols).
+        """
+        assert self.axes is not None
+        if isinstance(self.piece, Box):
+            return self.axes.state_shapes(self.piece.shape)
+        rows, cols = self.shape[-2:]
+        first, end = self.piece.lines(cols)
+        first_matrix, end_matrix = self.piece.lines(rows * cols)
+        return (end - first,), (end_matrix - first_matrix, cols)
