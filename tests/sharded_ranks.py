@@ -23,7 +23,9 @@ Ranges = Sequence[tuple[int, int]]  # of each axis; of a flat range the one of i
 class Cut:
     """How a tensor is cut: a layout, and the ranges of each rank."""
 
-    def __init__(self, layout: str, by_rank: Sequence[Ranges], speaks: Sequence[bool] | None = None):
+    def __init__(
+        self, layout: str, by_rank: Sequence[Ranges], speaks: Sequence[bool] | None = None
+    ):
         self.layout = layout
         self.by_rank = by_rank
         self.speaks = speaks or [True] * len(by_rank)
@@ -191,8 +193,10 @@ def exchange(steps: Sequence[Any], stops: Callable[[int], bool] = lambda n: Fals
             ops = {op for _, op in arrays}
             (op,) = ops
             assert len({array.size for array, _ in arrays}) == 1
-            total = np.max([a for a, _ in arrays], axis=0) if op == "max" else sum(
-                (a for a, _ in arrays), np.zeros(arrays[0][0].size)
+            total = (
+                np.max([a for a, _ in arrays], axis=0)
+                if op == "max"
+                else sum((a for a, _ in arrays), np.zeros(arrays[0][0].size))
             )
             for array, _ in arrays:
                 array[...] = total

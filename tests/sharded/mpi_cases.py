@@ -1,0 +1,46 @@
+"""Run by mpiexec: every layout beside one process, and what each step costs in exchanges."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+
+import numpy as np
+from mpi4py import MPI
+
+from sharded import cases
+from sharded.cuts import LAYOUTS
+
+
+def digest(state, report):
+    """Return a hash of all that a rank knows after a step of the whole model."""
+    numbers = cases.numbers_of(report)
+    parts = [state[key].tobytes() for key in sorted(state) if key != "header"]
+    parts += [numbers[key].tobytes() for key in sorted(numbers)]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def require_layout(layout, dtype, tolerance):
+    alone, reports = cases.one_process("paper", dtype, {})
+    opt, own = cases.on_rank(MPI.COMM_WORLD, layout, "paper", dtype, {})
+    found = cases.differences(MPI.COMM_WORLD, layout, opt, alone)
+    assert max(found.values(), default=0) <= tolerance, (layout, found)
+    for report, expected in zip(own, reports):
+        for key, numbers in cases.numbers_of(expected).items():
+            rtol = 1e-9 if dtype == np.float64 else 1e-5
+            np.testing.assert_allclose(cases.numbers_of(report)[key], numbers, rtol=rtol)
+    digests = MPI.COMM_WORLD.allgather(digest(opt.state_dict(True, gather=True), own[-1]))
+    assert len(set(digests)) == 1, (layout, digests)
+    return digests[0]
+
+
+def main():
+    for layout in LAYOUTS:
+        require_layout(layout, np.float64, 1e-10)
+        require_layout(layout, np.float32, 2e-2)
+    if MPI.COMM_WORLD.rank == 0:
+        print(f"{len(LAYOUTS)} layouts agree on {MPI.COMM_WORLD.size} ranks")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""Models in pieces step as those of one process: every layout, number of ranks, convention and dtype."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sharded import cases
+from sharded.cuts import LAYOUTS
+from sharded.thread_engine import on_ranks
+
+# Of the largest change of a tensor. One step rounds param by half an ulp of its own, which is larger
+# than the change by 1e2 to 1e4 here.
+TOLERANCE = {np.float64: 1e-10, np.float32: 2e-2}
+
+
+def require_same(ranks, layout, convention, dtype, settings, tolerance):
+    alone, reports = cases.one_process(convention, dtype, settings)
+    begins = cases.arrays(np.float64, 0)
+
+    def compare(engine):
+        opt, own = cases.on_rank(engine, layout, convention, dtype, settings)
+        found = cases.differences(engine, layout, opt, alone)
+        assert max(found.values(), default=0) <= tolerance, found
+        for report, expected in zip(own, reports):
+            for key, numbers in cases.numbers_of(expected).items():
+                np.testing.assert_allclose(
+                    cases.numbers_of(report)[key],
+                    numbers,
+                    rtol=1e-9 if dtype == np.float64 else 1e-5,
+                )
+        return [cases.numbers_of(report) for report in own], opt.state_dict(True, gather=True)
+
+    results = on_ranks(ranks, compare)
+
+    expected_state = alone.state_dict(True)
+    for numbers, state in results:
+        for mine, first in zip(numbers, results[0][0]):
+            for key in first:
+                np.testing.assert_array_equal(mine[key], first[key])
+        assert state.keys() == expected_state.keys()
+        for key, array in expected_state.items():
+            if key == "header":
+                continue
+            assert state[key].shape == array.shape
+            kind, _, name = key.partition("/")
+            scale = np.abs(array).max(initial=0)
+            if kind == "param":
+                scale = np.abs(array - begins[name]).max(initial=0)
+            np.testing.assert_allclose(state[key], array, rtol=0, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_float64(layout, ranks):
+    require_same(ranks, layout, "paper", np.float64, {}, TOLERANCE[np.float64])
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_float32(layout, ranks):
+    require_same(ranks, layout, "paper", np.float32, {}, TOLERANCE[np.float32])
+
+
+TWO_LARGEST = ("optax", "big_vision")  # conventions that may factor other axes than the last two
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("convention", cases.CONVENTIONS)
+def test_every_convention(convention, layout):
+    if layout == "flat" and convention in TWO_LARGEST:
+        with pytest.raises(ValueError, match=r"is a FlatShard and its axes .* are factored"):
+            on_ranks(
+                4, cases.on_rank, layout, convention, np.float64, cases.CONVENTIONS[convention]
+            )
+        return
+    require_same(
+        4, layout, convention, np.float64, cases.CONVENTIONS[convention], TOLERANCE[np.float64]
+    )
