@@ -6,27 +6,25 @@ import time
 
 import pytest
 
-from sharded.under_mpi import run_ranks
-
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
-def test_layouts(ranks):
+def test_layouts(ranks, run_ranks):
     done = run_ranks(ranks, "mpi_cases")
     assert f"layouts agree on {ranks} ranks" in done.stdout
 
 
-def test_an_error_of_one_rank_is_raised_by_all():
+def test_an_error_of_one_rank_is_raised_by_all(run_ranks):
     done = run_ranks(3, "mpi_faults", "nan")
     assert "raised by 3 ranks" in done.stdout
     assert "is nan, must be finite; nothing was changed on any rank" in done.stdout
 
 
-def test_a_rank_that_hangs():
+def test_a_rank_that_hangs(run_ranks):
     done = run_ranks(3, "mpi_faults", "hang")
     assert "timed out, and went on" in done.stdout
 
 
-def test_a_rank_that_is_killed_ends_the_job():
+def test_a_rank_that_is_killed_ends_the_job(run_ranks):
     began = time.monotonic()
     done = run_ranks(3, "mpi_faults", "kill", check=False, timeout=60)
     assert done.returncode != 0

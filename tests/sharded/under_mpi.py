@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -15,14 +14,9 @@ TESTS = Path(__file__).parent.parent
 
 
 def mpiexec():
-    """Return the mpiexec of the environment that runs the tests, or skip the test."""
-    if importlib.util.find_spec("mpi4py") is None:
-        pytest.skip("mpi4py is not installed: pip install '.[mpi]' mpich")
+    """Return the mpiexec of the environment that runs the tests, or of the machine, or None."""
     beside = Path(sys.executable).with_name("mpiexec")
-    found = str(beside) if beside.exists() else shutil.which("mpiexec")
-    if found is None:
-        pytest.skip("there is no mpiexec: pip install mpich")
-    return found
+    return str(beside) if beside.exists() else shutil.which("mpiexec")
 
 
 def run_ranks(n, script, *arguments, timeout=120, check=True):
