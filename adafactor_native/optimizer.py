@@ -353,8 +353,11 @@ class Optimizer(ModelArrivals, ModelChanges, ModelStates, ModelCopies, ModelShar
             before; this one is left out and counted too.
         RuntimeError
             If another thread is in a step of this object.
+        CommunicationError
+            With `comm`: if the ranks could not exchange their sums, or one has not come in time. Then,
+            and until a state is loaded, steps are refused, for other ranks may be a step ahead.
 
-        Whatever is raised, params, state and t are as before; except that with ``atomic="tensor"``
+        Whatever is raised, params, state and t are as before, on all ranks; except that with ``atomic="tensor"``
         a FloatingPointError leaves the tensors before the one at fault stepped.
 
         Notes
