@@ -183,6 +183,8 @@ class PlanCell:
         self.plan: _core.Plan | None = None
         self.lr: tuple[float, ...] = ()  # of each group, in the last plan
         self.open: _core.Plan | None = None  # of the step that step_tensor has begun last
+        # Of what ranks have to agree on, and its hash.
+        self.agreed: tuple[tuple[Any, ...], int] | None = None
         # What was made of these, to measure by; and of these names.
         self.measuring: tuple[tuple[Any, ...], _core.Plan] | None = None
         self.positions: tuple[tuple[str, ...], dict[str, int]] | None = None

@@ -55,18 +55,20 @@ class Header:
     ----------
     t : int
         Steps taken before.
-    settings : mapping
-        Values of hyper-parameters at this step, which must be the same on all ranks.
+    digest : int
+        `hash_of` what `settings` returns.
+    settings : callable
+        Returns values of hyper-parameters at this step, which must be the same on all ranks.
     """
 
-    def __init__(self, t: int, settings: Mapping[str, Any]) -> None:
+    def __init__(self, t: int, digest: int, settings: Callable[[], Mapping[str, Any]]) -> None:
         self.t = t
+        self.digest = digest
         self.settings = settings
 
     def write(self, most: Array) -> None:
         """Fill the slots of a rank without an error."""
-        digest = hash_of(self.settings)
-        most[:N_HEADER] = (0, self.t, -self.t, digest, -digest)
+        most[:N_HEADER] = (0, self.t, -self.t, self.digest, -self.digest)
 
 
 def hash_of(settings: Mapping[str, Any]) -> int:
@@ -183,7 +185,7 @@ def _require_agreement(channel: Channel, header: Header, most: Array) -> None:
             )
         )
     if most[3] != -most[4]:
-        everyones = all_gather(channel, {key: repr(x) for key, x in header.settings.items()})
+        everyones = all_gather(channel, {key: repr(x) for key, x in header.settings().items()})
         raise _Agreed(ValueError(_difference(everyones)))
 
 

@@ -17,10 +17,17 @@ from adafactor_native.sharding.agreement import AgreedTensor, agreed_groups, des
 from adafactor_native.sharding.all_gather import all_gather
 from adafactor_native.sharding.channel import Channel
 from adafactor_native.sharding.engine import engine_of
-from adafactor_native.sharding.exchange import N_HEADER, Header, ShardedStep, take_sharded_step
+from adafactor_native.sharding.exchange import (
+    N_HEADER,
+    Header,
+    ShardedStep,
+    hash_of,
+    take_sharded_step,
+)
 from adafactor_native.sharding.ranks import Ranks
 
 if TYPE_CHECKING:
+    from adafactor_native._runtime import _core
     from adafactor_native.param_groups import GivenGroup
 
 
@@ -133,7 +140,7 @@ class ModelSharding(Model):
                 for grad, has, tensor in zip(grads, ranks.is_owner, self._all_tensors())
             ]
             plan = self._cell.plan or self._new_plan()
-            header = Header(self.t, self._at_this_step(scale, measured_scale))
+            header = self._header(plan, scale, measured_scale)
             make_report = partial(StepReport, self._names, lr=self._cell.lr)
             step: ShardedStep[StepReport] = tensors.begin_sharded_step(
                 plan, said, scale, make_report, self._follow_param, N_HEADER, 0, measured_scale
@@ -146,6 +153,14 @@ class ModelSharding(Model):
             lambda: np.full(ranks.n_first, -np.finfo(np.float64).max),
             raises_faults=self.nonfinite == "raise",
         )
+
+    def _header(self, plan: _core.Plan, scale: float, measured_scale: float) -> Header:
+        """Return what this rank says of the next step; hashed once for as long as its plan holds."""
+        key = (plan, scale, measured_scale, self.max_skipped)
+        settings = partial(self._at_this_step, scale, measured_scale)
+        if self._cell.agreed is None or self._cell.agreed[0] != key:
+            self._cell.agreed = (key, hash_of(settings()))
+        return Header(self.t, self._cell.agreed[1], settings)
 
     def _at_this_step(self, scale: float, measured_scale: float) -> dict[str, Any]:
         """Return the hyper-parameters of the next step, which must be the same on all ranks."""
