@@ -120,7 +120,9 @@ class Optimizer(ModelArrivals, ModelChanges, ModelStates, ModelCopies, ModelShar
     comm : mpi4py.MPI.Intracomm, torch.distributed.ProcessGroup, Engine or None, default None
         The processes ("ranks") over which the model is spread, which together take the steps of one
         process. Then the constructor, `step`, `state_dict`, `load_state_dict`, `save` and `load` are
-        collective: all ranks call them, in the same order. See `adafactor_native.sharding`.
+        collective: all ranks call them, in the same order. `names`, counts and reports are those of all
+        tensors; `params` and `state` have this rank's parts, and arrays without elements of tensors
+        that it has nothing of. See `adafactor_native.sharding`.
     shards : mapping of str to Shard or FlatShard, or None, default None
         Which part of a larger tensor a param is, for those that are one. With `comm` a param that is
         not in it is whole, on all ranks alike (replicas, whose gradients must be the same) or on one

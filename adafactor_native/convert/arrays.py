@@ -23,6 +23,14 @@ def array_maker(array: MakeArray | None) -> MakeArray:
     return array or (lambda values: values)
 
 
+def require_one_process(opt: Optimizer) -> None:
+    """Raise a ValueError for a model in pieces, whose arrays are not those that other libraries know."""
+    opt._require_one_process(
+        "a conversion",
+        "load its state, opt.state_dict(gather=True), into an optimizer without comm, and convert that",
+    )
+
+
 def count_of(shown: str, value: Any) -> int:
     try:
         number = float(np.asarray(_readable(value)))

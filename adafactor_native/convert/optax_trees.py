@@ -15,6 +15,7 @@ from adafactor_native.convert.arrays import (
     array_maker,
     count_of,
     exchanged,
+    require_one_process,
     take_over,
 )
 from adafactor_native.optimizer import Optimizer
@@ -41,6 +42,7 @@ def load_optax(opt: Optimizer, state: Any, separator: str = "/") -> None:
     TypeError, ValueError
         As by `load_torch`.
     """
+    require_one_process(opt)
     if opt.convention not in _CONVENTIONS:
         *others, last = map(repr, _CONVENTIONS)
         raise ValueError(f"convention is {opt.convention!r}, must be {', '.join(others)} or {last}")
@@ -87,6 +89,7 @@ def to_optax(
     ValueError
         If `like` is of other parameters, or factored over other axes.
     """
+    require_one_process(opt)
     factored = _children(_only(like, "like", _FACTORED))
     _require_names(opt, _leaves(factored["v"], separator), "v of like")
     _has_moments(opt, like, "like")

@@ -18,6 +18,7 @@ from adafactor_native.convert.arrays import (
     count_of,
     dtype_there,
     exchanged,
+    require_one_process,
     take_over,
 )
 from adafactor_native.optimizer import Optimizer
@@ -165,6 +166,7 @@ _HUGGINGFACE = _Library(
 
 
 def _load(opt: Optimizer, state_dict: Any, names: Sequence[str] | None, library: _Library) -> None:
+    require_one_process(opt)
     _require_convention(opt, library)
     if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
         raise ValueError("state_dict must be a mapping with 'state' and 'param_groups'")
@@ -209,6 +211,7 @@ def _load(opt: Optimizer, state_dict: Any, names: Sequence[str] | None, library:
 def _written(
     opt: Optimizer, array: MakeArray | None, names: Sequence[str] | None, library: _Library
 ) -> dict[str, Any]:
+    require_one_process(opt)
     _require_convention(opt, library)
     make = array_maker(array)
     positions = {name: i for i, name in enumerate(_names(opt, names))}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from adafactor_native import Optimizer, SkippedStepWarning
+from adafactor_native import Optimizer, SkippedStepWarning, convert
 from adafactor_native.sharding import CommunicationError
 from sharded import cases
 from sharded.cuts import local
@@ -258,6 +258,10 @@ def test_what_does_not_go_with_comm():
             lambda: opt.step_tensor("b", np.ones(37)),
             lambda: opt.__deepcopy__({}),
             lambda: opt.__getstate__(),
+            lambda: convert.load_torch(opt, {}),
+            lambda: convert.to_torch(opt),
+            lambda: convert.load_optax(opt, {}),
+            lambda: convert.to_optax(opt, {}),
         ]
         for call in calls:
             with pytest.raises(ValueError, match="is not possible with comm: "):
