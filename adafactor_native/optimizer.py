@@ -290,26 +290,31 @@ class Optimizer(ModelArrivals, ModelChanges, ModelStates, ModelCopies, ModelShar
         **hyper_parameters: Any,
     ) -> None:
         self._start()
-        self._convention: Convention = convention_of(convention)
-        self.nonfinite = nonfinite
-        self.atomic = atomic
-        self.max_grad_norm = max_grad_norm
-        self.max_skipped = max_skipped
-        self.skip_above = skip_above
-        if max_skipped is not None and self.nonfinite != "skip" and self.skip_above is None:
-            raise ValueError(
-                f"max_skipped is {max_skipped}, must be None with nonfinite={nonfinite!r} and without "
-                "skip_above: no step is skipped"
-            )
-        self.num_threads = num_threads
-        self.seed = seed
-        self._carry_param_rms = hyper.boolean("carry_param_rms", carry_param_rms)
-        self._defaults = hyper_parameters
+
+        def given(may_be_empty: bool = False) -> Sequence[tuple[str, Mapping[str, Any]]]:
+            """Take the settings, and return the groups of tensors; both checked."""
+            self._convention: Convention = convention_of(convention)
+            self.nonfinite = nonfinite
+            self.atomic = atomic
+            self.max_grad_norm = max_grad_norm
+            self.max_skipped = max_skipped
+            self.skip_above = skip_above
+            if max_skipped is not None and self.nonfinite != "skip" and self.skip_above is None:
+                raise ValueError(
+                    f"max_skipped is {max_skipped}, must be None with nonfinite={nonfinite!r} and "
+                    "without skip_above: no step is skipped"
+                )
+            self.num_threads = num_threads
+            self.seed = seed
+            self._carry_param_rms = hyper.boolean("carry_param_rms", carry_param_rms)
+            self._defaults = hyper_parameters
+            return by_pattern(read_groups(params, copies, may_be_empty))
+
         if comm is None:
             require_alone(shards, timeout)
-            self._add_groups(self._new_groups(by_pattern(read_groups(params, copies))))
+            self._add_groups(self._new_groups(given()))
         else:
-            self._join(comm, shards, timeout, lambda: by_pattern(read_groups(params, copies, True)))
+            self._join(comm, shards, timeout, lambda: given(may_be_empty=True))
 
     def step(
         self, grads: Grads = None, grad_scale: float = 1.0, *, reduce: str | None = None

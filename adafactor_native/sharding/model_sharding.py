@@ -43,14 +43,15 @@ class ModelSharding(Model):
     ) -> None:
         """Take this rank's tensors, and agree with all other ranks on what they are together.
 
-        `read` returns the groups as they were given. Its errors, and all others, are raised by all
-        ranks.
+        `read` takes the settings and returns the groups as they were given. Its errors, and all
+        others, are raised by all ranks.
         """
         channel = Channel(engine_of(comm, timeout))
 
         def described() -> tuple[list[GivenGroup], Any]:
+            groups = read()
             self._require_shardable()
-            given = read_given(read(), self._convention, self._defaults, ())
+            given = read_given(groups, self._convention, self._defaults, ())
             return given, describe_model(given, shards or {}, self._settings())
 
         given, description = together(channel, described)

@@ -6,6 +6,7 @@ import os
 import time
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from adafactor_native.sharding.errors import CommunicationError
@@ -53,11 +54,15 @@ class MPIEngine:
 
     def renew(self) -> None:
         """Speak on a new duplicate of the communicator from now on; all ranks must call it."""
-        self._comm = None
+        old, self._comm = self._comm, None
         comm, request = self._translated(self._given.Idup)
         self._wait(request, "to duplicate the communicator", comm)
         comm.Set_errhandler(self._mpi.ERRORS_RETURN)
         self._comm = comm
+        some_are_lost = np.array([old is None], np.int64)
+        self.all_reduce(some_are_lost, "max")
+        if not some_are_lost[0]:  # nothing is under way on the old one
+            old.Free()
 
     def all_reduce(self, array: npt.NDArray[Any], op: str) -> None:
         """Replace an array of float64 or int64 by its sum or maximum over all ranks."""

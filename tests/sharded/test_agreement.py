@@ -126,6 +126,10 @@ def test_an_error_of_one_rank_is_raised_by_all():
     text = message(lambda rank: ({"w": np.ones(3) if rank else 1.0}, {}), TypeError)
     assert text.startswith("rank 0: params['w'] is a float")
     assert message(lambda rank: ({"w": np.ones(3)}, {"lr": -rank})).startswith("rank 1: lr is -1.0")
+    nonfinite = ({}, {"nonfinite": "stop"})
+    assert message(lambda rank: ({"w": np.ones(3)}, nonfinite[rank])).startswith(
+        "rank 1: nonfinite"
+    )
     wrong = {"shards": {"v": Shard((3,), (0,))}}
     assert message(lambda rank: ({"w": np.ones(3)}, wrong)).startswith("rank 0: shards has 'v'")
     assert message(lambda rank: ({"w": np.ones(3)}, {"carry_param_rms": True})).startswith(
