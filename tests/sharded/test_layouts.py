@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -60,6 +61,30 @@ def test_float64(layout, ranks):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_float32(layout, ranks):
     require_same(ranks, layout, "paper", np.float32, {}, TOLERANCE[np.float32])
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.parametrize("layout", ["rows_of_64", "owned", "replicas"])
+@pytest.mark.parametrize(
+    "dtype", [np.float32, np.float16, ml_dtypes.bfloat16], ids=lambda x: np.dtype(x).name
+)
+def test_same_bits_where_rows_are_cut_at_multiples_of_64(dtype, layout, ranks):
+    """Panels of 64 rows are added up exactly, in any order: these lines do not span 2^29."""
+    settings = {"beta1": 0.9, "weight_decay": 0.1}
+    alone, reports = cases.one_process("paper", dtype, settings)
+    expected = alone.state_dict(True)
+
+    def step(engine):
+        opt, own = cases.on_rank(engine, layout, "paper", dtype, settings)
+        return opt.state_dict(True, gather=True), [cases.numbers_of(report) for report in own]
+
+    for state, own in on_ranks(ranks, step):
+        for key, array in expected.items():
+            if key != "header":
+                np.testing.assert_array_equal(state[key], array, err_msg=key)
+        for report, numbers in zip(reports, own):
+            for key, array in cases.numbers_of(report).items():
+                np.testing.assert_array_equal(numbers[key], array, err_msg=key)
 
 
 TWO_LARGEST = ("optax", "big_vision")  # conventions that may factor other axes than the last two
