@@ -65,6 +65,7 @@ class Options(TypedDict, total=False):
     comm: Any
     shards: Any
     timeout: Optional[float]
+    sums: Literal["fast", "exact"]
 
 
 class Arguments(StepSwitches, MomentSwitches, DecaySwitches, Options, total=False):

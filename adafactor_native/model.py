@@ -46,6 +46,7 @@ class Model(KnownAttributes):
     _defaults: dict[str, Any]
     _carry_param_rms: bool
     _accumulated: Accumulated
+    _sums: str
 
     @property
     def convention(self) -> str:
@@ -56,6 +57,11 @@ class Model(KnownAttributes):
     def carry_param_rms(self) -> bool:
         """Whether RMS(param) is taken over from the step before."""
         return self._carry_param_rms
+
+    @property
+    def sums(self) -> str:
+        """How sums over the elements of a tensor are added up, "fast" or "exact"."""
+        return self._sums
 
     @property
     def param_groups(self) -> tuple[ParamGroup, ...]:
@@ -136,6 +142,7 @@ class Model(KnownAttributes):
         self._accumulated = Accumulated()
         self.max_skipped = None
         self.skip_above = None
+        self._sums = "fast"
         self._params_are_new = False  # whether the next step looks if masters are still theirs
         self._removed: frozenset[str] = frozenset()  # names of tensors that were here
         self._ranks: Ranks | None = None  # the other ranks, if the model is spread over several
@@ -218,7 +225,8 @@ class Model(KnownAttributes):
     ) -> None:
         """Raise a ValueError where the model is spread over ranks."""
         if self._ranks is not None:
-            raise ValueError(f"{what} is not possible with comm: {instead}")
+            given = "comm" if self._sums == "fast" else "comm or sums='exact'"
+            raise ValueError(f"{what} is not possible with {given}: {instead}")
 
     def _require_no_open_step(self, doing: str) -> None:
         if self._tensors.is_open:

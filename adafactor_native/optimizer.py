@@ -31,6 +31,7 @@ from adafactor_native.model_changes import ModelChanges
 from adafactor_native.model_copies import ModelCopies
 from adafactor_native.model_states import ModelStates
 from adafactor_native.report import NEWLY_STUCK, StepReport
+from adafactor_native.sharding.engine import OneRank
 from adafactor_native.sharding.model_sharding import ModelSharding, require_alone
 from adafactor_native.switches import table
 
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from adafactor_native.sharding.shards import FlatShard, Shard
+
+_check_sums = hyper.one_of("fast", "exact")
 
 Params = Any  # a mapping, a sequence or groups of arrays
 Copies = Any  # the same of arrays or None
@@ -130,6 +133,10 @@ class Optimizer(ModelArrivals, ModelChanges, ModelStates, ModelCopies, ModelShar
     timeout : float or None, default None
         Seconds that ranks wait for one another before a `CommunicationError`, above 0. None: 1800
         with MPI, which has no timeouts of its own, and what the process group has with torch.
+    sums : {"fast", "exact"}, default "fast"
+        How sums over the elements of a tensor are added up. "exact": as integers, so that params,
+        state and reports have the same bits however the tensors are cut and on any number of ranks,
+        also without `comm`. That takes more exchanges and time. What "fast" promises is in the Notes.
     **hyper_parameters
         The convention's own arguments, and any of the switches below, which count more. The defaults
         below are the paper's. Each can be a group's own.
@@ -185,6 +192,12 @@ class Optimizer(ModelArrivals, ModelChanges, ModelStates, ModelCopies, ModelShar
     1 / sqrt(1 - beta2): it enlarges the first steps, where Adam's correction makes them smaller; RMS(u)
     is clipped all the same. ``bias_correction="beta2"`` is what Adam's does to the second moment, as
     tensor2tensor, praxis and lingvo have it: beta2_t is 0 at first and goes to beta2.
+
+    With `comm`, params of float32 and half precision have the bits of one process, and so have state and
+    reports, where rows are cut at multiples of 64 and columns not at all, as long as the 64-row
+    panels of a column do not span more than 2^29 divided by their number in the squares of their
+    gradients: float32 sums of panels are then added up exactly in float64. Otherwise results agree to
+    rounding; ``sums="exact"`` has the same bits always.
 
     One object serves one thread at a time. It can be pickled and copied, with its parameters: a copy
     has its own, and continues with the same bits. Schedules and masks are pickled with it, which a
@@ -287,6 +300,7 @@ class Optimizer(ModelArrivals, ModelChanges, ModelStates, ModelCopies, ModelShar
         comm: Any = None,
         shards: Mapping[str, Shard | FlatShard] | None = None,
         timeout: float | None = None,
+        sums: str = "fast",
         **hyper_parameters: Any,
     ) -> None:
         self._start()
@@ -307,14 +321,17 @@ class Optimizer(ModelArrivals, ModelChanges, ModelStates, ModelCopies, ModelShar
             self.num_threads = num_threads
             self.seed = seed
             self._carry_param_rms = hyper.boolean("carry_param_rms", carry_param_rms)
+            self._sums = _check_sums("sums", sums)
             self._defaults = hyper_parameters
             return by_pattern(read_groups(params, copies, may_be_empty))
 
         if comm is None:
             require_alone(shards, timeout)
+        if comm is None and sums != "exact":
             self._add_groups(self._new_groups(given()))
         else:
-            self._join(comm, shards, timeout, lambda: given(may_be_empty=True))
+            one_or_more = OneRank() if comm is None else comm
+            self._join(one_or_more, shards, timeout, lambda: given(may_be_empty=comm is not None))
 
     def step(
         self, grads: Grads = None, grad_scale: float = 1.0, *, reduce: str | None = None

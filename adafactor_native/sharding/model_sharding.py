@@ -74,16 +74,18 @@ class ModelSharding(Model):
         """Make all tensors, and return the length of the first array that a step exchanges."""
         self._add_groups(self._shared_groups(given, agreed))
         plan = self._plan_with([(0.0, 0.0)] * len(self._groups))
-        return int(self._tensors.mute_round(plan, N_HEADER).size)
+        return int(self._tensors.mute_round(plan, N_HEADER, self._sums == "exact").size)
 
     def _require_shardable(self) -> None:
         """Raise an error that names what does not go together with ranks."""
         if self.atomic != "all":
             raise ValueError(
-                f"atomic is {self.atomic!r}, must be 'all' with comm: a step is taken on all ranks or none"
+                f"atomic is {self.atomic!r}, must be 'all' with comm and with sums='exact': a step is taken on all ranks or none"
             )
         if self._carry_param_rms:
-            raise ValueError("carry_param_rms is True, must be False with comm")
+            raise ValueError(
+                "carry_param_rms is True, must be False with comm and with sums='exact'"
+            )
 
     def _settings(self) -> dict[str, Any]:
         """Return what must be the same on all ranks, beside the groups' hyper-parameters."""
@@ -95,6 +97,7 @@ class ModelSharding(Model):
             "max_skipped": self.max_skipped,
             "skip_above": self.skip_above,
             "seed": self.seed,
+            "sums": self._sums,
         }
 
     def _shared_groups(
@@ -144,7 +147,15 @@ class ModelSharding(Model):
             header = self._header(plan, scale, measured_scale)
             make_report = partial(StepReport, self._names, lr=self._cell.lr)
             step: ShardedStep[StepReport] = tensors.begin_sharded_step(
-                plan, said, scale, make_report, self._follow_param, N_HEADER, 0, measured_scale
+                plan,
+                said,
+                scale,
+                make_report,
+                self._follow_param,
+                N_HEADER,
+                0,
+                measured_scale,
+                self._sums == "exact",
             )
             return step, header
 

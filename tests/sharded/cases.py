@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 
 from adafactor_native import Optimizer
@@ -87,3 +89,12 @@ def numbers_of(report):
         **{column: np.asarray(getattr(report, column), np.float64)[order] for column in columns},
         "rest": np.array([report.grad_norm, report.norm_limit, report.t, report.flags]),
     }
+
+
+def digest(state, reports):
+    """Return a hash of params, state and reports, whatever the order of tensors."""
+    parts = [state[key].tobytes() for key in sorted(state) if key != "header"]
+    for report in reports:
+        numbers = numbers_of(report)
+        parts += [numbers[key].tobytes() for key in sorted(numbers)]
+    return hashlib.sha256(b"".join(parts)).hexdigest()

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pytest
+
+from sharded import cases
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_layouts(ranks, run_ranks):
     done = run_ranks(ranks, "mpi_cases")
     assert f"layouts agree on {ranks} ranks" in done.stdout
+    opt, reports = cases.one_process("paper", np.float32, {"sums": "exact"})
+    assert f"exact sums: {cases.digest(opt.state_dict(True), reports)}\n" in done.stdout
 
 
 def test_an_error_of_one_rank_is_raised_by_all(run_ranks):
