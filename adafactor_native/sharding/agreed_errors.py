@@ -29,17 +29,17 @@ def describe(error: Exception) -> list[str]:
     return [kind if kind in _KINDS else "RuntimeError", str(text)]
 
 
-def agreed_error(rank: int, described: list[str]) -> Exception:
-    """Return the error that all ranks raise for one of them."""
+def agreed_error(rank: int, size: int, described: list[str]) -> Exception:
+    """Return the error that all ranks raise for one of them, which is named if it has others."""
     kind, text = described
-    return _KINDS[kind](f"rank {rank}: {text}")
+    return _KINDS[kind](f"rank {rank}: {text}" if size > 1 else text)
 
 
 def first_error(engine: Engine, error: Exception | None) -> Exception | None:
     """Return what all ranks raise, the error of the first rank that has one, or None; all must call it."""
     everyones = all_gather(engine, None if error is None else describe(error))
     found = ((rank, described) for rank, described in enumerate(everyones) if described is not None)
-    return next((agreed_error(rank, described) for rank, described in found), None)
+    return next((agreed_error(rank, engine.size, described) for rank, described in found), None)
 
 
 def raise_together(engine: Engine, error: Exception | None) -> None:
