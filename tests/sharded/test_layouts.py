@@ -84,7 +84,10 @@ def test_same_bits_where_rows_are_cut_at_multiples_of_64(dtype, layout, ranks):
                 np.testing.assert_array_equal(state[key], array, err_msg=key)
         for report, numbers in zip(reports, own):
             for key, array in cases.numbers_of(report).items():
-                np.testing.assert_array_equal(numbers[key], array, err_msg=key)
+                if key == "rest" and layout == "owned":  # the norm, of tensors in another order
+                    np.testing.assert_allclose(numbers[key], array, rtol=1e-15)
+                else:
+                    np.testing.assert_array_equal(numbers[key], array, err_msg=key)
 
 
 TWO_LARGEST = ("optax", "big_vision")  # conventions that may factor other axes than the last two
