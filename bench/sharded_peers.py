@@ -74,6 +74,7 @@ def _outcome(make: Maker, layout: str, name: str) -> str | float:
     sharded = LAYOUTS[layout](begin)
     try:
         by_ranks = make(sharded.params.values())
+        sharded.prepare(by_ranks)
         for k in range(STEPS):
             grads = {name: tensors(1 + k, scales=True)[name]}
             alone.grad = grads[name]

@@ -30,6 +30,9 @@ class Sharded:
         """Give each parameter its part of a gradient."""
         raise NotImplementedError
 
+    def prepare(self, optimizer: Any) -> None:
+        """Tell an optimizer what its parameters do not, if it can be told."""
+
     def full(self) -> dict[str, torch.Tensor]:
         """Return the whole parameters, on all ranks."""
         return {name: whole(p) for name, p in self.params.items()}
@@ -98,6 +101,10 @@ class Fsdp1(Sharded):
     def set_grads(self, grads: Full) -> None:
         self._module.zero_grad()
         self._module(grads).backward()
+
+    def prepare(self, optimizer: Any) -> None:
+        if hasattr(optimizer, "take_flat_shards"):
+            optimizer.take_flat_shards(self._module)
 
     def full(self) -> dict[str, torch.Tensor]:
         with FullyShardedDataParallel.summon_full_params(self._module):

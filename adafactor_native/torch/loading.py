@@ -71,7 +71,11 @@ def _uncast(
                     # What decides about the arrays of a state is the optimizer's, not the file's.
                     kept = opt._settings(index, ours).kept
                     shown = f"params[{position}]"
-                    copied |= state.taken_over(copied, names, kept, shown, param)
+                    if opt._lies_in_pieces(str(position), param):
+                        cut = opt._sharded_steps().state_of(opt, index, str(position), param)
+                        copied |= cut.taken_over(copied)
+                    else:
+                        copied |= state.taken_over(copied, names, kept, shown, param)
                 found[param] = copied
                 ids.add(key)
             position += 1

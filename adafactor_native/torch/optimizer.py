@@ -7,7 +7,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 
@@ -22,9 +22,17 @@ from adafactor_native.torch.measured_backward import MeasuredBackward
 from adafactor_native.torch.options import NativeOptions
 from adafactor_native.torch.reading import reader
 from adafactor_native.torch.settings import Dialect, Settings, key_of, rate_of, settings_of
+from adafactor_native.torch.sharded_params import may_be_sharded
 from adafactor_native.torch.step_handle import StepHandle
 from adafactor_native.torch.stepping import Part, Ready, StepCall, all_parts
 
+if TYPE_CHECKING:
+    from adafactor_native.torch.sharded_steps import ShardedSteps
+
+_SINGLE = (
+    "parameters lie in pieces on several ranks, must be whole for steps of single ones, inside backward or "
+    "not: all ranks step together, by opt.step()"
+)
 Hooks = TypeVar("Hooks", bound=BackwardHooks)
 
 _HOOKED_BY: dict[type[BackwardHooks], str] = {
@@ -131,6 +139,9 @@ class NativeOptimizer(torch.optim.Optimizer):
         """
         self._settle()
         self._opt_called = True  # which torch's schedulers look at
+        if self._has_pieces():  # ranks speak in the caller's thread
+            self._take_step()
+            return StepHandle()
         if self._is_to_be_skipped():
             return StepHandle()
         parts = [part._replace(grads=part.gradients()) for part in all_parts(self)]
@@ -258,6 +269,8 @@ class NativeOptimizer(torch.optim.Optimizer):
         return self._hook(MeasuredBackward)
 
     def _hook(self, kind: type[Hooks]) -> Hooks:
+        if self._has_pieces():
+            raise ValueError(_SINGLE)
         hooked = self.__dict__.get("_hooked")
         if hooked is None:
             hooked = self._hooked = kind(self)
@@ -288,6 +301,9 @@ class NativeOptimizer(torch.optim.Optimizer):
         it. What is written through ``p.data`` or NumPy shows nowhere: say so here.
         """
         self._settle()
+        if self._has_pieces():
+            self._sharded_steps().follow_all(self)
+            return
         for index, group in enumerate(self.param_groups):
             stochastic = self._settings(index, group).is_stochastic
             self._followers().follow(
@@ -313,6 +329,8 @@ class NativeOptimizer(torch.optim.Optimizer):
         """
         self._settle()
         loading.load(self, super().load_state_dict, state_dict)
+        if "_sharded" in self.__dict__:
+            self._sharded.forgive()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as torch does: its tensors are the optimizer's own, not copies."""
@@ -320,8 +338,36 @@ class NativeOptimizer(torch.optim.Optimizer):
         state: dict[str, Any] = super().state_dict()
         return state
 
+    def take_flat_shards(self, module: torch.nn.Module) -> None:
+        """Say whose parameters FSDP1 has made ranges of flat ones.
+
+        ``FullyShardedDataParallel(module, use_orig_params=True)`` leaves the optimizer parameters of one
+        axis that do not tell their shapes. After this call each is stepped as the whole would be. What
+        ``fully_shard`` makes, and other DTensors, need no such call.
+
+        Parameters
+        ----------
+        module : Module
+            The wrapped one.
+
+        Raises
+        ------
+        ValueError
+            If it is not wrapped so, or sharded over some of the ranks only.
+        """
+        from adafactor_native.torch.fsdp1_ranges import flat_params
+
+        self._settle()
+        self._sharded_steps().take_flat(flat_params(module))
+
     def _take_step(self, parts: list[Part] | None = None, t: int = 0) -> None:
         """Take one step of some parameters, or of all."""
+        if self._has_pieces():
+            if parts is not None:
+                raise ValueError(_SINGLE)
+            with self._lock():
+                self._take_sharded_step()
+            return
         if self._is_to_be_skipped():
             return
         if parts is not None:  # other parameters may be stepped by other threads
@@ -333,6 +379,49 @@ class NativeOptimizer(torch.optim.Optimizer):
     def _measured_in_backward(self) -> MeasuredBackward | None:
         hooked = self.__dict__.get("_hooked")
         return hooked if isinstance(hooked, MeasuredBackward) else None
+
+    def _take_sharded_step(self) -> None:
+        sharded = self._sharded_steps()
+        whole = []
+        for part in all_parts(self):
+            names = part.names or [str(part.first + k) for k in range(len(part.params))]
+            every = list(zip(names, part.params))
+            plain = [(n, p) for n, p in every if not self._lies_in_pieces(n, p)]
+            if any(p.grad is not None for _, p in plain):
+                whole.append(
+                    part._replace(params=[p for _, p in plain], names=[name for name, _ in plain])
+                )
+        options = self.options
+        if whole and (options.nonfinite != "propagate" or options.max_grad_norm is not None):
+            raise ValueError(
+                f"params[{next(iter(whole[0].names or ()))!r}] is whole on this rank and others lie in pieces: with "
+                "nonfinite other than 'propagate', or max_grad_norm, all must be DTensors, as "
+                "distribute_tensor(param, mesh, [Replicate()]) makes them"
+            )
+        if sharded.take(self) and whole:
+            StepCall(self, whole).take()
+
+    def _has_pieces(self) -> bool:
+        """Whether parameters lie in pieces on several ranks."""
+        return any(may_be_sharded(group["params"]) for group in self.param_groups) and (
+            torch.distributed.is_available() and torch.distributed.is_initialized()
+        )
+
+    def _lies_in_pieces(self, name: str, param: torch.Tensor) -> bool:
+        if not self._has_pieces():
+            return False
+        sharded = self._sharded_steps()
+        if not sharded.is_cut(param) and hasattr(param, "_fsdp_flattened"):
+            sharded.require_known(name, param)
+        return sharded.is_cut(param)
+
+    def _sharded_steps(self) -> ShardedSteps:
+        sharded: ShardedSteps | None = self.__dict__.get("_sharded")
+        if sharded is None:
+            from adafactor_native.torch.sharded_steps import ShardedSteps
+
+            sharded = self._sharded = ShardedSteps()
+        return sharded
 
     def _is_to_be_skipped(self) -> bool:
         found_inf = getattr(self, "found_inf", None)

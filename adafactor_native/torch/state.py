@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from adafactor_native._runtime import _core
-from adafactor_native.factoring import axes_of
+from adafactor_native.factoring import Axes, axes_of
 
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -88,9 +88,10 @@ def places(names: StateNames, kept: Kept, shown: str, param: torch.Tensor) -> di
     if axes is None:
         found = {names.full: Place(shape, wide)}
     else:
-        rows, cols = axes.state_shapes(shape)
-        if names.keeps_axes:
-            rows, cols = (*rows, 1), (*cols[:-1], 1, cols[-1])
+        rows, cols = (
+            tuple(1 if axis is None else shape[axis] for axis in each)
+            for each in axes_of_means(names, axes, len(shape))
+        )
         found = {names.row: Place(rows, wide), names.col: Place(cols, wide)}
     if kept.has_moment:
         moments = (torch.float64,)
@@ -102,6 +103,15 @@ def places(names: StateNames, kept: Kept, shown: str, param: torch.Tensor) -> di
     if kept.masters == "split" and param.dtype == torch.bfloat16:
         found[names.low] = Place(shape, (torch.uint16,), False)
     return found
+
+
+def axes_of_means(
+    names: StateNames, axes: Axes, ndim: int
+) -> tuple[list[int | None], list[int | None]]:
+    """Return which axes of a parameter its row means have, and its column means; None: of length 1."""
+    batch: list[int | None] = [axis for axis in range(ndim) if axis not in axes]
+    gone: list[int | None] = [None] if names.keeps_axes else []
+    return [*batch, axes.row, *gone], [*batch, *gone, axes.col]
 
 
 def new_count(names: StateNames) -> Any:

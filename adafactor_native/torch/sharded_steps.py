@@ -1,0 +1,390 @@
+"""Steps of parameters that lie in pieces on several ranks: all of them take part, and step alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.utils.weak import WeakIdKeyDictionary
+
+from adafactor_native._runtime import _core
+from adafactor_native.report import SKIPPED, StepReport
+from adafactor_native.sharding.agreed_errors import together
+from adafactor_native.sharding.channel import Channel
+from adafactor_native.sharding.exchange import N_HEADER, Header, ShardedStep, take_sharded_step
+from adafactor_native.sharding.tensor_shard import TensorShard
+from adafactor_native.sharding.torch_engine import TorchEngine
+from adafactor_native.torch.reading import increment_versions
+from adafactor_native.torch.settings import is_schedule
+from adafactor_native.torch.sharded_model import Held, ShardedModel, model_of, muted_model, rule_for
+from adafactor_native.torch.sharded_params import Cut, array_of, is_dtensor, local_grad, local_of
+from adafactor_native.torch.sharded_state import CutState, factored_axes
+from adafactor_native.torch.state import Kept, StateNames, count_of
+
+if TYPE_CHECKING:
+    from adafactor_native.torch.fsdp1_ranges import FlatParam
+    from adafactor_native.torch.optimizer import NativeOptimizer
+
+
+class ShardedSteps:
+    """The steps of one optimizer whose parameters lie in pieces."""
+
+    def __init__(self) -> None:
+        self._flat: Any = WeakIdKeyDictionary()  # FlatParam by parameter
+        self._cuts: Any = WeakIdKeyDictionary()  # Cut by parameter, and what it was told from
+        self._channels: dict[tuple[int, ...], Channel] = {}
+        self._states: Any = WeakIdKeyDictionary()  # CutState by parameter, and what it was made of
+        self._waiting: Any = WeakIdKeyDictionary()  # states of parameters without a gradient so far
+        self._model: ShardedModel | None = None
+
+    def take_flat(self, found: Sequence[tuple[torch.Tensor, FlatParam]]) -> None:
+        """Know these parameters of FSDP1 from now on."""
+        for param, flat in found:
+            self._flat[param] = flat
+
+    def is_cut(self, param: torch.Tensor) -> bool:
+        """Whether a parameter lies in pieces, as far as is known."""
+        return is_dtensor(param) or param in self._flat
+
+    def require_known(self, name: str, param: torch.Tensor) -> None:
+        """Raise a ValueError where FSDP1 has cut a parameter, and nobody has said how."""
+        if param not in self._flat:
+            raise ValueError(
+                f"params[{name!r}] is a part of a parameter of FullyShardedDataParallel, whose shape it does "
+                "not tell: call opt.take_flat_shards(module) with the wrapped module, or use fully_shard"
+            )
+
+    def state_of(
+        self, opt: NativeOptimizer, place: int, name: str, param: torch.Tensor
+    ) -> CutState:
+        """Return what the state of a parameter has to be."""
+        cut = self._cut_of(name, param)
+        kept = opt._settings(place, opt.param_groups[place]).kept
+        made_of = cut, kept, param.dtype
+        known = self._states.get(param)
+        if known is not None and known[0] == made_of:
+            state: CutState = known[1]
+            return state
+        shard = _shard_of(name, cut, kept)
+        state = CutState(opt._dialect.names, kept, f"params[{name!r}]", param, cut, shard)
+        self._states[param] = made_of, state
+        return state
+
+    def forgive(self) -> None:
+        """Step again after an exchange that failed: a state was loaded on all ranks."""
+        for channel in self._channels.values():
+            if channel.is_lost:
+                channel.renew()
+                channel.is_lost = False
+        self._model = None
+
+    def take(self, opt: NativeOptimizer) -> bool:
+        """Take one step of all parameters that lie in pieces, together with all other ranks.
+
+        Returns
+        -------
+        bool
+            Whether this is a step, and none that is left out because a GradScaler has found an infinity.
+        """
+        params = self._params(opt)
+        if not params:
+            return True
+        channel = self._channel(params)
+        channel.require_not_lost()
+        for place, position, param in params:  # what is wrong here is wrong on all ranks
+            self.state_of(opt, place, _name(opt, place, position), param)
+        if _found_inf(opt, channel):
+            return False
+        if self._only_allocates(opt, channel, params):
+            together(channel, lambda: self._allocate(opt, params))
+            return True
+
+        def begin() -> tuple[ShardedStep[StepReport], Header]:
+            held = [self._held(opt, *each) for each in params]
+            given = [local_grad(one.param) for one in held]
+            model = self._model_of(opt, held)
+            grads = [None if grad is None else array_of(grad.resolve_neg()) for grad in given]
+            for position, array in model.nothing.items():  # whose owners say if there is a gradient
+                grads[position] = array
+            plan, settings, lr = self._plan(opt, model)
+            scale = getattr(opt, "grad_scale", None)
+            step: ShardedStep[StepReport] = model.tensors.begin_sharded_step(
+                plan,
+                grads,
+                1.0 if scale is None else float(scale),
+                partial(StepReport, tuple(one.name for one in held), lr=lr),
+                partial(self._follow, opt, model),
+                N_HEADER,
+                0,
+            )
+            return step, Header(model.tensors.t, settings)
+
+        report = take_sharded_step(
+            channel,
+            begin,
+            lambda: self._mute(opt, params),
+            raises_faults=opt.options.nonfinite == "raise",
+        )
+        self._note(opt, channel, report)
+        return True
+
+    def _note(self, opt: NativeOptimizer, channel: Channel, report: StepReport) -> None:
+        """Write to the optimizer's state what a step has left."""
+        model = self._model
+        assert model is not None
+        names = opt._dialect.names
+        counts = model.tensors.counts().tolist()
+        stepped = [count != before for count, before in zip(counts, model.counts)]
+        for one, count, is_stepped, rms in zip(model.held, counts, stepped, report.rms_param):
+            if not is_stepped:
+                continue
+            mine = opt.state[one.param]
+            if not mine:
+                mine.update(one.values)
+            if names.counts_with_tensors:
+                mine[names.step].fill_(float(count))
+            else:
+                mine[names.step] = count
+            if names.rms_param is not None and not math.isnan(rms):
+                mine[names.rms_param] = float(rms)
+        model.counts = counts
+        changed = [one for one, each in zip(model.held, stepped) if each]
+        increment_versions([one.param for one in changed] + [one.local for one in changed])
+        self._share_lines(channel, changed, names)
+        opt.grad_norm = report.grad_norm
+        if report.flags & SKIPPED and opt.options.nonfinite == "skip":
+            from adafactor_native.torch.stepping import note_skipped
+
+            note_skipped(opt)
+
+    def _share_lines(self, channel: Channel, changed: Sequence[Held], names: StateNames) -> None:
+        """Give ranks without elements of a grid the means of the lines that they have copies of."""
+        lacking = [
+            (one, key)
+            for one in changed
+            if one.shard.layout == "grid" and not all(piece.size for piece in one.shard.pieces)
+            for key in (names.row, names.col)
+        ]
+        if not lacking:
+            return
+        parts = []
+        for one, key in lacking:
+            means = np.full(one.state.places[key].shape, -np.inf)
+            if one.shard.is_owner:
+                means[one.state.own_slices(key)] = array_of(local_of(one.values[key]))
+            parts.append(means)
+        together_ = np.concatenate([part.reshape(-1) for part in parts])
+        channel.all_reduce(together_, "max")
+        pieces = np.split(together_, np.cumsum([part.size for part in parts])[:-1])
+        for (one, key), piece, part in zip(lacking, pieces, parts):
+            if not one.shard.is_owner:
+                local = array_of(local_of(one.values[key]))
+                local[...] = piece.reshape(part.shape)[one.state.own_slices(key)]
+
+    def _params(self, opt: NativeOptimizer) -> list[tuple[int, int, torch.Tensor]]:
+        """Return each parameter in pieces, with its group's index and its position among all.
+
+        Those of one group and dtype follow each other.
+        """
+        every = [
+            (place, p) for place, group in enumerate(opt.param_groups) for p in group["params"]
+        ]
+        cut = [
+            (place, position, p)
+            for position, (place, p) in enumerate(every)
+            if self.is_cut(p) and (p.requires_grad or p.grad is not None)
+        ]
+        return sorted(cut, key=lambda each: (each[0], str(each[2].dtype), each[1]))
+
+    def _channel(self, params: Sequence[tuple[int, int, torch.Tensor]]) -> Channel:
+        """Return what connects the ranks of all parameters."""
+        ranks: tuple[int, ...] | None = None
+        for _, position, param in params:
+            own = tuple(sorted(self._cut_of(str(position), param).pieces))
+            if ranks is not None and own != ranks:
+                raise ValueError(
+                    f"params[{position}] lies on the ranks {list(own)}, and others on {list(ranks)}: all "
+                    "parameters of an optimizer must be on the same ranks"
+                )
+            ranks = own
+        assert ranks is not None
+        if ranks not in self._channels:
+            group = None
+            if len(ranks) != dist.get_world_size():
+                group = dist.new_group(list(ranks), use_local_synchronization=True)
+            self._channels[ranks] = Channel(TorchEngine(group))
+        return self._channels[ranks]
+
+    def _cut_of(self, name: str, param: torch.Tensor) -> Cut:
+        known = self._cuts.get(param)
+        spec = param._spec if is_dtensor(param) else None
+        if known is not None and known[0] == (spec, param.shape):
+            cut: Cut = known[1]
+            return cut
+        if spec is not None:
+            from adafactor_native.torch.dtensor_boxes import boxes_of
+
+            cut = Cut(tuple(param.shape), boxes_of(f"params[{name!r}]", param), param.detach())
+        else:
+            flat = self._flat[param]
+            cut = Cut(flat.shape, flat.ranges, None)
+        self._cuts[param] = (spec, param.shape), cut
+        return cut
+
+    def _held(self, opt: NativeOptimizer, place: int, position: int, param: torch.Tensor) -> Held:
+        """Return a parameter with its state as it is now; changes nothing that others see."""
+        name = _name(opt, place, position)
+        shown = f"params[{name!r}]"
+        if param.device.type != "cpu" or not param.is_floating_point():
+            raise TypeError(
+                f"{shown} is a {type(param).__name__} of {param.dtype} on {param.device}, must be of "
+                "floating point in this machine's memory"
+            )
+        state = self.state_of(opt, place, name, param)
+        state.require_local_shape()
+        mine = opt.state.get(param)
+        if mine:
+            values = {**mine, **state.taken_over(mine)}
+            if any(values[key] is not mine.get(key) for key in values):
+                mine.update(values)
+        else:
+            before = self._waiting.get(param)
+            if before is None or before[0] is not state:
+                before = self._waiting[param] = state, state.begun()
+            values = before[1]
+        return Held(place, name, param, local_of(param), state.shard, state, values)
+
+    def _model_of(self, opt: NativeOptimizer, held: list[Held]) -> ShardedModel:
+        """Return the native tensors, made anew where anything lies elsewhere than before."""
+        model = self._model
+        if model is None or not model.is_of(held):
+            model = self._model = model_of(held, opt._dialect.names)
+        names = opt._dialect.names
+        counts = [count_of(one.values[names.step], names.step) for one in held]
+        most = max(opt._steps_taken(), *counts)
+        if counts != model.counts or most != model.tensors.t:
+            model.tensors.set_counts(most, 0, counts)
+            model.counts = counts
+        return model
+
+    def _plan(
+        self, opt: NativeOptimizer, model: ShardedModel
+    ) -> tuple[_core.Plan, dict[str, Any], tuple[float, ...]]:
+        """Return how a step is taken, and what of it must be the same on all ranks."""
+        options = opt.options
+        every = [opt._settings(k, group) for k, group in enumerate(opt.param_groups)]
+        t = opt._steps_taken() + 1
+        rates = [opt._rates(one, group, t) for one, group in zip(every, opt.param_groups)]
+        norm = math.inf if options.max_grad_norm is None else options.max_grad_norm
+        plan = _core.Plan(
+            rules=[rule_for(every[place], dtype) for place, dtype in model.groups],
+            lr=[rates[place][0] for place, _ in model.groups],
+            decay=[rates[place][1] for place, _ in model.groups],
+            nonfinite=_core.NonFinite[options.nonfinite],
+            all_or_none=True,
+            max_grad_norm=norm,
+            skip_above=math.inf,
+            num_threads=opt._num_threads(),
+            carry_param_rms=False,
+            seed=options.seed,
+        )
+        settings: dict[str, Any] = {
+            "nonfinite": options.nonfinite,
+            "max_grad_norm": options.max_grad_norm,
+            "seed": options.seed,
+            "state_dtype": options.state_dtype,
+            "grad_scale": getattr(opt, "grad_scale", None),
+        }
+        for k, (one, rate) in enumerate(zip(every, rates)):
+            settings[f"lr and decay of group {k}"] = rate
+            settings |= {
+                f"{name} of group {k}": value
+                for name, value in one.switches.items()
+                if not callable(value)
+            }
+        return plan, settings, tuple(lr for lr, _ in rates)
+
+    def _mute(self, opt: NativeOptimizer, params: Sequence[tuple[int, int, torch.Tensor]]) -> Any:
+        """Return the first array of a rank that cannot step: as long as that of the others."""
+        muted = []
+        for place, position, param in params:
+            state = self.state_of(opt, place, _name(opt, place, position), param)
+            muted.append((place, param.dtype, str(position), state.shard, state))
+        model = muted_model(muted, opt._dialect.names)
+        plan, _, _ = self._plan(opt, model)
+        return model.tensors.mute_round(plan, N_HEADER)
+
+    def _follow(self, opt: NativeOptimizer, model: ShardedModel, position: int) -> None:
+        """Let what lies beside a half-precision parameter follow it, where somebody wrote to it."""
+        one = model.held[position]
+        stochastic = opt._settings(one.place, opt.param_groups[one.place]).is_stochastic
+        states = {one.local: one.local_values()}
+        opt._followers().follow(
+            [one.local], states, opt._dialect.names, stochastic, all_of_them=True
+        )
+
+    def follow_all(self, opt: NativeOptimizer) -> None:
+        """Let all masters follow the parameters as they are."""
+        for position in range(0 if self._model is None else len(self._model.held)):
+            assert self._model is not None
+            self._follow(opt, self._model, position)
+        self._model = None
+
+    def _only_allocates(
+        self,
+        opt: NativeOptimizer,
+        channel: Channel,
+        params: Sequence[tuple[int, int, torch.Tensor]],
+    ) -> bool:
+        """Whether a step is to make the state and do nothing else, as distributed checkpoints ask."""
+        if any(opt.state.values()):
+            return False
+        for group in opt.param_groups:
+            lr = group["lr"]
+            if lr is None or is_schedule(lr) or float(lr) != 0:
+                return False
+
+        def any_here() -> bool:
+            grads = [local_grad(param) for _, _, param in params]
+            return any(grad is not None and bool(grad.any()) for grad in grads)
+
+        any_of_all = np.array([float(together(channel, any_here))])
+        channel.all_reduce(any_of_all, "max")
+        return bool(any_of_all[0] == 0)
+
+    def _allocate(
+        self, opt: NativeOptimizer, params: Sequence[tuple[int, int, torch.Tensor]]
+    ) -> None:
+        made = [self._held(opt, *each) for each in params]
+        for one in made:
+            if one.param.grad is not None:
+                opt.state[one.param].update(one.values)
+
+
+def _name(opt: NativeOptimizer, place: int, position: int) -> str:
+    """Return what a parameter is called: its name, or else its position among all."""
+    names = opt.param_groups[place].get("param_names")
+    first = sum(len(group["params"]) for group in opt.param_groups[:place])
+    return str(position) if names is None else str(names[position - first])
+
+
+def _shard_of(name: str, cut: Cut, kept: Kept) -> TensorShard:
+    ranks = sorted(cut.pieces)
+    pieces = [cut.pieces[rank] for rank in ranks]
+    axes = factored_axes(kept, name, cut)
+    return TensorShard(name, cut.shape, pieces, ranks.index(dist.get_rank()), axes)
+
+
+def _found_inf(opt: NativeOptimizer, channel: Channel) -> bool:
+    """Whether a GradScaler has found an infinity on any rank."""
+    found = getattr(opt, "found_inf", None)
+    if found is None:
+        return False
+    any_of_all = np.array([float(found)])
+    channel.all_reduce(any_of_all, "max")
+    return bool(any_of_all[0] != 0)
