@@ -33,8 +33,9 @@ def draw(run: dict[str, Any], path: Path) -> None:
         caption(
             figure,
             f"Points: all-reduces by gloo on {run['machine']['processor']}, {run['machine']['cores']} cores, "
-            f"{run['date']}; three and four ranks share two cores. Lines through them: alpha = "
-            f"{here.latency_s * 1e6:.3g} µs a message, 1 / beta = {1e-9 / here.s_per_byte:.3g} GB/s, fitted to all. "
+            f"{run['date']}; hollow ones of more ranks than cores, which share them. Lines: alpha = "
+            f"{here.latency_s * 1e6:.3g} µs a message, 1 / beta = {1e-9 / here.s_per_byte:.3g} GB/s, fitted to "
+            "the filled points. "
             f"Dashed: EXTRAPOLATED, nothing was measured there. Llama-3-70B, {MEMORY_BYTES_PER_S / 1e9:g} GB/s of "
             f"memory a rank, {HOST} ranks a host; all-reduces by halving and doubling, and by the ring that "
             "gloo has (dotted).",
@@ -53,6 +54,7 @@ def draw_exchanges(axes: Axes, run: dict[str, Any], here: Network) -> None:
             [timing["seconds"] * 1e6 for timing in own],
             "o",
             color=COLORS[n],
+            markerfacecolor=COLORS[n] if n <= run["machine"]["cores"] else "none",
             label=f"{n} ranks",
         )
         between = np.geomspace(sizes[0], sizes[-1], 100)

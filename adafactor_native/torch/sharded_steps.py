@@ -16,7 +16,13 @@ from adafactor_native._runtime import _core
 from adafactor_native.report import SKIPPED, StepReport
 from adafactor_native.sharding.agreed_errors import together
 from adafactor_native.sharding.channel import Channel
-from adafactor_native.sharding.exchange import N_HEADER, Header, ShardedStep, take_sharded_step
+from adafactor_native.sharding.exchange import (
+    N_HEADER,
+    Header,
+    ShardedStep,
+    hash_of,
+    take_sharded_step,
+)
 from adafactor_native.sharding.tensor_shard import TensorShard
 from adafactor_native.sharding.torch_engine import TorchEngine
 from adafactor_native.torch.reading import increment_versions
@@ -41,6 +47,7 @@ class ShardedSteps:
         self._states: Any = WeakIdKeyDictionary()  # CutState by parameter, and what it was made of
         self._waiting: Any = WeakIdKeyDictionary()  # states of parameters without a gradient so far
         self._model: ShardedModel | None = None
+        self._agreed: tuple[dict[str, Any], int] | None = None  # the last settings, and their hash
 
     def take_flat(self, found: Sequence[tuple[torch.Tensor, FlatParam]]) -> None:
         """Know these parameters of FSDP1 from now on."""
@@ -122,7 +129,9 @@ class ShardedSteps:
                 N_HEADER,
                 0,
             )
-            return step, Header(model.tensors.t, settings)
+            if self._agreed is None or self._agreed[0] != settings:
+                self._agreed = settings, hash_of(settings)
+            return step, Header(model.tensors.t, self._agreed[1], lambda: settings)
 
         report = take_sharded_step(
             channel,
