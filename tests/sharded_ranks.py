@@ -111,6 +111,8 @@ class Ranks:
                 piece.exp_col = cut.of(tensor.exp_col, rank, [*batch, col])
         start = [a for a, _ in ranges]
         layout = "elements" if tensor.axes is None else cut.layout
+        if tensor.axes is not None and tensor.axes[0] > tensor.axes[1]:
+            layout = {"rows": "cols", "cols": "rows"}.get(layout, layout)
         piece.part = _core.Part(shape, start, layout, cut.speaks[rank])
         return piece
 

@@ -426,8 +426,8 @@ private:
 
     // A sharded step under way, which keeps this object to itself.
     struct Sharded final : ShardedHost {
-        Sharded(Tensors& all, const Plan& plan)
-            : lock(all.occupancy_), self(py::cast(&all)), all(all), plan(plan) {}
+        Sharded(Tensors& owner, const Plan& of_step)
+            : lock(owner.occupancy_), self(py::cast(&owner)), all(owner), plan(of_step) {}
 
         Name name_of(std::size_t k, const char* word) const override {
             return all.held_[k]->name_of(word);
