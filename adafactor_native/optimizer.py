@@ -194,9 +194,9 @@ class Optimizer(ModelArrivals, ModelChanges, ModelStates, ModelCopies, ModelShar
     tensor2tensor, praxis and lingvo have it: beta2_t is 0 at first and goes to beta2.
 
     With `comm`, params of float32 and half precision have the bits of one process, and so have state and
-    reports, where rows are cut at multiples of 64 and columns not at all, as long as the 64-row
-    panels of a column do not span more than 2^29 divided by their number in the squares of their
-    gradients: float32 sums of panels are then added up exactly in float64. Otherwise results agree to
+    reports, where matrices are cut by rows at multiples of 64, and unfactored tensors at multiples of
+    1024 elements, as long as the squares of gradients in the 64-row panels of a column do not span
+    more than 2^29 divided by their number: float32 sums of panels are then added up exactly in float64. Otherwise results agree to
     rounding; ``sums="exact"`` has the same bits always.
 
     One object serves one thread at a time. It can be pickled and copied, with its parameters: a copy

@@ -48,7 +48,7 @@ def train(digits: Digits, epochs: int, parts: int, comm: Any) -> Optimizer:
     """
     rng = np.random.default_rng(0)
     model = named(initial_layers(rng))
-    rows = {name: rows_here(param.shape[0], comm) for name, param in model.items()}
+    rows = {name: rows_here(param, comm) for name, param in model.items()}
     params = {name: param[rows[name]].copy() for name, param in model.items()}
     shards = {
         name: Shard(param.shape, (rows[name].start, 0)[: param.ndim])
@@ -88,12 +88,18 @@ def layered(model: dict[str, Array]) -> list[tuple[Array, Array]]:
     return [(model[f"{i}/weights"], model[f"{i}/biases"]) for i in range(len(model) // 2)]
 
 
-def rows_here(n: int, comm: Any) -> slice:
-    """Return this rank's rows of n: whole blocks of 64 as far as they go, all without ranks."""
+def rows_here(param: Array, comm: Any) -> slice:
+    """Return this rank's rows, all of them without ranks.
+
+    Ranks have whole blocks as far as they go, of 64 rows of a matrix or 1024 elements of a vector: cut so,
+    a step has the bits of one process.
+    """
+    n = len(param)
     if comm is None:
         return slice(0, n)
-    blocks = -(-n // 64)
-    at = [min(n, blocks * rank // comm.size * 64) for rank in (comm.rank, comm.rank + 1)]
+    block = 64 if param.ndim == 2 else 1024
+    n_blocks = -(-n // block)
+    at = [min(n, n_blocks * rank // comm.size * block) for rank in (comm.rank, comm.rank + 1)]
     return slice(*at)
 
 

@@ -6,6 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from adafactor_native import Optimizer
+from adafactor_native.sharding import Shard
 from sharded import cases
 from sharded.cuts import LAYOUTS
 from sharded.thread_engine import on_ranks
@@ -88,6 +90,26 @@ def test_same_bits_where_rows_are_cut_at_multiples_of_64(dtype, layout, ranks):
                     np.testing.assert_allclose(numbers[key], array, rtol=1e-15)
                 else:
                     np.testing.assert_array_equal(numbers[key], array, err_msg=key)
+
+
+def test_same_bits_where_vectors_are_cut_at_multiples_of_1024():
+    rng = np.random.default_rng(0)
+    param = rng.standard_normal(5000).astype(np.float32)
+    grads = [rng.standard_normal(5000).astype(np.float32) for _ in range(cases.N_STEPS)]
+    alone = Optimizer({"b": param.copy()})
+    reports = [alone.step({"b": grad}) for grad in grads]
+
+    def step(engine):
+        here = slice((0, 1024, 3072)[engine.rank], (1024, 3072, 5000)[engine.rank])
+        shards = {"b": Shard((5000,), (here.start,))}
+        opt = Optimizer({"b": param[here].copy()}, comm=engine, shards=shards)
+        own = [opt.step({"b": grad[here]}) for grad in grads]
+        np.testing.assert_array_equal(opt.params["b"], alone.params["b"][here])
+        np.testing.assert_array_equal(opt.state["b"]["v"], alone.state["b"]["v"][here])
+        for mine, report in zip(own, reports):
+            assert mine["b"] == report["b"]
+
+    on_ranks(3, step)
 
 
 TWO_LARGEST = ("optax", "big_vision")  # conventions that may factor other axes than the last two
