@@ -54,6 +54,14 @@ def test_clipping_by_the_global_norm_takes_at_most_two_rounds(layout):
         assert calls <= 4
 
 
+@pytest.mark.parametrize("layout", ROUNDS)
+def test_exact_sums_take_at_most_four_rounds(layout):
+    for n in (1, 148):
+        shapes = {str(i): (130, 16) for i in range(n)}
+        (calls, _), *_ = on_ranks(4, exchanged, layout, shapes, sums="exact")
+        assert calls <= 8
+
+
 def bytes_of(layout, rows, cols):
     (_, n_bytes), *_ = on_ranks(4, exchanged, layout, {"w": (rows, cols)})
     return n_bytes
