@@ -57,6 +57,8 @@ class TorchEngine:
                 "init_process_group('cpu:gloo,cuda:nccl') makes it"
             )
         self._timeout = None if timeout is None else datetime.timedelta(seconds=timeout)
+        self._new_group = dist.new_group
+        self._ranks = dist.get_process_group_ranks(self.group)
         self._from_numpy = torch.from_numpy
         self._all_reduce = dist.all_reduce
         self._ops = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
@@ -77,6 +79,13 @@ class TorchEngine:
             not defined.
         """
         self.begin(array, op).wait()
+
+    def renew(self) -> None:
+        """Talk by a new group of the same ranks from now on; all of them must call it.
+
+        What an exchange that was not over in time may still send reaches nobody then.
+        """
+        self.group = self._new_group(self._ranks, use_local_synchronization=True)
 
     def begin(self, array: npt.NDArray[Any], op: str) -> Exchange:
         """Begin an all-reduce that goes on beside the caller, who must leave the array alone."""

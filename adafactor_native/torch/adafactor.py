@@ -18,7 +18,8 @@ class Adafactor(NativeOptimizer):
     The formula, the arguments, the groups, the names of the state and the errors are torch's, and
     each class loads the other's ``state_dict()``. Parameters and gradients are float32, float64,
     bfloat16 or float16, of any strides, and are changed in place without a temporary of their size.
-    What is on another device, or of a subclass of Tensor, is stepped by torch's own function.
+    A DTensor is stepped as the whole would be, together with all other ranks. What is on another
+    device, or of another subclass of Tensor, is stepped by torch's own function.
 
     Parameters
     ----------

@@ -52,7 +52,10 @@ def _message(call):
 
 
 def survivors(timeout, how):
-    """Rank 1 dies or sleeps before the second exchange; return what the others saw, after how long."""
+    """Rank 1 dies or sleeps before the second exchange; return what the others saw, after how long.
+
+    A rank that has slept begins anew with the others.
+    """
     engine = TorchEngine(timeout=timeout)
     array = np.ones(1000)
     engine.all_reduce(array, "sum")
@@ -60,10 +63,18 @@ def survivors(timeout, how):
         if how == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(timeout + 2)
-        return None
+        engine.renew()
+        engine.all_reduce(array, "sum")
+        return float(array[0])
     before = time.monotonic()
     try:
         engine.all_reduce(array, "sum")
     except CommunicationError as error:
-        return str(error), time.monotonic() - before
+        message, seconds = str(error), time.monotonic() - before
+        if how == "dies":
+            return message, seconds, None
+        engine.renew()
+        array[:] = 3
+        engine.all_reduce(array, "sum")
+        return message, seconds, float(array[0])
     return None

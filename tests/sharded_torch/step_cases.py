@@ -1,5 +1,6 @@
 """What test_sharded_steps.py runs on ranks: each function returns what its test looks at."""
 
+import hashlib
 import warnings
 
 import numpy as np
@@ -8,6 +9,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
+from adafactor_native import Optimizer
+from adafactor_native.sharding import Shard as NumpyShard
 from adafactor_native.torch import (
     Adafactor,
     BigVisionAdafactor,
@@ -26,6 +29,7 @@ SHAPES = {
     "small": (2, 3),
     "one": (1,),
 }
+NUMPY_SHAPES = {"w": (131, 40), "b": (17,)}
 STEPS = 4
 
 MAKERS = {
@@ -378,3 +382,26 @@ def scaled():
     opt.grad_scale = torch.tensor(4.0)
     opt.step()
     return left_out, opt.grad_norm, float(opt.state[p]["step"])
+
+
+def numpy_optimizer(sums):
+    """`Optimizer(comm=group)` on rows of NumPy arrays: the hash of all params and states after some steps."""
+    group = dist.group.WORLD
+    rank, size = (group.rank(), group.size()) if dist.get_world_size() > 1 else (0, 1)
+    begin = {name: x.numpy() for name, x in tensors(0, torch.float32, shapes=NUMPY_SHAPES).items()}
+    cuts = np.linspace(0, NUMPY_SHAPES["w"][0], size + 1).astype(int)
+    rows = slice(cuts[rank], cuts[rank + 1])
+    params = {"w": begin["w"][rows].copy(), "b": begin["b"].copy()}
+    shards = {"w": NumpyShard(NUMPY_SHAPES["w"], (int(cuts[rank]), 0))}
+    opt = Optimizer(params, "torch", lr=0.02, comm=group, shards=shards, sums=sums)
+    for k in range(STEPS):
+        grads = {
+            n: x.numpy() for n, x in tensors(1 + k, torch.float32, shapes=NUMPY_SHAPES).items()
+        }
+        opt.step({"w": grads["w"][rows], "b": grads["b"]})
+    gathered = opt.state_dict(params=True, gather=True)
+    digest = hashlib.sha256()
+    for key in sorted(gathered):
+        if isinstance(gathered[key], np.ndarray) and gathered[key].dtype.kind == "f":
+            digest.update(key.encode() + np.ascontiguousarray(gathered[key]).tobytes())
+    return digest.hexdigest()

@@ -136,3 +136,9 @@ def test_a_scaler_that_finds_an_infinity_on_one_rank():
         assert left_out == 24
         assert norm == pytest.approx(24**0.5 / 4)
         assert count == 1
+
+
+def test_an_optimizer_of_numpy_arrays_by_a_process_group():
+    """With exact sums there is one result, whatever the number of ranks."""
+    hashes = {one for n in (1, 2, 3) for one in run(n, "numpy_optimizer", "exact")}
+    assert len(hashes) == 1
