@@ -27,6 +27,7 @@ SHAPES = {
     "vector": (301,),
     "batch": (5, 24, 36),
     "small": (2, 3),
+    "row": (1, 5),  # on a grid some ranks have no element of it
     "one": (1,),
 }
 NUMPY_SHAPES = {"w": (131, 40), "b": (17,)}
@@ -129,6 +130,7 @@ def options_beside_one_process(layout):
     found = {}
     every = {
         "max_grad_norm": (torch.float64, {"max_grad_norm": 0.5}),
+        "float32": (torch.float32, {}),
         "state_dtype": (torch.float32, {"state_dtype": "float32"}),
         "raise": (torch.float64, {"nonfinite": "raise"}),
         "bfloat16": (torch.bfloat16, {"eps": (1e-7, 1e-3)}),
@@ -148,7 +150,7 @@ def options_beside_one_process(layout):
             sharded.set_grads(grads)
             by_ranks.step()
         full = sharded.full()
-        equal = all(torch.equal(full[key], p.detach()) for key, p in alone.items())
+        equal = {key: torch.equal(full[key], p.detach()) for key, p in alone.items()}
         found[name] = farthest(full, alone, begin), equal
     return found
 
