@@ -17,6 +17,19 @@ long long version_of(py::handle tensor) {
     return number;
 }
 
+// What a weak reference refers to, or null.
+py::object referent(const py::object& reference) {
+    PyObject* found = nullptr;
+#if PY_VERSION_HEX >= 0x030d0000
+    if (PyWeakref_GetRef(reference.ptr(), &found) < 0) throw py::error_already_set();
+#else
+    found = PyWeakref_GetObject(reference.ptr());
+    if (found == Py_None) found = nullptr;
+    Py_XINCREF(found);
+#endif
+    return py::reinterpret_steal<py::object>(found);
+}
+
 // The tensors that measure reads, and that a step has found: not the count of steps, whose value
 // enters by beta2.
 template <class Visit>  // (tensor) -> whether to go on
@@ -36,7 +49,7 @@ TorchMeasured::Seen::Seen(const py::object& tensor)
 }
 
 bool TorchMeasured::Seen::is(py::handle tensor) const {
-    return PyWeakref_GetObject(reference.ptr()) == tensor.ptr() && version_of(tensor) == version;
+    return referent(reference).is(tensor) && version_of(tensor) == version;
 }
 
 bool TorchMeasured::measure(const GatheredTensor& one, const Tensor& tensor, int threads) {
@@ -73,9 +86,8 @@ Measured* TorchMeasured::find(const GatheredTensor& one, const Tensor& tensor) {
 
 void TorchMeasured::drop_gone() {
     for (auto one = waiting_.begin(); one != waiting_.end();) {
-        const bool is_gone =
-            PyWeakref_GetObject(one->second.seen.front().reference.ptr()) == Py_None;
-        one = is_gone ? waiting_.erase(one) : std::next(one);
+        const bool is_there = bool(referent(one->second.seen.front().reference));
+        one = is_there ? std::next(one) : waiting_.erase(one);
     }
 }
 
