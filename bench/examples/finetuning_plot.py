@@ -75,7 +75,8 @@ def about(result: Result) -> list[str]:
         f"{result['parameters'] / 1e6:.1f} M parameters in {result['tensors']} tensors, which had learned "
         "Python source code before, learn the prose of Python's manual: one character after the other, from "
         "the same texts in the same order. In bfloat16 parameters, gradients and all that the network "
-        "computes are."
+        "computes are. Ours and torch's Adafactor have eps=(1e-7, 1e-3) but for the dashed line: torch's default "
+        "is 2^-7 in bfloat16, too large for these gradients."
     )
     timed = (
         f"{machine['processor']}, {count(result['threads'], 'thread')}; {versions}. Times are medians of steps in turns; "
