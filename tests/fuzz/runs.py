@@ -120,9 +120,14 @@ class Run:
                 new.load_state_dict(opt.state_dict())
                 self.optimizers[name] = new
             return
-        state = self.opt.state_dict()
-        self.opt = self._new_optimizer()
-        self.opt.load_state_dict(state)
+        new = self._new_optimizer()
+        try:
+            new.load_state_dict(self.opt.state_dict())
+        except ValueError as error:  # a master of a param that was given infinite
+            if "must be finite" not in str(error) or self.model.of_params in ("plain", "zeros"):
+                raise
+            return
+        self.opt = new
 
     def states(self) -> dict[str, dict[str, np.ndarray]]:
         """The arrays themselves."""
