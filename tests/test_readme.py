@@ -79,12 +79,13 @@ def test_path_exists(readme, path):
     ("readme", "test"), each(r"`((?:[\w/]+/)?test_\w+\.py(?:::test_\w+)?|\.ci/\w+)`")
 )
 def test_test_exists(readme, test):
-    """Named as in the folder of the tests: a file, or a test in it, or a script of the gate."""
+    """A file in a folder of tests, or a test in it, or a script of the gate."""
     file, _, name = test.partition("::")
-    place = ROOT / file
-    if not file.startswith(".ci") and not place.exists():
-        place = ROOT / "tests" / file
-    assert f"def {name}(" in place.read_text(encoding="utf-8") if name else place.exists()
+    places = [ROOT / file, *(ROOT / "tests").rglob(file.rpartition("tests/")[2])]
+    assert any(
+        place.exists() and (not name or f"def {name}(" in place.read_text(encoding="utf-8"))
+        for place in places
+    )
 
 
 def test_every_file_of_tests_is_in_their_table():
