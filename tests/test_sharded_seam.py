@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
+from operator import eq
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from sharded_ranks import Cut, Ranks, cuts, exchange
 
 from adafactor_native import Optimizer
 from adafactor_native._runtime import _core
+from sharded_ranks import Cut, Ranks, cuts, exchange
 
 Array = npt.NDArray[Any]
+
+optimizer: Any = Optimizer  # of settings that a type checker does not know
 
 STATES = ("exp_row", "exp_col", "v", "m", "master", "low", "copy")
 
@@ -103,7 +107,7 @@ def assert_beside(
 ) -> None:
     rng = np.random.default_rng(1)
     param = rng.standard_normal(shape).astype(dtype)
-    opt = Optimizer({"w": param}, **settings)
+    opt = optimizer({"w": param}, **settings)
     ranks = Ranks(opt, {"w": cut}, len(cut.by_rank))
     for grad in gradients(shape, steps, 2):
         grad = grad.astype(dtype)
@@ -142,7 +146,7 @@ def assert_beside(
 def test_ranks_take_the_step_of_one_process(cut: str, convention: str, dtype: Any) -> None:
     shape, by_rank = CUTS[cut]
     settings = dict(CONVENTIONS[convention])
-    axes = Optimizer({"w": np.ones(shape)}, **settings).tensors[0].axes
+    axes = optimizer({"w": np.ones(shape)}, **settings).tensors[0].axes
     if by_rank.layout == "flat" and axes is not None and axes[0] > axes[1]:
         with pytest.raises(ValueError, match="factored over its last two axes"):
             assert_beside(by_rank, shape, dtype, settings)
@@ -161,13 +165,11 @@ ALIGNED = {
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("convention", ["numpy", "direct", "paper", "clipped by norm", "momentum"])
 @pytest.mark.parametrize("rows", ALIGNED)
-def test_rows_cut_between_panels_give_the_same_bits(
-    rows: str, convention: str, dtype: str
-) -> None:
+def test_rows_cut_between_panels_give_the_same_bits(rows: str, convention: str, dtype: str) -> None:
     shape, edges = ALIGNED[rows]
     rng = np.random.default_rng(3)
     param = rng.standard_normal(shape).astype(dtype)
-    opt = Optimizer({"w": param}, **CONVENTIONS[convention])
+    opt = optimizer({"w": param}, **CONVENTIONS[convention])
     cut = cuts("rows", shape, edges, 0)
     ranks = Ranks(opt, {"w": cut}, len(cut.by_rank))
     for grad in gradients(shape, 3, 4, 64):
@@ -209,7 +211,7 @@ def test_exact_sums_give_one_hash(shape: tuple[int, ...], convention: str, dtype
     reports = set()
     for cut in EXACT_CUTS[shape]:
         param = np.random.default_rng(5).standard_normal(shape).astype(dtype)
-        opt = Optimizer({"w": param}, **CONVENTIONS[convention])
+        opt = optimizer({"w": param}, **CONVENTIONS[convention])
         axes = opt.tensors[0].axes
         if cut.layout == "flat" and axes is not None and axes[0] > axes[1]:
             continue
@@ -250,7 +252,7 @@ def test_random_bits_go_by_the_place_in_the_whole_tensor(cut: str, momentum: flo
     for cut_as in (by_rank, alone):
         param = np.random.default_rng(10).standard_normal(shape).astype(np.float16)
         settings = {} if momentum is None else {"beta1": momentum, "momentum_dtype": "bfloat16"}
-        opt = Optimizer({"w": param}, rounding="stochastic", **settings)
+        opt = optimizer({"w": param}, rounding="stochastic", **settings)
         ranks = Ranks(opt, {"w": cut_as}, len(cut_as.by_rank), exact=True)
         for grad in grads:
             ranks.step([grad])
@@ -260,7 +262,7 @@ def test_random_bits_go_by_the_place_in_the_whole_tensor(cut: str, momentum: flo
 
 def test_stochastic_rounding_is_that_of_one_process() -> None:
     param = np.random.default_rng(11).standard_normal((512, 96)).astype(np.float16)
-    opt = Optimizer({"w": param}, rounding="stochastic")
+    opt = optimizer({"w": param}, rounding="stochastic")
     cut = cuts("rows", param.shape, [64, 320], 0)
     ranks = Ranks(opt, {"w": cut}, 3)
     for grad in gradients(param.shape, 3, 12, 64):
@@ -322,7 +324,7 @@ def test_abandoned_at_any_exchange_nothing_is_changed() -> None:
     grads = [gradients(MATRIX, 1, 18)[0], gradients(VECTOR, 1, 19)[0]]
     before = everything(ranks)
     for number in range(4):
-        ranks.stops = lambda done, number=number: done == number
+        ranks.stops = partial(eq, number)
         assert ranks.step(grads) == []
         assert everything(ranks) == before
         assert {m.t for m in ranks.models} == {0}
@@ -361,7 +363,7 @@ def test_steps_of_parts_are_begun_by_begin_sharded_step_only() -> None:
     ],
 )
 def test_a_wrong_part_is_refused(start: tuple[int, ...], layout: str, text: str) -> None:
-    opt, ranks = model()
+    _, ranks = model()
     piece = ranks.tensors[0][0]
     with pytest.raises(ValueError, match=text):
         piece.part = _core.Part(MATRIX, start, layout)
