@@ -112,10 +112,10 @@ protected:
         for (const LocalBox& at : boxes_)
             for (std::size_t k = 0; k < at.n; ++k) {
                 const std::size_t m = at.box->matrices[k];
-                finish(rows_of(at, k), row_sums(lines, m) + at.box->row, part_.n_cols,
-                       at.old_row + k * at.rows);
-                finish(cols_of(at, k), col_sums(lines, m) + at.box->col, part_.n_rows,
-                       at.old_col + k * at.cols);
+                finish_axis(rows_of(at, k), row_sums(lines, m) + at.box->row, part_.n_cols,
+                            at.old_row + k * at.rows);
+                finish_axis(cols_of(at, k), col_sums(lines, m) + at.box->col, part_.n_rows,
+                            at.old_col + k * at.cols);
             }
     }
 
@@ -188,7 +188,8 @@ protected:
         return summary;
     }
 
-    void finish(const Axis& axis, double* sum_sq, std::size_t length, const double* old) const {
+    void finish_axis(const Axis& axis, double* sum_sq, std::size_t length,
+                     const double* old) const {
         kernels_.add_groups({sum_sq, nullptr, 1, moment(), double(length), old}, 0, axis.size,
                             axis);
     }

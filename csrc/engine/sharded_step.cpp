@@ -22,8 +22,7 @@ std::vector<double>& filled(RoundArray& array, std::size_t size, double value) {
 ShardedStep::ShardedStep(const Tensor* tensors, const std::vector<bool>& given,
                          const Options& options, TensorReport* reports, ShardedMemory& memory,
                          std::size_t n_header_max, std::size_t n_header_sum, bool exact)
-    : tensors_(tensors),
-      given_(given),
+    : given_(given),
       options_(options),
       reports_(reports),
       memory_(memory),

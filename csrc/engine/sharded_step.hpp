@@ -96,7 +96,6 @@ private:
     void note_norm();
     std::size_t position_of(ShardedTensor& tensor) const;
 
-    const Tensor* tensors_;
     std::vector<bool> given_;
     Options options_;
     TensorReport* reports_;
