@@ -73,6 +73,16 @@ class CutState:
             return tuple(self._local.shape)
         return tuple(1 if axis is None else self._local.shape[axis] for axis in self._axes[key])
 
+    def is_copied_to_nothing(self, key: str) -> bool:
+        """Whether a rank without elements has a copy of a part of an array of means."""
+        if self._cut.like is None or key not in self.places:
+            return False
+        nothing = [
+            piece for piece in self.shard.pieces if isinstance(piece, Box) and not piece.size
+        ]
+        kept = [axis for axis in self._axes[key] if axis is not None]
+        return any(all(piece.shape[axis] for axis in kept) for piece in nothing)
+
     def begun(self) -> dict[str, Any]:
         """Return the state of a parameter that has taken no step."""
         made = {key: self._made(key) for key in self.places}

@@ -172,12 +172,15 @@ class ShardedSteps:
             note_skipped(opt)
 
     def _share_lines(self, channel: Channel, changed: Sequence[Held], names: StateNames) -> None:
-        """Give ranks without elements of a grid the means of the lines that they have copies of."""
+        """Give ranks without elements the means of the lines that they have copies of.
+
+        Those are no business of a step, but a checkpoint may take any rank's.
+        """
         lacking = [
             (one, key)
             for one in changed
-            if one.shard.layout == "grid" and not all(piece.size for piece in one.shard.pieces)
             for key in (names.row, names.col)
+            if one.state.is_copied_to_nothing(key)
         ]
         if not lacking:
             return

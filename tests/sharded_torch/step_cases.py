@@ -65,12 +65,13 @@ def by_one(make, begin, steps, **options):
     return alone, opt
 
 
-def farthest(ours, theirs, begin):
-    """Return the largest difference over the largest change, of any tensor."""
+def farthest(ours, theirs, begin=None):
+    """Return the largest difference over the largest change, or number, of any tensor."""
     ratios = []
     for name, p in theirs.items():
-        apart = (ours[name].double() - p.detach().double()).abs().max()
-        ratios.append(float(apart / (p.detach().double() - begin[name].double()).abs().max()))
+        p = p.detach().double()
+        largest = p if begin is None else p - begin[name].double()
+        ratios.append(float((ours[name].double() - p).abs().max() / largest.abs().max()))
     return max(ratios)
 
 
@@ -115,6 +116,7 @@ def beside_one_process(dtype):
                 continue
             found[layout, kind] = (
                 farthest(sharded.full(), alone, begin),
+                farthest(sharded.full(), alone),
                 states_apart(sharded, by_ranks, alone, opt),
                 by_ranks.grad_norm / opt.grad_norm - 1,
             )

@@ -18,9 +18,9 @@ def run(n, case, *arguments):
 
 
 @pytest.mark.parametrize(("n", "layout", "kind"), EACH)
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-5)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-6)])
 def test_steps_are_those_of_one_process(n, layout, kind, dtype, tolerance):
-    """Relative to the largest change, not to the largest number."""
+    """Relative to the largest change; in float32, whose numbers are rounded, to the largest number."""
     for found in run(n, "beside_one_process_in", dtype):
         if layout.startswith("FSDP1") and kind in ("optax", "big_vision"):
             wanted = (
@@ -28,8 +28,9 @@ def test_steps_are_those_of_one_process(n, layout, kind, dtype, tolerance):
             )
             assert found[layout, kind].startswith(wanted)
             continue
-        params, states, norm = found[layout, kind]
-        assert params <= tolerance
+        of_change, of_number, states, norm = found[layout, kind]
+        assert of_change <= (tolerance if dtype == "float64" else 1e-4)
+        assert of_number <= tolerance
         assert states <= tolerance
         assert abs(norm) <= tolerance
 
