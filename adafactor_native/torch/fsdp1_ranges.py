@@ -32,8 +32,10 @@ def is_flattened(param: torch.Tensor) -> bool:
     return hasattr(param, _MARK)
 
 
-def flat_params(module: torch.nn.Module) -> list[tuple[torch.Tensor, FlatParam]]:
+def flat_params(module: torch.nn.Module) -> list[tuple[torch.Tensor, FlatParam | None]]:
     """Return the parameters of a module that FSDP1 has cut, each with the ranges of all ranks.
+
+    None stands for those of one that it has wrapped and left whole.
 
     Raises
     ------
@@ -43,7 +45,7 @@ def flat_params(module: torch.nn.Module) -> list[tuple[torch.Tensor, FlatParam]]
     """
     from torch.distributed.fsdp import FullyShardedDataParallel
 
-    found: list[tuple[torch.Tensor, FlatParam]] = []
+    found: list[tuple[torch.Tensor, FlatParam | None]] = []
     for unit in FullyShardedDataParallel.fsdp_modules(module):
         handle: Any = unit._handle
         if handle is None:
@@ -67,8 +69,11 @@ def flat_params(module: torch.nn.Module) -> list[tuple[torch.Tensor, FlatParam]]
             )
             if not is_padding
         ]
-        length = flat._sharded_size.numel() if handle.uses_sharded_strategy else None
+        length = flat._sharded_size.numel()
         for param, shape, start in zip(flat._params, flat._shapes, places):
+            if not handle.uses_sharded_strategy:  # with one rank, or by choice
+                found.append((param, None))
+                continue
             n = shape.numel()
             ranges = {rank: _range_of(k, length, start, n) for k, rank in enumerate(ranks)}
             found.append((param, FlatParam(tuple(shape), ranges)))
@@ -79,9 +84,7 @@ def flat_params(module: torch.nn.Module) -> list[tuple[torch.Tensor, FlatParam]]
     return found
 
 
-def _range_of(k: int, length: int | None, start: int, n: int) -> FlatRange:
+def _range_of(k: int, length: int, start: int, n: int) -> FlatRange:
     """Return what the k-th rank has of a parameter of n elements that begins at `start` in the flat one."""
-    if length is None:
-        return FlatRange(0, n)
     first = min(max(k * length - start, 0), n)
     return FlatRange(first, min(max((k + 1) * length - start, 0), n) - first)

@@ -392,6 +392,10 @@ class NativeOptimizer(torch.optim.Optimizer):
                     part._replace(params=[p for _, p in plain], names=[name for name, _ in plain])
                 )
         options = self.options
+        if all(not sharded.is_cut(p) for group in self.param_groups for p in group["params"]):
+            if not self._is_to_be_skipped():
+                StepCall(self, all_parts(self)).take()
+            return
         if whole and (options.nonfinite != "propagate" or options.max_grad_norm is not None):
             raise ValueError(
                 f"params[{next(iter(whole[0].names or ()))!r}] is whole on this rank and others lie in pieces: with "

@@ -41,7 +41,7 @@ class ShardedSteps:
     """The steps of one optimizer whose parameters lie in pieces."""
 
     def __init__(self) -> None:
-        self._flat: Any = WeakIdKeyDictionary()  # FlatParam by parameter
+        self._flat: Any = WeakIdKeyDictionary()  # by parameter: FlatParam, or None of a whole one
         self._cuts: Any = WeakIdKeyDictionary()  # Cut by parameter, and what it was told from
         self._channels: dict[tuple[int, ...], Channel] = {}
         self._states: Any = WeakIdKeyDictionary()  # CutState by parameter, and what it was made of
@@ -49,14 +49,14 @@ class ShardedSteps:
         self._model: ShardedModel | None = None
         self._agreed: tuple[dict[str, Any], int] | None = None  # the last settings, and their hash
 
-    def take_flat(self, found: Sequence[tuple[torch.Tensor, FlatParam]]) -> None:
+    def take_flat(self, found: Sequence[tuple[torch.Tensor, FlatParam | None]]) -> None:
         """Know these parameters of FSDP1 from now on."""
         for param, flat in found:
             self._flat[param] = flat
 
     def is_cut(self, param: torch.Tensor) -> bool:
         """Whether a parameter lies in pieces, as far as is known."""
-        return is_dtensor(param) or param in self._flat
+        return is_dtensor(param) or self._flat.get(param) is not None
 
     def require_known(self, name: str, param: torch.Tensor) -> None:
         """Raise a ValueError where FSDP1 has cut a parameter, and nobody has said how."""
