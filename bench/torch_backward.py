@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from datetime import date
@@ -27,7 +28,7 @@ try:
     from examples.torch_network import CONTEXT, Network, loss
     from machine import describe_machine, describe_software
     from markdown import mebibytes, table
-    from memory import forget_peak, process_bytes
+    from memory import ALLOCATOR, forget_peak, process_bytes
     from output import OUTPUT, write_json
     from problems import usable_cores
 except ImportError as error:
@@ -116,7 +117,9 @@ def times(threads: int, norm: float | None, steps: int) -> dict[str, Any]:
 
 def in_own_process(way: str) -> dict[str, Any]:
     command = [sys.executable, __file__, "--memory-of", way]
-    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    run = subprocess.run(
+        command, check=True, capture_output=True, text=True, env=os.environ | ALLOCATOR
+    )
     found: dict[str, Any] = json.loads(run.stdout)
     return found
 
