@@ -208,26 +208,14 @@ double TensorStep::largest_in(const Array& array, const Team& team) const {
 Fault TensorStep::check(const Team& team) {
     if (!has_sound_means()) return Fault::second_moment;
     // Nearly every step without a first moment: of numbers that a small move leaves finite.
-    if (!has_momentum() && is_bounded_by_move(tensor_) && n_descents_ == 1 && moves_little())
-        return Fault::none;
+    if (!has_momentum() && is_bounded_by_move(tensor_) && n_descents_ == 1) {
+        const Descent& descent = descents_[0];
+        const double most = std::min(kMostSquared, half_unit_of(tensor_.param.format) / 4);
+        const double weight = descent.weight / hyper_.grad_scale;
+        if (descent.decay >= 0 && descent.decay <= 1 && weight * weight * sum_u_sq_ <= most * most)
+            return Fault::none;
+    }
     return check_numbers(team);
-}
-
-// Whether what the first descent takes from param, without momentum, is less than half a unit of
-// the largest number.
-bool TensorStep::moves_little() const {
-    const Descent& descent = descents_[0];
-    const double most = std::min(kMostSquared, half_unit_of(tensor_.param.format) / 4);
-    const double weight = descent.weight / hyper_.grad_scale;
-    return descent.decay >= 0 && descent.decay <= 1 && weight * weight * sum_u_sq_ <= most * most;
-}
-
-// Without a fault a nan comes of what is not finite in param, where its squares are not summed, or
-// in m, or of a move that overflows.
-bool TensorStep::may_leave_nans() const {
-    if (report_->fault != Fault::none || has_momentum() || n_descents_ != 1 || !moves_little())
-        return true;
-    return !hyper_.scale_parameter && descents_[0].decay != 0;
 }
 
 double TensorStep::largest(double known, double seen_sq) {

@@ -22,6 +22,7 @@ struct KnownNumbers {
     double m = kUnknown;      // likewise
     bool means = false;       // exp_row and exp_col, or v, are as steps leave them
     std::size_t turn = 0;     // of the rotation
+    bool finite = false;      // param, copy, m and means are, after a step that would propagate
 
     void forget() { *this = {kUnknown, kUnknown, false, turn}; }
 };

@@ -259,9 +259,9 @@ private:
         for_all_tasks(
             wave, Order::forwards,
             [](const TensorStep& step) { return step.n_measure_tasks_left(); },
-            [this](TensorStep& step, std::size_t task, char* scratch) {
+            [](TensorStep& step, std::size_t task, char* scratch) {
                 if (!step.is_measured()) step.measure(task, scratch);
-                if (!options_.propagate) step.look_at_due(task);
+                step.look_at_due(task);
             });
     }
 
@@ -277,8 +277,8 @@ private:
     }
 
     void check(TensorStep& step, const Team& team) {
-        if (options_.propagate || step.report().fault != Fault::none) return;
-        step.report().fault = step.check(team);
+        if (options_.propagate) return step.note_whether_sound(team);
+        if (step.report().fault == Fault::none) step.report().fault = step.check(team);
     }
 
     // Calls body(step, the team for it) for the steps of a wave.
@@ -332,12 +332,10 @@ private:
             [](TensorStep& step, std::size_t task, char* scratch) { step.apply(task, scratch); });
         for (std::size_t k = wave.begin; k < wave.end; ++k) {
             steps_[k]->end_apply();
-            if (options_.propagate) {
+            if (options_.propagate)
                 steps_[k]->make_nans_one(team_for(wave));
-                steps_[k]->forget();
-            } else {
+            else
                 steps_[k]->remember();
-            }
             steps_[k]->report().stepped = true;
         }
     }

@@ -108,12 +108,13 @@ public:
     double sum_grad_sq_in_double(const Team& team, double* sums) const;
     std::size_t n_tiles() const;  // of kTaskElements elements
 
-    // After apply, of a step that propagates what is not finite: gives all nans that it may have
-    // left the bits of one. Which bits arithmetic gives them is the compiler's and the machine's
-    // choice.
-    void make_nans_one(const Team& team) {
-        if (may_leave_nans()) rewrite_nans(team);
+    // Of a step that propagates what is not finite. After resolve: whether it leaves finite what is
+    // so. After apply: gives all nans that it may have left the bits of one; which bits arithmetic
+    // gives them is the compiler's and the machine's choice.
+    void note_whether_sound(const Team& team) {
+        is_sound_ = report_->fault == Fault::none && check(team) == Fault::none;
     }
+    void make_nans_one(const Team& team);
 
     // Scales the gradient of a step that is measured again.
     void scale_grad(double factor) {
@@ -173,9 +174,7 @@ protected:
 
 private:
     Fault check_numbers(const Team& team);
-    bool moves_little() const;
-    bool may_leave_nans() const;
-    void rewrite_nans(const Team& team) const;
+    bool rewrite_nans(const Team& team) const;
     bool looks_at_numbers() const { return has_momentum() || tracks_param(); }
     bool has_sound_means() const;
     double largest_mean() const;
@@ -212,6 +211,7 @@ private:
     std::atomic<const char*> first_infinite_{nullptr};
 
     bool is_measured_ = false;
+    bool is_sound_ = false;
 };
 
 // Each makes a step in memory of `for_step`, the first of the kind that the tensor is of. `place`:
