@@ -17,6 +17,7 @@ from readme_tables import README_FILES, led_by
 
 BENCH = Path(__file__).parent
 ARRIVALS = "arrivals.json"
+BACKWARD = "torch-backward.json"
 SHARDING = "sharding-model.json"
 
 
@@ -36,6 +37,7 @@ def main() -> None:
         run_script(BENCH, "--require-peers", *mode, "--output", str(results / "speed.json"))
         run_script(BENCH / "half_memory.py", "--output", str(results / "half-memory.json"))
         run_script(BENCH / "torch_steps.py", *mode, "--output", str(results / "torch.json"))
+        run_script(BENCH / "torch_backward.py", *mode, "--output", str(results / BACKWARD))
         run_script(BENCH / "arrivals.py", "--output", str(results / ARRIVALS))
         run_script(BENCH / "sharding_model.py", *mode, "--output", str(results / SHARDING))
     run_script(BENCH / "report.py", *map(str, runs_with_reports(results)))
@@ -48,7 +50,8 @@ def main() -> None:
 
 def runs_with_reports(results: Path) -> list[Path]:
     """Return the JSON files of a folder that report.py reads; others print tables of their own."""
-    return [run for run in sorted(results.glob("*.json")) if run.name not in (ARRIVALS, SHARDING)]
+    without = (ARRIVALS, BACKWARD, SHARDING)
+    return [run for run in sorted(results.glob("*.json")) if run.name not in without]
 
 
 def run_script(script: Path, *arguments: str) -> None:

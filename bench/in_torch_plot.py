@@ -23,6 +23,8 @@ def times_of_steps(recorded: Recorded) -> Figure | None:
     panels = figure.subplots(n_rows, n_columns, squeeze=False)
     for axes, problem in zip(panels.flat, shown):
         draw_bars(axes, recorded, problem)
+    for axes in panels.flat[len(shown) :]:
+        axes.set_visible(False)
     for column in range(1, n_columns):
         for axes in panels[:, column]:
             axes.set_yticklabels([])
