@@ -10,6 +10,8 @@ INTERRUPTED = """
     from adafactor_native import Optimizer
     from optimizers import KINDS, digest_of_model
 
+    # a process in the background of a shell is started without
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     drawn = random.Random({seed})
     print("seed {seed}", flush=True)
 

@@ -133,8 +133,8 @@ public:
         reports_.assign(tensors_.size(), {});
         std::optional<ModelStep> own;
         if (open_ == nullptr) own.emplace(held_.size(), make_report);
-        std::vector<bool> was_given(held_.size());
-        for (const std::size_t k : positions_) was_given[k] = true;
+        given_now_.assign(held_.size(), false);
+        for (const std::size_t k : positions_) given_now_[k] = true;
         ModelStep& model = own ? *own : *open_;
         Outcome outcome;
         {
@@ -153,7 +153,7 @@ public:
             return end_open();
         }
         if (outcome.fault != Fault::none) ++skipped_;
-        given_before_.swap(was_given);
+        given_before_.swap(given_now_);
         note(model.results, outcome, false);
         model.results.finish(outcome.grad_norm, options.skip_norm_above, t_);
         return model.report;
@@ -467,7 +467,7 @@ private:
             spending.spend_all();
         }
         if (outcome.fault != Fault::none) ++skipped_;
-        given_before_.clear();
+        given_before_.swap(step.given);
         note(step.model->results, outcome, false);
         step.model->results.finish(outcome.grad_norm, step.options.skip_norm_above, t_);
         return step.model->report;
@@ -729,6 +729,7 @@ private:
     std::vector<bool> given_before_;  // whether each had a gradient in the last step
 
     // These belong to the step under way, and are kept for the next one's use.
+    std::vector<bool> given_now_;
     std::vector<Tensor> tensors_;
     std::vector<std::size_t> positions_;  // theirs in held_
     std::vector<TensorReport> reports_;
