@@ -43,7 +43,7 @@ def test_in_a_step(python, class_name, seed):
     shape = (300, 500)
     rng = np.random.default_rng(0)
     param, grad = rng.standard_normal((2, *shape)).astype(np.float32)
-    run, alone = (KINDS[{class_name!r}](param.copy()) for _ in range(2))
+    run, alone = (KINDS[{class_name!r}](param.copy(), lr=1e-9) for _ in range(2))
     for _ in range(100):
         assert interrupt(lambda: run.step(grad), 2e-3)
         while alone.t < run.t:
