@@ -189,16 +189,3 @@ main_loop(argparse.ArgumentParser(), "steps.py", try_one)
     assert "FOUND the process ended with -11" in done.stdout
     assert "python tests/fuzz/steps.py --seed 1 --model 3" in done.stdout
     assert "--first 4" in done.stdout
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("script", ["steps.py", "states.py"])
-def test_a_quarter_of_a_minute_of_a_new_seed(script):
-    done = subprocess.run(
-        [sys.executable, FOLDER / script, "--seconds", "15"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
