@@ -30,7 +30,9 @@ def test_no_drift(kind, dtype, bound):
     assert run.t == N_STEPS
     np.testing.assert_allclose(run.param, expected, rtol=0, atol=bound * np.abs(expected).max())
     for name in ("exp_row", "exp_col"):
-        rtol = {np.float64: 1e-11, np.float32: 1e-6}[dtype]  # squares of float32 are summed in float32
+        rtol = {np.float64: 1e-11, np.float32: 1e-6}[
+            dtype
+        ]  # squares of float32 are summed in float32
         np.testing.assert_allclose(run.state[name], getattr(state, name), rtol=rtol)
 
 
