@@ -9,6 +9,7 @@ import pickle
 import sys
 import sysconfig
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -94,23 +95,20 @@ def test_one_array_in_many_threads(name):
 
 def test_one_model_that_others_look_at():
     """Steps in one thread; the others read, copy and save, or are refused; all stays whole."""
-    opt, alone, done = model(), model(), threading.Event()
+    opt, alone, taken = model(), model(), []
 
     def steps():
-        try:
-            for _ in range(200):
-                while True:
-                    try:
-                        opt.step(GRADS)
-                        break
-                    except RuntimeError as error:
-                        assert "another thread" in str(error)
-        finally:
-            done.set()
+        for _ in range(200):
+            try:
+                opt.step(GRADS)
+                taken.append(1)
+            except RuntimeError as error:
+                assert "another thread" in str(error)
+                time.sleep(1e-3)
 
     def looks(*how):
         def work():
-            while not done.is_set():
+            for _ in range(100):
                 for look in how:
                     try:
                         look()
@@ -125,8 +123,9 @@ def test_one_model_that_others_look_at():
         looks(lambda: copy.deepcopy(opt), lambda: opt.memory),
         looks(lambda: (opt.t, opt.counts, opt.param_groups[0]["lr"]), lambda: dict(opt.state)),
     )
-    for _ in range(200):
+    for _ in taken:
         alone.step(GRADS)
+    assert opt.t == len(taken)
     assert digest_of_model(opt) == digest_of_model(alone)
 
 
