@@ -69,10 +69,12 @@ def test_a_missing_openmp_runtime_is_named_with_its_packages(python, tmp_path):
     if not found:
         pytest.skip("this build has no OpenMP")
     copied = tmp_path / "adafactor_native"
-    shutil.copytree(EXTENSION.parent, copied, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(Path(an.__file__).parent, copied, ignore=shutil.ignore_patterns("__pycache__"))
     (copied / EXTENSION.name).write_bytes(code)
     script = f"""
         import sys
+        # Without the finder of an editable installation, which comes before all paths.
+        sys.meta_path[:] = [finder for finder in sys.meta_path if isinstance(finder, type)]
         sys.path.insert(0, {str(tmp_path)!r})
         try:
             import adafactor_native
