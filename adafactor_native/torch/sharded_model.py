@@ -166,7 +166,7 @@ def _empty_tensor(
     shape = piece.shape if isinstance(piece, Box) else (0,)
     param = np.zeros(shape, dtype)
     row = col = full = moment = None
-    width = _numpy_dtype(next(iter(state.places.values())).dtype[0])
+    width = _numpy_dtype(next(iter(state.places.values())).dtype)
     if shard.axes is None:
         full = np.zeros(shape, width)
     elif is_box:

@@ -132,7 +132,7 @@ class CutState:
         elif key == self._names.master and value is None:
             local = self._local.to(torch.float32, copy=True)
         else:
-            local = torch.zeros(self.local_shape(key), dtype=place.dtype[0])
+            local = torch.zeros(self.local_shape(key), dtype=place.dtype)
         if value is not None and key == self._names.low:
             local.view(torch.int16).copy_(value.view(torch.int16))
         elif value is not None:
@@ -143,7 +143,7 @@ class CutState:
         place = self.places[key]
         if is_dtensor(value) != (self._cut.like is not None):
             return False
-        if not isinstance(value, torch.Tensor) or value.dtype not in place.dtype:
+        if not isinstance(value, torch.Tensor) or value.dtype != place.dtype:
             return False
         if is_dtensor(value):
             wanted = self._cut.wrapped(value._local_tensor, place.shape, self._axes[key])
@@ -163,7 +163,7 @@ class CutState:
             raise TypeError(f"{shown} is a {type(value).__name__}, must be a tensor")
         halves = key == self._names.low
         if value.is_floating_point() == halves:
-            raise TypeError(f"{shown} has dtype {value.dtype}, must be {place.dtype[0]}")
+            raise TypeError(f"{shown} has dtype {value.dtype}, must be {place.dtype}")
         value = value.detach()
         like = self._cut.like
         if like is None:

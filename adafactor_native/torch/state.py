@@ -76,14 +76,14 @@ class Place:
     """An array of the state as it has to be."""
 
     shape: tuple[int, ...]
-    dtype: tuple[torch.dtype, ...]  # the first is what it is made of; others are taken as they are
+    dtype: torch.dtype
     is_contiguous: bool = True
 
 
 def places(names: StateNames, kept: Kept, shown: str, param: torch.Tensor) -> dict[str, Place]:
     """Return the arrays that a parameter's state has, by key, without the count."""
     shape = tuple(param.shape)
-    wide = (kept.state_dtype,)
+    wide = kept.state_dtype
     axes = axes_of(shown, shape, kept.factored_axes, kept.min_dim_size_to_factor)
     if axes is None:
         found = {names.full: Place(shape, wide)}
@@ -94,14 +94,14 @@ def places(names: StateNames, kept: Kept, shown: str, param: torch.Tensor) -> di
         )
         found = {names.row: Place(rows, wide), names.col: Place(cols, wide)}
     if kept.has_moment:
-        moments = (torch.float64,)
-        if param.dtype != torch.float64:
-            moments = (kept.momentum_dtype or torch.float32,)
+        moments = kept.momentum_dtype or torch.float32
+        if param.dtype == torch.float64:
+            moments = torch.float64
         found[names.moment] = Place(shape, moments, False)
     if kept.masters == "float32" and param.dtype in HALVES:
-        found[names.master] = Place(shape, (torch.float32,), False)
+        found[names.master] = Place(shape, torch.float32, False)
     if kept.masters == "split" and param.dtype == torch.bfloat16:
-        found[names.low] = Place(shape, (torch.uint16,), False)
+        found[names.low] = Place(shape, torch.uint16, False)
     return found
 
 
@@ -140,8 +140,8 @@ def _made(names: StateNames, key: str, place: Place, param: torch.Tensor) -> tor
         low = torch.empty_strided(param.shape, param.stride(), dtype=torch.int16)
         return low.zero_().view(torch.uint16)
     if place.is_contiguous:
-        return torch.zeros(place.shape, dtype=place.dtype[0])
-    return torch.zeros_like(param, dtype=place.dtype[0], memory_format=torch.preserve_format)
+        return torch.zeros(place.shape, dtype=place.dtype)
+    return torch.zeros_like(param, dtype=place.dtype, memory_format=torch.preserve_format)
 
 
 def taken_over(
@@ -206,7 +206,7 @@ def fits(value: torch.Tensor, place: Place, is_low: bool, param: torch.Tensor) -
         type(value) in (torch.Tensor, torch.nn.Parameter)
         and value.device.type == "cpu"
         and value.layout == torch.strided
-        and value.dtype in place.dtype
+        and value.dtype == place.dtype
         and (not place.is_contiguous or value.is_contiguous())
         and (not is_low or value.stride() == param.stride())
     )
@@ -224,10 +224,10 @@ def fitted(
         made.view(torch.int16).copy_(value.view(torch.int16))
         return made
     if not value.is_floating_point():
-        raise TypeError(f"{key!r} has dtype {value.dtype}, must be {place.dtype[0]}")
-    made = value.to(device="cpu", dtype=place.dtype[0], copy=True)
+        raise TypeError(f"{key!r} has dtype {value.dtype}, must be {place.dtype}")
+    made = value.to(device="cpu", dtype=place.dtype, copy=True)
     if not torch.equal(made.isfinite(), value.cpu().isfinite()):
-        raise ValueError(f"{key!r} has numbers beyond {place.dtype[0]}, must have none")
+        raise ValueError(f"{key!r} has numbers beyond {place.dtype}, must have none")
     return made.contiguous() if place.is_contiguous else made
 
 
