@@ -242,9 +242,6 @@ class Model(KnownAttributes):
                 "by opt.discard_measured()"
             )
 
-    def _set_counts(self, t: int, skipped: int, counts: Sequence[int]) -> None:
-        self._tensors.set_counts(t, skipped, counts)
-
     def _hyper_parameter_changed(self) -> None:
         self._cell.plan = None
 

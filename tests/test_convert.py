@@ -173,7 +173,7 @@ WAYS = {
 def test_there_and_back(library):
     arguments, to, load = WAYS[library]
     opt = started(library, **arguments)
-    opt._set_counts(3, 0, [3, 3, 3 if library == "optax" else 2])
+    opt._tensors.set_counts(3, 0, [3, 3, 3 if library == "optax" else 2])
     twin = Optimizer({name: x.copy() for name, x in opt.params.items()}, library, **arguments)
     before = digest_of_model(opt)
     state = to(opt)

@@ -267,7 +267,7 @@ def test_a_run_that_was_renamed_given_masters_and_a_new_learning_rate():
     for name, state in reference.state.items():
         for kind, array in state.items():
             again.state[name][kind][...] = array
-    again._set_counts(3, 0, [3, 3, 3])
+    again._tensors.set_counts(3, 0, [3, 3, 3])
     run(again, range(3, 7))
     assert values(new) == values(again)
 

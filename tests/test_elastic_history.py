@@ -123,7 +123,7 @@ def by_hand(convention, dtype, before, after):
             state["master"][...] = params[name]
         if "low" in state:
             state["low"][...] = 0
-    opt._set_counts(3, 0, [3] * len(SHAPES))
+    opt._tensors.set_counts(3, 0, [3] * len(SHAPES))
     for t in range(3, 8):
         opt.step(gradients(GROWN, t))
     return opt

@@ -430,7 +430,7 @@ def test_hyper_parameters_set_between_steps_hold_from_the_next_on():
         for name, kinds in next_one.state.items():
             for kind, array in kinds.items():
                 array[...] = other.state[name][kind]
-        next_one._set_counts(other.t, 0, other.counts)
+        next_one._tensors.set_counts(other.t, 0, other.counts)
         next_one.step(gradients(t))
         other = next_one
     assert bits(one) == bits(other)

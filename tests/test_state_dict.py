@@ -426,7 +426,7 @@ def test_a_nan_in_the_last_of_148_tensors_changes_no_bit(nonfinite, convention):
             opt.step(grads)
     else:
         assert opt.step(grads).skipped and opt.skipped == 1
-        opt._set_counts(opt.t, 0, opt.counts.tolist())
+        opt._tensors.set_counts(opt.t, 0, opt.counts.tolist())
     assert digest_of_model(opt) == before
 
 

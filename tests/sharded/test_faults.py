@@ -163,7 +163,7 @@ def test_ranks_at_different_steps():
     def refuse(engine):
         opt, _ = cases.on_rank(engine, "rows", "paper", np.float64, {})
         if engine.rank == 1:
-            opt._set_counts(7, 0, [7] * len(opt.names))
+            opt._tensors.set_counts(7, 0, [7] * len(opt.names))
         before = bytes_of(opt)
         with pytest.raises(ValueError, match=r"^t is 3 on one rank and 7 on another"):
             opt.step(grads_here(engine, "rows"))
