@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from adafactor_native.sharding.all_gather import all_gather
 from adafactor_native.sharding.engine import Engine
@@ -29,33 +29,33 @@ def describe(error: Exception) -> list[str]:
     return [kind if kind in _KINDS else "RuntimeError", str(text)]
 
 
-def agreed_error(rank: int, size: int, described: list[str]) -> Exception:
-    """Return the error that all ranks raise for one of them, which is named if it has others."""
-    kind, text = described
-    return _KINDS[kind](f"rank {rank}: {text}" if size > 1 else text)
-
-
 def first_error(engine: Engine, error: Exception | None) -> Exception | None:
-    """Return what all ranks raise, the error of the first rank that has one, or None; all must call it."""
+    """Return what all ranks raise, the error of the first rank that has one, or None; all must call it.
+
+    The rank is named if it has others.
+    """
     everyones = all_gather(engine, None if error is None else describe(error))
-    found = ((rank, described) for rank, described in enumerate(everyones) if described is not None)
-    return next((agreed_error(rank, engine.size, described) for rank, described in found), None)
+    for rank, described in enumerate(everyones):
+        if described is not None:
+            kind, text = described
+            return _KINDS[kind](f"rank {rank}: {text}" if engine.size > 1 else text)
+    return None
 
 
-def raise_together(engine: Engine, error: Exception | None) -> None:
-    """Raise the error of the first rank that has one, on all ranks; do nothing where none has."""
-    agreed = first_error(engine, error)
-    if agreed is not None:
-        raise agreed from error
+def error_of_some(engine: Engine, error: Exception | None) -> Exception:
+    """Return what all ranks raise where some rank is known to have an error; all must call it."""
+    found = first_error(engine, error)
+    assert found is not None
+    return found
 
 
 def together(engine: Engine, function: Callable[[], T]) -> T:
     """Return what a function returns that needs no other rank, or raise the same on all ranks."""
-    result: Any = None
-    error = None
     try:
         result = function()
-    except Exception as raised:  # noqa: BLE001 (all ranks raise it)
-        error = raised
-    raise_together(engine, error)
-    return result  # type: ignore[no-any-return]
+    except Exception as error:
+        raise error_of_some(engine, error) from error
+    found = first_error(engine, None)
+    if found is not None:
+        raise found
+    return result

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from adafactor_native.sharding.agreed_errors import first_error
+from adafactor_native.sharding.agreed_errors import error_of_some
 from adafactor_native.sharding.all_gather import all_gather
 from adafactor_native.sharding.channel import Channel
 
@@ -122,7 +122,7 @@ def take_sharded_step(
         except Exception as raised:  # noqa: BLE001 (all ranks raise it)
             error = raised
         if step is None:
-            raise _Agreed(_error_of_some(channel, mute(), error))
+            raise _Agreed(_with_others(channel, mute(), error))
         _exchange(channel, step, header, raises_faults)
         return step.apply()
     except _Agreed as agreed:
@@ -143,13 +143,11 @@ class _Agreed(Exception):
         self.error = error
 
 
-def _error_of_some(channel: Channel, most: Array, error: Exception | None) -> Exception:
-    """Return what all ranks raise, from a rank that has an error."""
+def _with_others(channel: Channel, most: Array, error: Exception | None) -> Exception:
+    """Tell the others in the first exchange that this rank has an error, and return what all raise."""
     most[:N_HEADER] = (1, -np.inf, -np.inf, -np.inf, -np.inf)
     channel.all_reduce(most, "max")
-    agreed = first_error(channel, error)
-    assert agreed is not None
-    return agreed
+    return error_of_some(channel, error)
 
 
 def _exchange(
@@ -174,9 +172,7 @@ def _exchange(
 def _require_agreement(channel: Channel, header: Header, most: Array) -> None:
     """Raise on all ranks what is wrong on one, or what ranks do not agree on."""
     if most[0] != 0:
-        agreed = first_error(channel, None)
-        assert agreed is not None
-        raise _Agreed(agreed)
+        raise _Agreed(error_of_some(channel, None))
     if most[1] != -most[2]:
         raise _Agreed(
             ValueError(
