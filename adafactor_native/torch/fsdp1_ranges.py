@@ -9,8 +9,6 @@ import torch.distributed as dist
 
 from adafactor_native.sharding.pieces import FlatRange, Shape
 
-_MARK = "_fsdp_flattened"  # that FSDP1 sets on what it cuts
-
 
 class FlatParam(NamedTuple):
     """A parameter of which each rank has a range, in C order.
@@ -25,11 +23,6 @@ class FlatParam(NamedTuple):
 
     shape: Shape
     ranges: dict[int, FlatRange]
-
-
-def is_flattened(param: torch.Tensor) -> bool:
-    """Whether FSDP1 has cut a parameter, or may."""
-    return hasattr(param, _MARK)
 
 
 def flat_params(module: torch.nn.Module) -> list[tuple[torch.Tensor, FlatParam | None]]:

@@ -22,7 +22,7 @@ from adafactor_native.torch.measured_backward import MeasuredBackward
 from adafactor_native.torch.options import NativeOptions
 from adafactor_native.torch.reading import reader
 from adafactor_native.torch.settings import Dialect, Settings, key_of, rate_of, settings_of
-from adafactor_native.torch.sharded_params import may_be_sharded
+from adafactor_native.torch.sharded_params import is_of_fsdp1, may_be_sharded
 from adafactor_native.torch.step_handle import StepHandle
 from adafactor_native.torch.stepping import Part, Ready, StepCall, all_parts
 
@@ -381,41 +381,40 @@ class NativeOptimizer(torch.optim.Optimizer):
         return hooked if isinstance(hooked, MeasuredBackward) else None
 
     def _take_sharded_step(self) -> None:
-        sharded = self._sharded_steps()
-        whole = []
-        for part in all_parts(self):
+        parts = all_parts(self)
+        whole, n_whole = [], 0
+        for part in parts:
             names = part.names or [str(part.first + k) for k in range(len(part.params))]
             every = list(zip(names, part.params))
             plain = [(n, p) for n, p in every if not self._lies_in_pieces(n, p)]
+            n_whole += len(plain)
             if any(p.grad is not None for _, p in plain):
                 whole.append(
                     part._replace(params=[p for _, p in plain], names=[name for name, _ in plain])
                 )
-        options = self.options
-        if all(not sharded.is_cut(p) for group in self.param_groups for p in group["params"]):
+        if n_whole == sum(len(part.params) for part in parts):
             if not self._is_to_be_skipped():
-                StepCall(self, all_parts(self)).take()
+                StepCall(self, parts).take()
             return
+        options = self.options
         if whole and (options.nonfinite != "propagate" or options.max_grad_norm is not None):
             raise ValueError(
                 f"params[{next(iter(whole[0].names or ()))!r}] is whole on this rank and others lie in pieces: with "
                 "nonfinite other than 'propagate', or max_grad_norm, all must be DTensors, as "
                 "distribute_tensor(param, mesh, [Replicate()]) makes them"
             )
-        if sharded.take(self) and whole:
+        if self._sharded_steps().take(self) and whole:
             StepCall(self, whole).take()
 
     def _has_pieces(self) -> bool:
         """Whether parameters lie in pieces on several ranks."""
-        return any(may_be_sharded(group["params"]) for group in self.param_groups) and (
-            torch.distributed.is_available() and torch.distributed.is_initialized()
-        )
+        return any(may_be_sharded(group["params"]) for group in self.param_groups)
 
     def _lies_in_pieces(self, name: str, param: torch.Tensor) -> bool:
-        if not self._has_pieces():
+        if not may_be_sharded((param,)):
             return False
         sharded = self._sharded_steps()
-        if not sharded.is_cut(param) and hasattr(param, "_fsdp_flattened"):
+        if not sharded.is_cut(param) and is_of_fsdp1(param):
             sharded.require_known(name, param)
         return sharded.is_cut(param)
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
 _FSDP1 = "torch.distributed.fsdp._flat_param"
+_FSDP1_MARK = "_fsdp_flattened"  # that it sets on what it cuts
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,16 @@ def axes_of_state(names: StateNames, axes: Axes | None, ndim: int) -> dict[str, 
 
 def may_be_sharded(params: Iterable[torch.Tensor]) -> bool:
     """Whether any parameter is perhaps a part of one over several ranks."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return False
     if "torch.distributed.tensor" in sys.modules and not PLAIN.issuperset(map(type, params)):
         return True
-    return _FSDP1 in sys.modules and any(hasattr(p, "_fsdp_flattened") for p in params)
+    return _FSDP1 in sys.modules and any(map(is_of_fsdp1, params))
+
+
+def is_of_fsdp1(param: torch.Tensor) -> bool:
+    """Whether FSDP1 has cut a parameter, or wrapped it and left it whole."""
+    return hasattr(param, _FSDP1_MARK)
 
 
 def is_dtensor(value: Any) -> bool:
