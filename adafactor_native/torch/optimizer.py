@@ -461,6 +461,11 @@ class NativeOptimizer(torch.optim.Optimizer):
         cache[index] = key, settings
         return settings
 
+    def _settings_before(self, index: int, group: Mapping[str, Any]) -> Settings:
+        """Return what the values of a group meant when they were last looked at: now they may be wrong."""
+        known = self.__dict__.get("_cache", {}).get(index)
+        return self._settings(index, group) if known is None else known[1]
+
     def _placeholder_lr(self, group: Mapping[str, Any]) -> Any:
         return 0.0
 

@@ -26,7 +26,7 @@ from adafactor_native.sharding.exchange import (
 from adafactor_native.sharding.tensor_shard import TensorShard
 from adafactor_native.sharding.torch_engine import TorchEngine
 from adafactor_native.torch.reading import increment_versions
-from adafactor_native.torch.settings import is_schedule
+from adafactor_native.torch.settings import Settings, is_schedule
 from adafactor_native.torch.sharded_model import Held, ShardedModel, model_of, muted_model, rule_for
 from adafactor_native.torch.sharded_params import Cut, array_of, is_dtensor, local_grad, local_of
 from adafactor_native.torch.sharded_state import CutState, factored_axes
@@ -67,11 +67,10 @@ class ShardedSteps:
             )
 
     def state_of(
-        self, opt: NativeOptimizer, place: int, name: str, param: torch.Tensor
+        self, opt: NativeOptimizer, kept: Kept, name: str, param: torch.Tensor
     ) -> CutState:
-        """Return what the state of a parameter has to be."""
+        """Return what the state of a parameter has to be, in a group that keeps these."""
         cut = self._cut_of(name, param)
-        kept = opt._settings(place, opt.param_groups[place]).kept
         made_of = cut, kept, param.dtype
         known = self._states.get(param)
         if known is not None and known[0] == made_of:
@@ -103,8 +102,9 @@ class ShardedSteps:
             return True
         channel = self._channel(params)
         channel.require_not_lost()
+        before = [opt._settings_before(k, group) for k, group in enumerate(opt.param_groups)]
         for place, position, param in params:  # what is wrong here is wrong on all ranks
-            self.state_of(opt, place, _name(opt, place, position), param)
+            self.state_of(opt, before[place].kept, _name(opt, place, position), param)
         if _found_inf(opt, channel):
             return False
         if self._only_allocates(opt, channel, params):
@@ -112,19 +112,24 @@ class ShardedSteps:
             return True
 
         def begin() -> tuple[ShardedStep[StepReport], Header]:
+            every = [opt._settings(k, group) for k, group in enumerate(opt.param_groups)]
             held = [self._held(opt, *each) for each in params]
             given = [local_grad(one.param) for one in held]
             model = self._model_of(opt, held)
             grads = [None if grad is None else array_of(grad.resolve_neg()) for grad in given]
             for position, array in model.nothing.items():  # whose owners say if there is a gradient
                 grads[position] = array
-            plan, settings, lr = self._plan(opt, model)
+            t = model.tensors.t + 1
+            rates = [opt._rates(one, group, t) for one, group in zip(every, opt.param_groups)]
+            plan, settings = _plan(opt, model, every, rates), _at_this_step(opt, every, rates)
             scale = getattr(opt, "grad_scale", None)
             step: ShardedStep[StepReport] = model.tensors.begin_sharded_step(
                 plan,
                 grads,
                 1.0 if scale is None else float(scale),
-                partial(StepReport, tuple(one.name for one in held), lr=lr),
+                partial(
+                    StepReport, tuple(one.name for one in held), lr=tuple(lr for lr, _ in rates)
+                ),
                 partial(self._follow, opt, model),
                 N_HEADER,
                 0,
@@ -136,7 +141,7 @@ class ShardedSteps:
         report = take_sharded_step(
             channel,
             begin,
-            lambda: self._mute(opt, params),
+            lambda: self._mute(opt, params, before),
             raises_faults=opt.options.nonfinite == "raise",
         )
         self._note(opt, channel, report)
@@ -257,7 +262,8 @@ class ShardedSteps:
                 f"{shown} is a {type(param).__name__} of {param.dtype} on {param.device}, must be of "
                 "floating point in this machine's memory"
             )
-        state = self.state_of(opt, place, name, param)
+        kept = opt._settings(place, opt.param_groups[place]).kept
+        state = self.state_of(opt, kept, name, param)
         state.require_local_shape()
         mine = opt.state.get(param)
         if mine:
@@ -284,51 +290,22 @@ class ShardedSteps:
             model.counts = counts
         return model
 
-    def _plan(
-        self, opt: NativeOptimizer, model: ShardedModel
-    ) -> tuple[_core.Plan, dict[str, Any], tuple[float, ...]]:
-        """Return how a step is taken, and what of it must be the same on all ranks."""
-        options = opt.options
-        every = [opt._settings(k, group) for k, group in enumerate(opt.param_groups)]
-        t = opt._steps_taken() + 1
-        rates = [opt._rates(one, group, t) for one, group in zip(every, opt.param_groups)]
-        norm = math.inf if options.max_grad_norm is None else options.max_grad_norm
-        plan = _core.Plan(
-            rules=[rule_for(every[place], dtype) for place, dtype in model.groups],
-            lr=[rates[place][0] for place, _ in model.groups],
-            decay=[rates[place][1] for place, _ in model.groups],
-            nonfinite=_core.NonFinite[options.nonfinite],
-            all_or_none=True,
-            max_grad_norm=norm,
-            skip_above=math.inf,
-            num_threads=opt._num_threads(),
-            carry_param_rms=False,
-            seed=options.seed,
-        )
-        settings: dict[str, Any] = {
-            "nonfinite": options.nonfinite,
-            "max_grad_norm": options.max_grad_norm,
-            "seed": options.seed,
-            "state_dtype": options.state_dtype,
-            "grad_scale": getattr(opt, "grad_scale", None),
-        }
-        for k, (one, rate) in enumerate(zip(every, rates)):
-            settings[f"lr and decay of group {k}"] = rate
-            settings |= {
-                f"{name} of group {k}": value
-                for name, value in one.switches.items()
-                if not callable(value)
-            }
-        return plan, settings, tuple(lr for lr, _ in rates)
+    def _mute(
+        self,
+        opt: NativeOptimizer,
+        params: Sequence[tuple[int, int, torch.Tensor]],
+        before: Sequence[Settings],
+    ) -> Any:
+        """Return the first array of a rank that cannot step: as long as that of the others.
 
-    def _mute(self, opt: NativeOptimizer, params: Sequence[tuple[int, int, torch.Tensor]]) -> Any:
-        """Return the first array of a rank that cannot step: as long as that of the others."""
+        That does not depend on values of groups, which may be what is wrong: so `before` it is.
+        """
         muted = []
         for place, position, param in params:
-            state = self.state_of(opt, place, _name(opt, place, position), param)
+            state = self.state_of(opt, before[place].kept, _name(opt, place, position), param)
             muted.append((place, param.dtype, str(position), state.shard, state))
         model = muted_model(muted, opt._dialect.names)
-        plan, _, _ = self._plan(opt, model)
+        plan = _plan(opt, model, before, [(0.0, 0.0)] * len(before))
         return model.tensors.mute_round(plan, N_HEADER)
 
     def _follow(self, opt: NativeOptimizer, model: ShardedModel, position: int) -> None:
@@ -376,6 +353,50 @@ class ShardedSteps:
         for one in made:
             if one.param.grad is not None:
                 opt.state[one.param].update(one.values)
+
+
+def _plan(
+    opt: NativeOptimizer,
+    model: ShardedModel,
+    every: Sequence[Settings],
+    rates: Sequence[tuple[float, float]],
+) -> _core.Plan:
+    """Return how a step is taken, with these settings, lr and decays of the groups."""
+    norm = opt.options.max_grad_norm
+    return _core.Plan(
+        rules=[rule_for(every[place], dtype) for place, dtype in model.groups],
+        lr=[rates[place][0] for place, _ in model.groups],
+        decay=[rates[place][1] for place, _ in model.groups],
+        nonfinite=_core.NonFinite[opt.options.nonfinite],
+        all_or_none=True,
+        max_grad_norm=math.inf if norm is None else norm,
+        skip_above=math.inf,
+        num_threads=opt._num_threads(),
+        carry_param_rms=False,
+        seed=opt.options.seed,
+    )
+
+
+def _at_this_step(
+    opt: NativeOptimizer, every: Sequence[Settings], rates: Sequence[tuple[float, float]]
+) -> dict[str, Any]:
+    """Return what of the next step must be the same on all ranks."""
+    options = opt.options
+    settings: dict[str, Any] = {
+        "nonfinite": options.nonfinite,
+        "max_grad_norm": options.max_grad_norm,
+        "seed": options.seed,
+        "state_dtype": options.state_dtype,
+        "grad_scale": getattr(opt, "grad_scale", None),
+    }
+    for k, (one, rate) in enumerate(zip(every, rates)):
+        settings[f"lr and decay of group {k}"] = rate
+        settings |= {
+            f"{name} of group {k}": value
+            for name, value in one.switches.items()
+            if not callable(value)
+        }
+    return settings
 
 
 def _name(opt: NativeOptimizer, place: int, position: int) -> str:

@@ -258,6 +258,18 @@ def errors_of_one_rank():
     if rank == size - 1:
         opt.state[p]["step"].fill_(7)
     found["another count"] = message(opt), None
+    for name, key, value in (
+        ("a bad lr on one", "lr", float("nan")),
+        ("a bad eps on one", "eps", (-1.0, 1e-3)),
+    ):
+        p, opt = made()
+        good = opt.param_groups[0][key]
+        if rank == 1:
+            opt.param_groups[0][key] = value
+        found[name] = message(opt), whole(p).sum().item()
+        opt.param_groups[0][key] = good
+        opt.step()
+        found[f"{name}, then a step"] = float(opt.state[p]["step"])
     p, opt = made()
     p.grad = None
     found["no gradient on all"] = message(opt), len(opt.state)

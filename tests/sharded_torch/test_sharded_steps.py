@@ -90,6 +90,12 @@ def test_an_error_of_one_rank_is_raised_by_all():
         1,
     )
     assert found["another count"][0].startswith("ValueError: t is 1 on one rank and 7 on another")
+    assert found["a bad lr on one"] == ("ValueError: rank 1: lr is nan, must be finite", 48)
+    assert found["a bad eps on one"] == (
+        "ValueError: rank 1: eps[0] is -1.0, must be a finite number >= 0 or None",
+        48,
+    )
+    assert found["a bad lr on one, then a step"] == found["a bad eps on one, then a step"] == 1
     assert found["no gradient on all"] == (None, 0)
 
 
