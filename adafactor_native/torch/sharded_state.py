@@ -15,10 +15,10 @@ from adafactor_native.torch.state import (
     Kept,
     Place,
     StateNames,
-    as_count,
-    count_of,
     new_count,
     places,
+    require_no_overflow,
+    scalars_taken_over,
 )
 
 
@@ -45,7 +45,7 @@ class CutState:
         cut: Cut,
         shard: TensorShard,
     ) -> None:
-        self._names, self._shown, self._cut, self.shard = names, shown, cut, shard
+        self._names, self._kept, self._shown, self._cut, self.shard = names, kept, shown, cut, shard
         self._own = param
         whole = torch.empty(cut.shape, dtype=param.dtype, device="meta")
         self.places: dict[str, Place] = places(names, kept, shown, whole)
@@ -102,18 +102,9 @@ class CutState:
         TypeError, ValueError
             If something is missing, or is no state of this parameter.
         """
-        names, replaced = self._names, {}
-        means = (names.row, names.col, names.full)
-        missing = [key for key in (names.step, *self.places) if key not in given]
-        if any(key == names.step or key in means for key in missing):
-            raise ValueError(
-                f"the state of {self._shown} has {sorted(map(str, given))}, must have {missing} as well: it "
-                "is of another optimizer, or of a parameter of another shape"
-            )
-        count = count_of(given[names.step], f"{names.step!r} of {self._shown}")
-        value = given[names.step]
-        if type(value) is not type(new_count(names)) or is_dtensor(value):
-            replaced[names.step] = as_count(count, names)
+        replaced = scalars_taken_over(
+            given, self._names, self.places, self._kept, self._shown, self._own.dtype
+        )
         for key in self.places:
             if key not in given:
                 replaced[key] = self._made(key)
@@ -137,6 +128,7 @@ class CutState:
             local.view(torch.int16).copy_(value.view(torch.int16))
         elif value is not None:
             local.copy_(value)
+            require_no_overflow(f"{key!r} of {self._shown}", local, value)
         return self._cut.wrapped(local, place.shape, self._axes[key])
 
     def _fits(self, key: str, value: Any) -> bool:

@@ -161,26 +161,8 @@ def taken_over(
     TypeError, ValueError
         If something is missing, or is no state of this parameter.
     """
-    replaced: dict[str, Any] = {}
     wanted = places(names, kept, shown, param)
-    needed = [names.step, *(key for key in wanted if key in (names.row, names.col, names.full))]
-    missing = [key for key in needed if key not in state]
-    if missing:
-        raise ValueError(
-            f"the state of {shown} has {sorted(map(str, state))}, must have {missing} as well: it is "
-            "of another optimizer, or of a parameter of another shape"
-        )
-    for key, allowed in ((names.master, "float32"), (names.low, "split")):
-        if key in state and key not in wanted and param.dtype in HALVES:
-            raise ValueError(
-                f"the state of {shown} has {key!r}, which only an optimizer with masters={allowed!r} "
-                f"continues; masters is {kept.masters!r}"
-            )
-    count = count_of(state[names.step], f"{names.step!r} of {shown}")
-    if not _is_count(state[names.step], names):
-        replaced[names.step] = as_count(count, names)
-    if names.rms_param is not None and names.rms_param not in state:
-        replaced[names.rms_param] = 0
+    replaced = scalars_taken_over(state, names, wanted, kept, shown, param.dtype)
     for key, place in wanted.items():
         if key not in state:
             replaced[key] = _made(names, key, place, param)
@@ -197,6 +179,43 @@ def taken_over(
             )
         if not fits(value, place, key == names.low, param):
             replaced[key] = fitted(value, names, key, place, param)
+    return replaced
+
+
+def scalars_taken_over(
+    state: Mapping[str, Any],
+    names: StateNames,
+    wanted: Mapping[str, Place],
+    kept: Kept,
+    shown: str,
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    """Return what has to replace numbers of a state that has the arrays of a parameter of this dtype.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it has not, or has arrays that would be lost, or its count is none.
+    """
+    replaced: dict[str, Any] = {}
+    needed = [names.step, *(key for key in wanted if key in (names.row, names.col, names.full))]
+    missing = [key for key in needed if key not in state]
+    if missing:
+        raise ValueError(
+            f"the state of {shown} has {sorted(map(str, state))}, must have {missing} as well: it is "
+            "of another optimizer, or of a parameter of another shape"
+        )
+    for key, allowed in ((names.master, "float32"), (names.low, "split")):
+        if key in state and key not in wanted and dtype in HALVES:
+            raise ValueError(
+                f"the state of {shown} has {key!r}, which only an optimizer with masters={allowed!r} "
+                f"continues; masters is {kept.masters!r}"
+            )
+    count = count_of(state[names.step], f"{names.step!r} of {shown}")
+    if not _is_count(state[names.step], names):
+        replaced[names.step] = as_count(count, names)
+    if names.rms_param is not None and names.rms_param not in state:
+        replaced[names.rms_param] = 0
     return replaced
 
 
@@ -226,9 +245,14 @@ def fitted(
     if not value.is_floating_point():
         raise TypeError(f"{key!r} has dtype {value.dtype}, must be {place.dtype}")
     made = value.to(device="cpu", dtype=place.dtype, copy=True)
-    if not torch.equal(made.isfinite(), value.cpu().isfinite()):
-        raise ValueError(f"{key!r} has numbers beyond {place.dtype}, must have none")
+    require_no_overflow(repr(key), made, value)
     return made.contiguous() if place.is_contiguous else made
+
+
+def require_no_overflow(shown: str, made: torch.Tensor, given: torch.Tensor) -> None:
+    """Raise a ValueError if numbers became infinite where they were copied to another dtype."""
+    if not torch.equal(made.isfinite(), given.cpu().isfinite()):
+        raise ValueError(f"{shown} has numbers beyond {made.dtype}, must have none")
 
 
 def count_of(value: Any, shown: str) -> int:

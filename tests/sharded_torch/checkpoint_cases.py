@@ -10,6 +10,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from adafactor_native.torch import Adafactor, HuggingFaceAdafactor
 from sharded_torch.step_cases import tensors
@@ -86,6 +87,41 @@ def load_whole(kind):
         for (name, p), q in zip(sharded.named_parameters(), module.parameters())
     ]
     return max(apart)
+
+
+def refused():
+    """What is said of states that only another optimizer can continue: of one process, then on ranks."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+
+    def made(is_cut, **options):
+        p = torch.ones(8, 6, dtype=torch.bfloat16)
+        if is_cut:
+            p = distribute_tensor(p, mesh, [Shard(0)])
+        return Adafactor([torch.nn.Parameter(p)], eps=(1e-7, 1e-3), **options)
+
+    def message(opt, state_dict):
+        try:
+            opt.load_state_dict(state_dict)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def stepped(**options):
+        opt = made(False, **options)
+        (p,) = opt.param_groups[0]["params"]
+        p.grad = torch.ones_like(p)
+        opt.step()
+        return opt.state_dict()
+
+    with_masters, with_large = stepped(masters="float32"), stepped()
+    with_large["state"][0]["row_var"] *= 1e200
+    return [
+        (
+            message(made(is_cut), with_masters),
+            message(made(is_cut, state_dtype="float32"), with_large),
+        )
+        for is_cut in (False, True)
+    ]
 
 
 def tensor_parallel():

@@ -25,6 +25,15 @@ def test_a_state_of_one_process_loads_on_ranks(kind):
     assert max(ranks.run(3, CASES + "load_whole", kind)) <= 1e-12
 
 
+def test_states_that_would_lose_something_are_refused_as_by_one_process():
+    """Masters that nothing continues, and numbers beyond the dtype of the state."""
+    for alone, on_ranks in ranks.run(2, CASES + "refused"):
+        assert "only an optimizer with masters='float32' continues" in alone[0]
+        assert on_ranks[0] == alone[0]
+        assert "has numbers beyond torch.float32, must have none" in alone[1]
+        assert "has numbers beyond torch.float32, must have none" in on_ranks[1]
+
+
 def test_fully_shard_over_uneven_tensor_parallelism():
     for apart, placements in ranks.run(4, CASES + "tensor_parallel"):
         assert max(apart.values()) <= 1e-12
