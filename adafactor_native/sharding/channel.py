@@ -30,17 +30,13 @@ class Channel:
         """Reduce by the engine; any error is a `CommunicationError`, after which the channel is lost."""
         try:
             self._engine.all_reduce(array, op)
-        except CommunicationError:
+        except BaseException as error:
             self.is_lost = True
-            raise
-        except Exception as error:
-            self.is_lost = True
+            if isinstance(error, CommunicationError) or not isinstance(error, Exception):
+                raise
             raise CommunicationError(
                 f"rank {self.rank} of {self.size} could not reduce an array: {error}"
             ) from error
-        except BaseException:
-            self.is_lost = True
-            raise
 
     def require_not_lost(self) -> None:
         """Raise a CommunicationError after an exchange that failed."""
