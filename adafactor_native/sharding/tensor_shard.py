@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from math import prod
 
@@ -34,6 +35,8 @@ class TensorShard:
     layout : str
     speaks : bool
         See `layouts.Role`.
+    is_owner : bool
+        Whether this rank has to say if there is a gradient: it has elements, or nobody has.
 
     Raises
     ------
@@ -51,8 +54,8 @@ class TensorShard:
         self.axes = axes
         self.layout, self.speaks = roles_of(name, shape, pieces, axes)[rank]
         own = pieces[rank]
-        keeps = own.size > 0 or prod(shape) == 0
-        self.piece: Piece = own if keeps else empty_piece(shape, self.layout, axes)
+        self.is_owner = own.size > 0 or prod(shape) == 0
+        self.piece: Piece = own if self.is_owner else empty_piece(shape, self.layout, axes)
         ndim = len(shape)
         if axes is not None and self.layout == "flat" and axes != (ndim - 2, ndim - 1):
             raise ValueError(
@@ -60,10 +63,12 @@ class TensorShard:
                 "last two, or it must be a Shard"
             )
 
-    @property
-    def is_owner(self) -> bool:
-        """Whether this rank has to say if there is a gradient: it has elements, or nobody has."""
-        return self.piece.size > 0 or prod(self.shape) == 0
+    def without_elements(self) -> TensorShard:
+        """Return what a rank has of the same tensor that has nothing of it."""
+        other = copy.copy(self)
+        other.piece = empty_piece(self.shape, self.layout, self.axes)
+        other.speaks = other.is_owner = False
+        return other
 
     @property
     def local_shape(self) -> Shape:

@@ -15,8 +15,6 @@ from adafactor_native._runtime import _core
 from adafactor_native.halves import bfloat16
 from adafactor_native.param_groups import Tensor
 from adafactor_native.rules import rule_of
-from adafactor_native.sharding.layouts import empty_piece
-from adafactor_native.sharding.pieces import Box
 from adafactor_native.sharding.tensor_shard import TensorShard
 from adafactor_native.torch.settings import Settings
 from adafactor_native.torch.sharded_params import array_of, local_of
@@ -38,7 +36,6 @@ class Held:
     param : Tensor
     local : Tensor
         This rank's own.
-    shard : TensorShard
     state : CutState
     values : dict
         Its state: that of the optimizer, or what becomes it with the first step.
@@ -48,9 +45,12 @@ class Held:
     name: str
     param: torch.Tensor
     local: torch.Tensor
-    shard: TensorShard
     state: CutState
     values: dict[str, Any]
+
+    @property
+    def shard(self) -> TensorShard:
+        return self.state.shard
 
     def is_as(self, other: Held) -> bool:
         """Whether a step finds the same memory."""
@@ -111,12 +111,12 @@ def model_of(held: list[Held], names: StateNames) -> ShardedModel:
 
 
 def muted_model(
-    params: Sequence[tuple[int, torch.dtype, str, TensorShard, CutState]], names: StateNames
+    params: Sequence[tuple[int, torch.dtype, str, CutState]], names: StateNames
 ) -> ShardedModel:
     """Return native tensors of a rank that has nothing, whose arrays of a round are as long as others'."""
     by_group: dict[tuple[int, torch.dtype], list[Tensor]] = {}
-    for place, dtype, name, shard, state in params:
-        tensor = _empty_tensor(name, shard, _numpy_dtype(dtype), state, names)
+    for place, dtype, name, state in params:
+        tensor = _empty_tensor(name, _numpy_dtype(dtype), state, names)
         by_group.setdefault((place, dtype), []).append(tensor)
     tensors = _core.Tensors()
     tensors.add(list(by_group.values()))
@@ -158,26 +158,22 @@ def _shaped(array: Array | None, shape: Sequence[int]) -> Array | None:
     return array.reshape(shape) if array.size == prod(shape) else np.zeros(shape, array.dtype)
 
 
-def _empty_tensor(
-    name: str, shard: TensorShard, dtype: np.dtype[Any], state: CutState, names: StateNames
-) -> Tensor:
-    piece = empty_piece(shard.shape, shard.layout, shard.axes)
-    is_box = isinstance(piece, Box)
-    shape = piece.shape if isinstance(piece, Box) else (0,)
+def _empty_tensor(name: str, dtype: np.dtype[Any], state: CutState, names: StateNames) -> Tensor:
+    nothing = state.shard.without_elements()
+    shape = nothing.local_shape
     param = np.zeros(shape, dtype)
     row = col = full = moment = None
     width = _numpy_dtype(next(iter(state.places.values())).dtype)
-    if shard.axes is None:
+    if nothing.axes is None:
         full = np.zeros(shape, width)
-    elif is_box:
-        row, col = (np.zeros(each, width) for each in shard.axes.state_shapes(shape))
     else:
-        row, col = np.zeros(0, width), np.zeros((0, shard.shape[-1]), width)
+        row, col = (np.zeros(each, width) for each in nothing.state_shapes())
     if names.moment in state.places:
         moment = np.zeros(shape, np.float64 if dtype == np.float64 else np.float32)
-    start = list(piece.start) if isinstance(piece, Box) else [0]
-    part = _core.Part(list(shard.shape), start, shard.layout, False)
-    return Tensor(name, param, shard.axes, row, col, full, moment, None, None, True, None, part)
+    return Tensor(
+        *(name, param, nothing.axes, row, col, full, moment, None, None, True, None),
+        nothing.part(),
+    )
 
 
 def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:

@@ -275,7 +275,7 @@ class ShardedSteps:
             if before is None or before[0] is not state:
                 before = self._waiting[param] = state, state.begun()
             values = before[1]
-        return Held(place, name, param, local_of(param), state.shard, state, values)
+        return Held(place, name, param, local_of(param), state, values)
 
     def _model_of(self, opt: NativeOptimizer, held: list[Held]) -> ShardedModel:
         """Return the native tensors, made anew where anything lies elsewhere than before."""
@@ -303,7 +303,7 @@ class ShardedSteps:
         muted = []
         for place, position, param in params:
             state = self.state_of(opt, before[place].kept, _name(opt, place, position), param)
-            muted.append((place, param.dtype, str(position), state.shard, state))
+            muted.append((place, param.dtype, str(position), state))
         model = muted_model(muted, opt._dialect.names)
         plan = _plan(opt, model, before, [(0.0, 0.0)] * len(before))
         return model.tensors.mute_round(plan, N_HEADER)
