@@ -72,7 +72,7 @@ def engine_of(comm: Any, timeout: float | None) -> Engine:
     if any(base.__module__.startswith("torch.") for base in type(comm).__mro__):
         from adafactor_native.sharding.torch_engine import TorchEngine
 
-        return cast(Engine, TorchEngine(comm, timeout))
+        return TorchEngine(comm, timeout)
     missing = [name for name in ("rank", "size", "all_reduce") if not hasattr(comm, name)]
     if missing:
         raise TypeError(

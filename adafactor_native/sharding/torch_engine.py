@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from adafactor_native.sharding.errors import CommunicationError
 
-_TYPES = (np.float64, np.float32, np.int64, np.int32, np.uint8)
+_TYPES = (np.float64, np.int64)
 
 
 class TorchEngine:
@@ -56,21 +56,21 @@ class TorchEngine:
                 f"the process group has the backends {backends}, must have one for the CPU, as "
                 "init_process_group('cpu:gloo,cuda:nccl') makes it"
             )
-        self._timeout = None if timeout is None else datetime.timedelta(seconds=timeout)
+        self._timeout = () if timeout is None else (datetime.timedelta(seconds=timeout),)
         self._new_group = dist.new_group
         self._ranks = dist.get_process_group_ranks(self.group)
         self._from_numpy = torch.from_numpy
         self._all_reduce = dist.all_reduce
-        self._ops = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
+        self._ops = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
     def all_reduce(self, array: npt.NDArray[Any], op: str) -> None:
-        """Replace each element by the sum, maximum or minimum of all ranks' elements.
+        """Replace each element by the sum or maximum of all ranks' elements.
 
         Parameters
         ----------
-        array : ndarray of float64, float32, int64, int32 or uint8, C-contiguous
+        array : ndarray of float64 or int64, C-contiguous
             Of the same size and dtype on all ranks; overwritten in place.
-        op : {"sum", "max", "min"}
+        op : {"sum", "max"}
 
         Raises
         ------
@@ -78,7 +78,23 @@ class TorchEngine:
             If a rank has gone, or the exchange is not over in time. What the array holds then is
             not defined.
         """
-        self.begin(array, op).wait()
+        if not array.flags.c_contiguous or array.dtype.type not in _TYPES:
+            raise ValueError(
+                f"array is of {array.dtype}{'' if array.flags.c_contiguous else ', strided'}, must be "
+                "a C-contiguous array of float64 or int64"
+            )
+        if self.size == 1 or array.size == 0:
+            return
+        # Flat, because a 0-d array would become a tensor of another size.
+        tensor = self._from_numpy(array.reshape(-1))
+        try:
+            work = self._all_reduce(tensor, self._ops[op], self.group, async_op=True)
+            work.wait(*self._timeout)
+        except RuntimeError as error:
+            raise CommunicationError(
+                f"an all-reduce between the ranks failed ({str(error).splitlines()[0]}): a rank has gone, "
+                "hangs or did not take part; load the state on all ranks before the next step"
+            ) from error
 
     def renew(self) -> None:
         """Talk by a new group of the same ranks from now on; all of them must call it.
@@ -86,48 +102,3 @@ class TorchEngine:
         What an exchange that was not over in time may still send reaches nobody then.
         """
         self.group = self._new_group(self._ranks, use_local_synchronization=True)
-
-    def begin(self, array: npt.NDArray[Any], op: str) -> Exchange:
-        """Begin an all-reduce that goes on beside the caller, who must leave the array alone."""
-        if not array.flags.c_contiguous or array.dtype.type not in _TYPES:
-            raise ValueError(
-                f"array is of {array.dtype}{'' if array.flags.c_contiguous else ', strided'}, must be "
-                "a C-contiguous array of float64, float32, int64, int32 or uint8"
-            )
-        if self.size == 1 or array.size == 0:
-            return Exchange(None, array, self._timeout)
-        try:
-            # Flat, because a 0-d array would become a tensor of another size.
-            work = self._all_reduce(
-                self._from_numpy(array.reshape(-1)), self._ops[op], self.group, async_op=True
-            )
-        except RuntimeError as error:
-            raise _failed(error) from error
-        return Exchange(work, array, self._timeout)
-
-
-class Exchange:
-    """An all-reduce under way, which keeps its array alive."""
-
-    def __init__(self, work: Any, array: npt.NDArray[Any], timeout: Any) -> None:
-        self._work, self._array, self._timeout = work, array, timeout
-
-    def wait(self) -> None:
-        """Return when the array has its result; raises `CommunicationError` if it will not have it."""
-        if self._work is None:
-            return
-        try:
-            if self._timeout is None:
-                self._work.wait()
-            else:
-                self._work.wait(self._timeout)
-        except RuntimeError as error:
-            raise _failed(error) from error
-        self._work = None
-
-
-def _failed(error: RuntimeError) -> CommunicationError:
-    return CommunicationError(
-        f"an all-reduce between the ranks failed ({str(error).splitlines()[0]}): a rank has gone, hangs "
-        "or did not take part; load the state on all ranks before the next step"
-    )

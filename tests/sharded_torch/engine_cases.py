@@ -16,8 +16,8 @@ def results():
     engine = TorchEngine()
     rank, size = engine.rank, engine.size
     found = {"rank": rank, "size": size}
-    for op in ("sum", "max", "min"):
-        for dtype in (np.float64, np.float32, np.int64, np.int32, np.uint8):
+    for op in ("sum", "max"):
+        for dtype in (np.float64, np.int64):
             array = (np.arange(7) + rank).astype(dtype).reshape(7, 1)
             engine.all_reduce(array, op)
             found[op, np.dtype(dtype).name] = array.ravel().tolist()
@@ -26,10 +26,6 @@ def results():
     found["scalar"] = float(scalar)
     empty = np.empty(0)
     engine.all_reduce(empty, "max")
-    large = [np.full(1000, 10.0**k + rank) for k in range(5)]
-    for exchange in [engine.begin(array, "sum") for array in large]:  # all under way at once
-        exchange.wait()
-    found["together"] = [float(array[-1]) for array in large]
     half = dist.new_group([0, 1])
     if rank < 2:
         pair = TorchEngine(half)

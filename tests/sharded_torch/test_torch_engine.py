@@ -16,22 +16,17 @@ def test_every_rank_knows_its_place(found):
     assert [(one["rank"], one["size"]) for one in found] == [(0, 3), (1, 3), (2, 3)]
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "int64", "int32", "uint8"])
+@pytest.mark.parametrize("dtype", ["float64", "int64"])
 @pytest.mark.parametrize(
     ("op", "wanted"),
-    [
-        ("sum", [3.0 + 3 * k for k in range(7)]),
-        ("max", [2.0 + k for k in range(7)]),
-        ("min", [float(k) for k in range(7)]),
-    ],
+    [("sum", [3.0 + 3 * k for k in range(7)]), ("max", [2.0 + k for k in range(7)])],
 )
 def test_all_ranks_have_the_result(found, op, dtype, wanted):
     assert [one[op, dtype] for one in found] == [wanted] * 3
 
 
-def test_arrays_of_no_axes_and_several_at_once(found):
+def test_arrays_of_no_axes(found):
     assert [one["scalar"] for one in found] == [4.5] * 3
-    assert [one["together"] for one in found] == [[3.0 * 10.0**k + 3 for k in range(5)]] * 3
 
 
 def test_a_group_of_some_ranks(found):
@@ -43,7 +38,7 @@ def test_a_group_of_some_ranks(found):
 
 
 def test_other_arrays_are_refused(found):
-    must = "must be a C-contiguous array of float64, float32, int64, int32 or uint8"
+    must = "must be a C-contiguous array of float64 or int64"
     assert found[0]["strided"] == f"array is of float64, strided, {must}"
     assert found[0]["half"] == f"array is of float16, {must}"
 
