@@ -63,7 +63,7 @@ class Distributed(Sharded):
             p.grad = self._cut(grads[name].to(p.dtype))
 
 
-class Products(torch.nn.Module):  # type: ignore[misc]
+class Products(torch.nn.Module):
     """The sum of all parameters times what is to be their gradients."""
 
     def __init__(self, tensors: Full) -> None:

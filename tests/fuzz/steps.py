@@ -130,30 +130,34 @@ def check_refusals(run: Run) -> None:
     raise Fault(f"{run.left_out} steps of usual numbers left out: {run.said}")
 
 
-def try_model(seed: int, number: int, tally: Tally, **kept: object) -> None:
+def try_model(
+    seed: int,
+    number: int,
+    tally: Tally,
+    tensors: list[str] | None = None,
+    steps: int | None = None,
+) -> None:
     model = draw(seed, number)
-    model.keep(kept.get("tensors"), kept.get("steps"))  # type: ignore[arg-type]
+    model.keep(tensors, steps)
     run_model(model, ways(seed, number), tally)
 
 
 def shrunk(seed: int, number: int) -> str:
     """The arguments of the smallest model that still fails: fewer steps, then one tensor."""
 
-    def fails(**kept: object) -> bool:
+    def fails(tensors: list[str] | None, steps: int | None) -> bool:
         with suppress(Exception):
-            try_model(seed, number, Tally(), **kept)
+            try_model(seed, number, Tally(), tensors, steps)
             return False
         return True
 
     model = draw(seed, number)
-    steps = next((k for k in range(1, len(model.ways)) if fails(steps=k)), None)
+    steps = next((k for k in range(1, len(model.ways)) if fails(None, k)), None)
     line = f" --steps {steps}" if steps else ""
     names = [t.name for t in model.tensors]
     while len(names) > 1:
         half = len(names) // 2
-        smaller = next(
-            (p for p in (names[:half], names[half:]) if fails(tensors=p, steps=steps)), None
-        )
+        smaller = next((p for p in (names[:half], names[half:]) if fails(p, steps)), None)
         if smaller is None:
             break
         names = smaller
