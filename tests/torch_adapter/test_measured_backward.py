@@ -65,10 +65,12 @@ def pair(case, **options):
     return plain, a, measured, b, b.measure_in_backward()
 
 
-def take_both(plain, a, measured, b, step):
+def take_both(plain, a, measured, b, step, change=lambda model, opt: None):
+    """Take one step of both, alike; `change` is called between backward and the step."""
     for model, opt in ((plain, a), (measured, b)):
         opt.zero_grad()
         loss_of(model, step).backward()
+        change(model, opt)
         opt.step()
     assert_same_bits(digest(a), digest(b))
     assert a.grad_norm == b.grad_norm
@@ -201,15 +203,9 @@ EDITS = [
 
 @pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.__name__)
 def test_what_is_changed_before_the_step_is_measured_again(edit):
-    plain, a, measured, b, handle = pair("torch")
-    take_both(plain, a, measured, b, 0)
-    for model, opt in ((plain, a), (measured, b)):
-        opt.zero_grad()
-        loss_of(model, 1).backward()
-        edit(model[1].weight)
-        edit(model.gain)
-        opt.step()
-    assert_same_bits(digest(a), digest(b))
+    *both, handle = pair("torch")
+    take_both(*both, 0)
+    take_both(*both, 1, lambda model, opt: [edit(p) for p in (model[1].weight, model.gain)])
     assert handle.taken == MEASURED - 2
 
 
@@ -235,14 +231,9 @@ def change_count(opt, p):
     ids=lambda edit: edit.__name__,
 )
 def test_an_edited_state_is_measured_again(edit):
-    plain, a, measured, b, handle = pair("torch")
-    take_both(plain, a, measured, b, 0)
-    for model, opt in ((plain, a), (measured, b)):
-        opt.zero_grad()
-        loss_of(model, 1).backward()
-        edit(opt, model.gain)
-        opt.step()
-    assert_same_bits(digest(a), digest(b))
+    *both, handle = pair("torch")
+    take_both(*both, 0)
+    take_both(*both, 1, lambda model, opt: edit(opt, model.gain))
     assert handle.taken == MEASURED - 1
 
 
@@ -257,41 +248,34 @@ def test_an_edited_state_is_measured_again(edit):
     ],
 )
 def test_a_value_of_a_group_that_changes(key, value, is_taken):
-    plain, a, measured, b, handle = pair("torch")
-    take_both(plain, a, measured, b, 0)
-    for model, opt in ((plain, a), (measured, b)):
-        opt.zero_grad()
-        loss_of(model, 1).backward()
-        opt.param_groups[0][key] = value
-        opt.step()
-    assert_same_bits(digest(a), digest(b))
+    *both, handle = pair("torch")
+    take_both(*both, 0)
+    take_both(*both, 1, lambda model, opt: opt.param_groups[0].update({key: value}))
     assert handle.taken == (MEASURED if is_taken else 0)
 
 
 def test_options_that_change():
-    plain, a, measured, b, handle = pair("torch")
-    for step, change in enumerate(
-        [{}, {"state_dtype": torch.float32}, {"max_grad_norm": 1e-3}, {"nonfinite": "raise"}]
+    *both, handle = pair("torch")
+    take_both(*both, 0)
+    for step, (name, value) in enumerate(
+        [("state_dtype", torch.float32), ("max_grad_norm", 1e-3), ("nonfinite", "raise")]
     ):
-        for model, opt in ((plain, a), (measured, b)):
-            opt.zero_grad()
-            loss_of(model, step).backward()
-            for name, value in change.items():
-                setattr(opt.options, name, value)
-            opt.step()
-        assert_same_bits(digest(a), digest(b))
+
+        def change(_, opt, name=name, value=value):
+            setattr(opt.options, name, value)
+
+        take_both(*both, 1 + step, change)
     assert handle.taken == MEASURED
 
 
 def test_torchs_own_clipping():
-    plain, a, measured, b, handle = pair("torch")
+    *both, handle = pair("torch")
     for step in range(3):
-        for model, opt in ((plain, a), (measured, b)):
-            opt.zero_grad()
-            loss_of(model, step).backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
-            opt.step()
-        assert_same_bits(digest(a), digest(b))
+        take_both(
+            *both,
+            step,
+            lambda model, opt: torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3),
+        )
     assert handle.taken == 0
 
 
@@ -319,12 +303,8 @@ def test_gradients_that_a_scaler_unscales_are_measured_again():
 def test_a_scale_that_the_step_divides_by():
     plain, a, measured, b, handle = pair("torch")
     for step in range(3):
-        for model, opt in ((plain, a), (measured, b)):
-            opt.grad_scale = torch.tensor(4.0)
-            opt.zero_grad()
-            loss_of(model, step).backward()
-            opt.step()
-        assert_same_bits(digest(a), digest(b))
+        a.grad_scale = b.grad_scale = torch.tensor(4.0)
+        take_both(plain, a, measured, b, step)
     assert handle.taken == MEASURED
     loss_of(measured, 9).backward()
     loss_of(plain, 9).backward()
@@ -449,14 +429,9 @@ def test_state_dicts_copies_and_pickles_while_gradients_wait():
 
 
 def test_steps_of_single_parameters_between():
-    plain, a, measured, b, handle = pair("torch")
-    take_both(plain, a, measured, b, 0)
-    for model, opt in ((plain, a), (measured, b)):
-        opt.zero_grad()
-        loss_of(model, 1).backward()
-        opt.step_param(model.gain, opt.param_groups[0])
-        opt.step()
-    assert_same_bits(digest(a), digest(b))
+    *both, handle = pair("torch")
+    take_both(*both, 0)
+    take_both(*both, 1, lambda model, opt: opt.step_param(model.gain, opt.param_groups[0]))
     assert handle.taken == MEASURED - 1
 
 
