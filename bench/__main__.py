@@ -6,7 +6,6 @@ Not `python -m bench`, which would put the source folder in front of the install
 from __future__ import annotations
 
 import argparse
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ try:
     from contenders.peers import absent_packages, load_peers
     from contenders.registry import CONTENDERS, OPTIMIZERS
     from harness import race
-    from machine import Company, describe_machine, describe_software
+    from machine import Company, describe_run
     from output import OUTPUT, write_json
     from problems import Problem, all_problems, quick_problems
     from report import write_report
@@ -98,9 +97,7 @@ def measure_quickly(contenders: list[Contender], only: list[str]) -> dict[str, A
 def description(mode: str) -> dict[str, Any]:
     return {
         "mode": mode,
-        "date": date.today().isoformat(),
-        "machine": describe_machine(),
-        "software": describe_software(),
+        **describe_run(),
         "absent": absent_packages(),
     }
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import date
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -24,7 +23,7 @@ try:
 
     from adafactor_native import Optimizer
     from examples.transformer import Array, Arrays, Size, initial_params, loss_and_grads
-    from machine import describe_machine, describe_software
+    from machine import describe_run
     from models import gpt2_small
     from output import OUTPUT, write_json
     from problems import usable_cores
@@ -63,9 +62,7 @@ def main() -> None:
     write_json(
         arguments.output,
         {
-            "date": date.today().isoformat(),
-            "machine": describe_machine(),
-            "software": describe_software(),
+            **describe_run(),
             "results": results,
         },
     )

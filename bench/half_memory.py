@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -26,7 +25,7 @@ from adafactor_native import Optimizer
 from contenders.half import in_type
 from contenders.peers import absent_packages
 from harness import TIMED_LR
-from machine import describe_machine, describe_software
+from machine import describe_run
 from memory import ALLOCATOR, forget_peak, process_bytes
 from models import MODELS, Shape
 from names import TORCH, TORCH_ADAMW, TORCH_FOREACH, TRANSFORMERS
@@ -171,9 +170,7 @@ def measure(model: str) -> dict[str, Any]:
     cases = OURS + [case for case in OF_TORCH if not is_missing(case, absent)]
     shapes = list(MODELS[model]().values())
     return {
-        "date": date.today().isoformat(),
-        "machine": describe_machine(),
-        "software": describe_software(),
+        **describe_run(),
         "absent": absent,
         "model": {"name": model, "tensors": len(shapes), "size": sum(map(elements, shapes))},
         "memory": [in_own_process(case, model) for case in tqdm(cases, desc="memory")],

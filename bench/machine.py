@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from datetime import date
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +16,15 @@ from threadpoolctl import threadpool_info
 
 import adafactor_native
 from problems import usable_cores
+
+
+def describe_run() -> dict[str, Any]:
+    """Return what every record of figures says first: when, and on what."""
+    return {
+        "date": date.today().isoformat(),
+        "machine": describe_machine(),
+        "software": describe_software(),
+    }
 
 
 def describe_machine() -> dict[str, Any]:

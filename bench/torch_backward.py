@@ -15,7 +15,6 @@ import json
 import os
 import subprocess
 import sys
-from datetime import date
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -26,7 +25,7 @@ try:
 
     from adafactor_native.torch import Adafactor
     from examples.torch_network import CONTEXT, Network, loss
-    from machine import describe_machine, describe_software
+    from machine import describe_run
     from markdown import mebibytes, table
     from memory import ALLOCATOR, forget_peak, process_bytes
     from output import OUTPUT, write_json
@@ -54,9 +53,7 @@ def main() -> None:
         return
     steps = 3 if arguments.quick else 60
     run = {
-        "date": date.today().isoformat(),
-        "machine": describe_machine(),
-        "software": describe_software(),
+        **describe_run(),
         "times": [
             times(threads, norm, steps)
             for threads in sorted({1, usable_cores()})

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ try:
     from contenders.half import within
     from contenders.peers import load_in_torch
     from harness import race
-    from machine import Company, describe_machine, describe_software
+    from machine import Company, describe_run
     from models import Shape, gpt2_small
     from names import TORCH_COMPILED, TORCH_FOREACH_HALF, TORCH_HALF
     from output import OUTPUT, write_json
@@ -56,11 +55,7 @@ def main() -> None:
 
 def measure(problems: list[Problem], seconds: float) -> dict[str, Any]:
     company = Company()
-    described = {
-        "date": date.today().isoformat(),
-        "machine": describe_machine(),
-        "software": describe_software(),
-    }
+    described = describe_run()
     contenders = [
         replace(each, takes=everything, allowed_error=allowed_error(each))
         for each in load_in_torch()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from datetime import date
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 from examples.finetuning_plot import draw, label
 from examples.prose import manual
-from machine import describe_machine, describe_software
+from machine import describe_run
 from markdown import count, three_digits
 from output import OUTPUT, write_json
 
@@ -55,9 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     quick = arguments.quick
     described = {
         "mode": "quick" if quick else "full",
-        "date": date.today().isoformat(),
-        "machine": describe_machine(),
-        "software": describe_software(),
+        **describe_run(),
     }
     result = {**described, **fine_tuned(QUICK if quick else FULL)}
     print(table(result))

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
-from datetime import date
 from pathlib import Path
 from time import perf_counter
 
@@ -27,7 +26,7 @@ from examples.half_endings import DEVIATIONS, Trainings, recorded
 from examples.half_runs import AS_GOOD, FLOAT32, STORAGES, Job, train
 from examples.half_tasks import QUICK_STEPS, STEPS, TASKS
 from examples.half_training_plot import draw
-from machine import describe_machine, describe_software
+from machine import describe_run
 from output import OUTPUT, write_json
 
 ORDERS, QUICK_ORDERS = 4, 2  # of the data: the runs of each storage
@@ -51,9 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     described = {
         "mode": "quick" if arguments.quick else "full",
-        "date": date.today().isoformat(),
-        "machine": describe_machine(),
-        "software": describe_software(),
+        **describe_run(),
     }
     start = perf_counter()
     trainings = train_all(steps, orders)
