@@ -201,7 +201,7 @@ class Model(KnownAttributes):
 
     def _plan_of_open_step(self) -> _core.Plan | None:
         """Return what the step that `step_tensor` has begun goes by, or None where none is open."""
-        return self._cell.open if self._tensors.is_open else None
+        return self._cell.of_open_step if self._tensors.is_open else None
 
     def _taken(self) -> Collection[str]:
         """Return the tensors of which the next step has a gradient by measure or step_tensor."""

@@ -177,7 +177,7 @@ class ModelArrivals(Model):
     def _open_step(self) -> Plan:
         """Fix what all tensors of the next step go by."""
         plan = self._cell.plan or self._new_plan()
-        self._cell.open = plan
+        self._cell.of_open_step = plan
         return plan
 
     def _measuring_plan(self) -> Plan:

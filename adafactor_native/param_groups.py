@@ -182,7 +182,8 @@ class PlanCell:
     def __init__(self) -> None:
         self.plan: _core.Plan | None = None
         self.lr: tuple[float, ...] = ()  # of each group, in the last plan
-        self.open: _core.Plan | None = None  # of the step that step_tensor has begun last
+        # Of the step that step_tensor has begun last.
+        self.of_open_step: _core.Plan | None = None
         # Of what ranks have to agree on, and its hash.
         self.agreed: tuple[tuple[Any, ...], int] | None = None
         # What was made of these, to measure by; and of these names.
