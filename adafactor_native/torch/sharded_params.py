@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,6 +42,11 @@ class Cut:
     shape: Shape
     pieces: Mapping[int, Piece]
     like: Any
+
+    @cached_property
+    def ranks(self) -> tuple[int, ...]:
+        """The global ranks that it lies on, in their order."""
+        return tuple(sorted(self.pieces))
 
     def wrapped(
         self, local: torch.Tensor, shape: Shape, axes: Sequence[int | None]

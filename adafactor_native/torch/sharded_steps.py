@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,10 +31,28 @@ from adafactor_native.torch.sharded_model import Held, ShardedModel, model_of, m
 from adafactor_native.torch.sharded_params import Cut, array_of, is_dtensor, local_grad, local_of
 from adafactor_native.torch.sharded_state import CutState, factored_axes
 from adafactor_native.torch.state import Kept, StateNames, count_of
+from adafactor_native.torch.stepping import all_parts, note_skipped
 
 if TYPE_CHECKING:
     from adafactor_native.torch.fsdp1_ranges import FlatParam
     from adafactor_native.torch.optimizer import NativeOptimizer
+
+
+class GivenParam(NamedTuple):
+    """A parameter in pieces, as an optimizer has it.
+
+    Attributes
+    ----------
+    place : int
+        Its group's index.
+    name : str
+        Its name, or else its position among all.
+    param : Tensor
+    """
+
+    place: int
+    name: str
+    param: torch.Tensor
 
 
 class ShardedSteps:
@@ -103,8 +121,8 @@ class ShardedSteps:
         channel = self._channel(params)
         channel.require_not_lost()
         before = [opt._settings_before(k, group) for k, group in enumerate(opt.param_groups)]
-        for place, position, param in params:  # what is wrong here is wrong on all ranks
-            self.state_of(opt, before[place].kept, _name(opt, place, position), param)
+        for place, name, param in params:  # what is wrong here is wrong on all ranks
+            self.state_of(opt, before[place].kept, name, param)
         if _found_inf(opt, channel):
             return False
         if self._only_allocates(opt, channel, params):
@@ -113,7 +131,7 @@ class ShardedSteps:
 
         def begin() -> tuple[ShardedStep[StepReport], Header]:
             every = [opt._settings(k, group) for k, group in enumerate(opt.param_groups)]
-            held = [self._held(opt, *each) for each in params]
+            held = [self._held(opt, every, *each) for each in params]
             given = [local_grad(one.param) for one in held]
             model = self._model_of(opt, held)
             grads = [None if grad is None else array_of(grad.resolve_neg()) for grad in given]
@@ -172,8 +190,6 @@ class ShardedSteps:
         self._share_lines(channel, changed, names)
         opt.grad_norm = report.grad_norm
         if report.flags & SKIPPED and opt.options.nonfinite == "skip":
-            from adafactor_native.torch.stepping import note_skipped
-
             note_skipped(opt)
 
     def _share_lines(self, channel: Channel, changed: Sequence[Held], names: StateNames) -> None:
@@ -203,29 +219,24 @@ class ShardedSteps:
                 local = array_of(local_of(one.values[key]))
                 local[...] = piece.reshape(part.shape)[one.state.own_slices(key)]
 
-    def _params(self, opt: NativeOptimizer) -> list[tuple[int, int, torch.Tensor]]:
-        """Return each parameter in pieces, with its group's index and its position among all.
-
-        Those of one group and dtype follow each other.
-        """
-        every = [
-            (place, p) for place, group in enumerate(opt.param_groups) for p in group["params"]
-        ]
+    def _params(self, opt: NativeOptimizer) -> list[GivenParam]:
+        """Return each parameter in pieces; those of one group and dtype follow each other."""
         cut = [
-            (place, position, p)
-            for position, (place, p) in enumerate(every)
+            GivenParam(part.place, str(part.first + k) if part.names is None else part.names[k], p)
+            for part in all_parts(opt)
+            for k, p in enumerate(part.params)
             if self.is_cut(p) and (p.requires_grad or p.grad is not None)
         ]
-        return sorted(cut, key=lambda each: (each[0], str(each[2].dtype), each[1]))
+        return sorted(cut, key=lambda each: (each.place, str(each.param.dtype)))
 
-    def _channel(self, params: Sequence[tuple[int, int, torch.Tensor]]) -> Channel:
+    def _channel(self, params: Sequence[GivenParam]) -> Channel:
         """Return what connects the ranks of all parameters."""
         ranks: tuple[int, ...] | None = None
-        for _, position, param in params:
-            own = tuple(sorted(self._cut_of(str(position), param).pieces))
+        for _, name, param in params:
+            own = self._cut_of(name, param).ranks
             if ranks is not None and own != ranks:
                 raise ValueError(
-                    f"params[{position}] lies on the ranks {list(own)}, and others on {list(ranks)}: all "
+                    f"params[{name!r}] lies on the ranks {list(own)}, and others on {list(ranks)}: all "
                     "parameters of an optimizer must be on the same ranks"
                 )
             ranks = own
@@ -253,17 +264,22 @@ class ShardedSteps:
         self._cuts[param] = (spec, param.shape), cut
         return cut
 
-    def _held(self, opt: NativeOptimizer, place: int, position: int, param: torch.Tensor) -> Held:
+    def _held(
+        self,
+        opt: NativeOptimizer,
+        every: Sequence[Settings],
+        place: int,
+        name: str,
+        param: torch.Tensor,
+    ) -> Held:
         """Return a parameter with its state as it is now; changes nothing that others see."""
-        name = _name(opt, place, position)
         shown = f"params[{name!r}]"
         if param.device.type != "cpu" or not param.is_floating_point():
             raise TypeError(
                 f"{shown} is a {type(param).__name__} of {param.dtype} on {param.device}, must be of "
                 "floating point in this machine's memory"
             )
-        kept = opt._settings(place, opt.param_groups[place]).kept
-        state = self.state_of(opt, kept, name, param)
+        state = self.state_of(opt, every[place].kept, name, param)
         state.require_local_shape()
         mine = opt.state.get(param)
         if mine:
@@ -293,17 +309,17 @@ class ShardedSteps:
     def _mute(
         self,
         opt: NativeOptimizer,
-        params: Sequence[tuple[int, int, torch.Tensor]],
+        params: Sequence[GivenParam],
         before: Sequence[Settings],
     ) -> Any:
         """Return the first array of a rank that cannot step: as long as that of the others.
 
         That does not depend on values of groups, which may be what is wrong: so `before` it is.
         """
-        muted = []
-        for place, position, param in params:
-            state = self.state_of(opt, before[place].kept, _name(opt, place, position), param)
-            muted.append((place, param.dtype, str(position), state))
+        muted = [
+            (place, param.dtype, name, self.state_of(opt, before[place].kept, name, param))
+            for place, name, param in params
+        ]
         model = muted_model(muted, opt._dialect.names)
         plan = _plan(opt, model, before, [(0.0, 0.0)] * len(before))
         return model.tensors.mute_round(plan, N_HEADER)
@@ -328,7 +344,7 @@ class ShardedSteps:
         self,
         opt: NativeOptimizer,
         channel: Channel,
-        params: Sequence[tuple[int, int, torch.Tensor]],
+        params: Sequence[GivenParam],
     ) -> bool:
         """Whether a step is to make the state and do nothing else, as distributed checkpoints ask."""
         if any(opt.state.values()):
@@ -346,10 +362,9 @@ class ShardedSteps:
         channel.all_reduce(any_of_all, "max")
         return bool(any_of_all[0] == 0)
 
-    def _allocate(
-        self, opt: NativeOptimizer, params: Sequence[tuple[int, int, torch.Tensor]]
-    ) -> None:
-        made = [self._held(opt, *each) for each in params]
+    def _allocate(self, opt: NativeOptimizer, params: Sequence[GivenParam]) -> None:
+        every = [opt._settings(k, group) for k, group in enumerate(opt.param_groups)]
+        made = [self._held(opt, every, *each) for each in params]
         for one in made:
             if one.param.grad is not None:
                 opt.state[one.param].update(one.values)
@@ -399,18 +414,10 @@ def _at_this_step(
     return settings
 
 
-def _name(opt: NativeOptimizer, place: int, position: int) -> str:
-    """Return what a parameter is called: its name, or else its position among all."""
-    names = opt.param_groups[place].get("param_names")
-    first = sum(len(group["params"]) for group in opt.param_groups[:place])
-    return str(position) if names is None else str(names[position - first])
-
-
 def _shard_of(name: str, cut: Cut, kept: Kept) -> TensorShard:
-    ranks = sorted(cut.pieces)
-    pieces = [cut.pieces[rank] for rank in ranks]
+    pieces = [cut.pieces[rank] for rank in cut.ranks]
     axes = factored_axes(kept, name, cut)
-    return TensorShard(name, cut.shape, pieces, ranks.index(dist.get_rank()), axes)
+    return TensorShard(name, cut.shape, pieces, cut.ranks.index(dist.get_rank()), axes)
 
 
 def _found_inf(opt: NativeOptimizer, channel: Channel) -> bool:
