@@ -384,9 +384,8 @@ class NativeOptimizer(torch.optim.Optimizer):
         parts = all_parts(self)
         whole, n_whole = [], 0
         for part in parts:
-            names = part.names or [str(part.first + k) for k in range(len(part.params))]
-            every = list(zip(names, part.params))
-            plain = [(n, p) for n, p in every if not self._lies_in_pieces(n, p)]
+            every = [(part.name_of(k), p) for k, p in enumerate(part.params)]
+            plain = [each for each in every if not self._lies_in_pieces(*each)]
             n_whole += len(plain)
             if any(p.grad is not None for _, p in plain):
                 whole.append(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -14,9 +14,7 @@ import torch
 from adafactor_native._runtime import _core
 from adafactor_native.halves import bfloat16
 from adafactor_native.param_groups import Tensor
-from adafactor_native.rules import rule_of
 from adafactor_native.sharding.tensor_shard import TensorShard
-from adafactor_native.torch.settings import Settings
 from adafactor_native.torch.sharded_params import array_of, local_of
 from adafactor_native.torch.sharded_state import CutState
 from adafactor_native.torch.state import StateNames
@@ -121,14 +119,6 @@ def muted_model(
     tensors = _core.Tensors()
     tensors.add(list(by_group.values()))
     return ShardedModel([], tensors, {}, list(by_group))
-
-
-def rule_for(settings: Settings, dtype: torch.dtype) -> _core.Rule:
-    """Return a group's rule; an eps of None is the machine epsilon of the parameter's own dtype."""
-    switches: Mapping[str, Any] = settings.switches
-    if switches["eps"] is None and switches["masters"] is None and dtype.itemsize == 2:
-        return rule_of({**switches, "eps": torch.finfo(dtype).eps})
-    return rule_of(switches)
 
 
 def _tensor(one: Held, names: StateNames) -> Tensor:

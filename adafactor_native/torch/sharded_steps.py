@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 from torch.utils.weak import WeakIdKeyDictionary
 
-from adafactor_native._runtime import _core
 from adafactor_native.report import SKIPPED, StepReport
 from adafactor_native.sharding.agreed_errors import together
 from adafactor_native.sharding.channel import Channel
@@ -27,8 +26,9 @@ from adafactor_native.sharding.tensor_shard import TensorShard
 from adafactor_native.sharding.torch_engine import TorchEngine
 from adafactor_native.torch.reading import increment_versions
 from adafactor_native.torch.settings import Settings, is_schedule
-from adafactor_native.torch.sharded_model import Held, ShardedModel, model_of, muted_model, rule_for
+from adafactor_native.torch.sharded_model import Held, ShardedModel, model_of, muted_model
 from adafactor_native.torch.sharded_params import Cut, array_of, is_dtensor, local_grad, local_of
+from adafactor_native.torch.sharded_plans import at_this_step, plan_of
 from adafactor_native.torch.sharded_state import CutState, factored_axes
 from adafactor_native.torch.state import Kept, StateNames, count_of
 from adafactor_native.torch.stepping import all_parts, note_skipped
@@ -139,7 +139,7 @@ class ShardedSteps:
                 grads[position] = array
             t = model.tensors.t + 1
             rates = [opt._rates(one, group, t) for one, group in zip(every, opt.param_groups)]
-            plan, settings = _plan(opt, model, every, rates), _at_this_step(opt, every, rates)
+            plan, settings = plan_of(opt, model, every, rates), at_this_step(opt, every, rates)
             scale = getattr(opt, "grad_scale", None)
             step: ShardedStep[StepReport] = model.tensors.begin_sharded_step(
                 plan,
@@ -222,7 +222,7 @@ class ShardedSteps:
     def _params(self, opt: NativeOptimizer) -> list[GivenParam]:
         """Return each parameter in pieces; those of one group and dtype follow each other."""
         cut = [
-            GivenParam(part.place, str(part.first + k) if part.names is None else part.names[k], p)
+            GivenParam(part.place, part.name_of(k), p)
             for part in all_parts(opt)
             for k, p in enumerate(part.params)
             if self.is_cut(p) and (p.requires_grad or p.grad is not None)
@@ -321,7 +321,7 @@ class ShardedSteps:
             for place, name, param in params
         ]
         model = muted_model(muted, opt._dialect.names)
-        plan = _plan(opt, model, before, [(0.0, 0.0)] * len(before))
+        plan = plan_of(opt, model, before, [(0.0, 0.0)] * len(before))
         return model.tensors.mute_round(plan, N_HEADER)
 
     def _follow(self, opt: NativeOptimizer, model: ShardedModel, position: int) -> None:
@@ -368,50 +368,6 @@ class ShardedSteps:
         for one in made:
             if one.param.grad is not None:
                 opt.state[one.param].update(one.values)
-
-
-def _plan(
-    opt: NativeOptimizer,
-    model: ShardedModel,
-    every: Sequence[Settings],
-    rates: Sequence[tuple[float, float]],
-) -> _core.Plan:
-    """Return how a step is taken, with these settings, lr and decays of the groups."""
-    norm = opt.options.max_grad_norm
-    return _core.Plan(
-        rules=[rule_for(every[place], dtype) for place, dtype in model.groups],
-        lr=[rates[place][0] for place, _ in model.groups],
-        decay=[rates[place][1] for place, _ in model.groups],
-        nonfinite=_core.NonFinite[opt.options.nonfinite],
-        all_or_none=True,
-        max_grad_norm=math.inf if norm is None else norm,
-        skip_above=math.inf,
-        num_threads=opt._num_threads(),
-        carry_param_rms=False,
-        seed=opt.options.seed,
-    )
-
-
-def _at_this_step(
-    opt: NativeOptimizer, every: Sequence[Settings], rates: Sequence[tuple[float, float]]
-) -> dict[str, Any]:
-    """Return what of the next step must be the same on all ranks."""
-    options = opt.options
-    settings: dict[str, Any] = {
-        "nonfinite": options.nonfinite,
-        "max_grad_norm": options.max_grad_norm,
-        "seed": options.seed,
-        "state_dtype": options.state_dtype,
-        "grad_scale": getattr(opt, "grad_scale", None),
-    }
-    for k, (one, rate) in enumerate(zip(every, rates)):
-        settings[f"lr and decay of group {k}"] = rate
-        settings |= {
-            f"{name} of group {k}": value
-            for name, value in one.switches.items()
-            if not callable(value)
-        }
-    return settings
 
 
 def _shard_of(name: str, cut: Cut, kept: Kept) -> TensorShard:

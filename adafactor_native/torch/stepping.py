@@ -52,6 +52,10 @@ class Part(NamedTuple):
     def gradients(self) -> list[torch.Tensor | None]:
         return [p.grad for p in self.params] if self.grads is None else self.grads
 
+    def name_of(self, k: int) -> str:
+        """Return what the k-th is called: its name, or else its position among all."""
+        return str(self.first + k) if self.names is None else self.names[k]
+
 
 def all_parts(opt: NativeOptimizer) -> list[Part]:
     parts, first = [], 0
