@@ -79,6 +79,13 @@ def gradients(t, dtype=np.float32):
     return grads | ({"tiles": None, "bias": None} if t == 1 else {})
 
 
+def one_by_one(take, grads, **options):
+    """Give gradients to `opt.measure` or `opt.step_tensor`, in the order of a backward pass."""
+    for name in reversed(list(grads)):
+        if grads[name] is not None:
+            take(name, grads[name], **options)
+
+
 def optimizer(run="paper", kind="float32", **options):
     """An optimizer in two groups, which owns its params."""
     dtype, _, of_kind = KINDS[kind]

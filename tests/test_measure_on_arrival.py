@@ -18,24 +18,18 @@ from arrivals import (
     all_of,
     assert_same,
     gradients,
+    one_by_one,
     optimizer,
     uses_of_state,
 )
 from buffers import LAYOUTS, Buffer
 
 
-def measure(opt, grads, **options):
-    """In the order of a backward pass."""
-    for name in reversed(list(grads)):
-        if grads[name] is not None:
-            opt.measure(name, grads[name], **options)
-
-
 def steps_alike(opt, twin, grad_dtype=np.float32, **options):
     """Three steps, each tensor's gradient measured; the twin takes plain ones."""
     for t in range(3):
         grads = gradients(t, grad_dtype)
-        measure(opt, grads)
+        one_by_one(opt.measure, grads)
         assert opt.step(**options).as_dict() == twin.step(grads, **options).as_dict()
         assert_same(opt, twin)
 
@@ -58,7 +52,7 @@ def test_with_a_global_clip(run, max_grad_norm, atomic):
 def test_gradients_in_any_layout(layout):
     opt, twin = optimizer("huggingface"), optimizer("huggingface")
     grads = {name: Buffer(grad, layout) for name, grad in gradients(0).items()}
-    measure(opt, {name: buffer.array for name, buffer in grads.items()})
+    one_by_one(opt.measure, {name: buffer.array for name, buffer in grads.items()})
     opt.step()
     twin.step({name: buffer.array for name, buffer in grads.items()})
     assert_same(opt, twin)
@@ -95,7 +89,7 @@ def test_some_are_measured_and_others_given():
     for t in range(3):
         grads = gradients(t)
         early = {name: grads[name] for name in ("tiles", "kernel", "bias")}
-        measure(opt, early)
+        one_by_one(opt.measure, early)
         rest = {name: grad for name, grad in grads.items() if name not in early}
         if t == 1:  # names that were measured may be there: None, or the same array
             rest |= early | {"kernel": None}
@@ -143,7 +137,7 @@ def test_gradients_that_become_arrays(way):
         setattr(Foreign, method, lambda self, *a, _m=method, **k: getattr(self.own, _m)(*a, **k))
     opt, twin = optimizer(), optimizer()
     grads = gradients(0)
-    measure(opt, {name: Foreign(grad) for name, grad in grads.items()})
+    one_by_one(opt.measure, {name: Foreign(grad) for name, grad in grads.items()})
     opt.step({name: Foreign(grad) for name, grad in grads.items()})  # other objects, same memory
     twin.step(grads)
     assert_same(opt, twin)
@@ -159,7 +153,7 @@ def test_what_is_not_finite_is_found_by_the_step(where, nonfinite, atomic):
     opt, twin = (optimizer("torch", atomic=atomic, nonfinite=nonfinite) for _ in range(2))
     bad = gradients(0)
     bad[where].flat[-3] = np.nan
-    measure(opt, bad)
+    one_by_one(opt.measure, bad)
     messages, reports = [], []
     for each, given in ((opt, None), (twin, bad)):
         try:
@@ -180,7 +174,7 @@ def test_what_is_not_finite_is_found_by_the_step(where, nonfinite, atomic):
         opt.step()
     opt.discard_measured()
     good = gradients(2)
-    measure(opt, good)
+    one_by_one(opt.measure, good)
     opt.step()
     twin.step(good)
     assert_same(opt, twin)
@@ -189,7 +183,7 @@ def test_what_is_not_finite_is_found_by_the_step(where, nonfinite, atomic):
 def test_after_an_error_it_goes_on_with_the_same_bits():
     opt, twin = optimizer("huggingface"), optimizer("huggingface")
     grads = gradients(0)
-    measure(opt, {name: grads[name] for name in ("panels", "vector", "kernel")})
+    one_by_one(opt.measure, {name: grads[name] for name in ("panels", "vector", "kernel")})
     bad = {name: None for name in grads} | {"tiles": np.full(SHAPES["tiles"], np.inf, np.float32)}
     before = all_of(opt)
     for _ in range(2):
@@ -232,7 +226,7 @@ def test_a_hyper_parameter_set_in_between_holds(run, change):
     for each in (opt, twin):
         each.step(gradients(2))
     grads = gradients(0)
-    measure(opt, grads)
+    one_by_one(opt.measure, grads)
     for each in (opt, twin):
         for group in each.param_groups:
             group.update(CHANGES[change])
@@ -245,7 +239,7 @@ def test_an_attribute_set_in_between_holds(name, value):
     kind = "float16, stochastic"
     opt, twin = optimizer(kind=kind), optimizer(kind=kind)
     grads = gradients(0)
-    measure(opt, grads)
+    one_by_one(opt.measure, grads)
     for each in (opt, twin):
         setattr(each, name, value)
     opt.step()
@@ -260,7 +254,7 @@ def test_with_a_scaled_loss(run, said):
     opt, twin = optimizer(run), optimizer(run)
     for t in range(2):
         grads = gradients(t)
-        measure(opt, grads, grad_scale=said)
+        one_by_one(opt.measure, grads, grad_scale=said)
         opt.step(grad_scale=8.0)
         twin.step(grads, grad_scale=8.0)
         assert_same(opt, twin)
@@ -297,7 +291,7 @@ def test_no_schedule_is_called_to_measure():
 def test_what_was_written_to_is_refused(what, at):
     opt = optimizer()
     grads = gradients(0)
-    measure(opt, grads)
+    one_by_one(opt.measure, grads)
     array = (grads if what == "grads" else opt.params)["panels"]
     array.flat[array.size // 2 if at == "middle" else at] *= 2
     before = all_of(opt)
@@ -311,7 +305,7 @@ def test_what_was_written_to_is_refused(what, at):
         opt.params_changed()
     else:
         opt.discard_measured()
-        measure(opt, grads)
+        one_by_one(opt.measure, grads)
     opt.step()
     twin.step(grads)
     assert_same(opt, twin)
@@ -324,7 +318,7 @@ def test_params_that_were_said_to_have_changed_are_measured_again(carries):
     for each in opts:
         each.step(gradients(0))
     grads = gradients(2)
-    measure(opt, grads)
+    one_by_one(opt.measure, grads)
     for each in opts:
         each.params["panels"][3:9] = 5
         each.params_changed()
@@ -336,7 +330,7 @@ def test_params_that_were_said_to_have_changed_are_measured_again(carries):
 def test_a_gradient_that_is_another_array_now_is_refused():
     opt = optimizer()
     grads = gradients(0)
-    measure(opt, grads)
+    one_by_one(opt.measure, grads)
     before = all_of(opt)
     text = r"^grads\['panels'\] is another array than opt\.measure was given, .*opt\.discard_measured\(\)"
     others = (grads["panels"].copy(), grads["panels"][::-1], grads["panels"].astype(np.float64))
@@ -447,7 +441,7 @@ def test_nothing_that_waits_is_lost(tmp_path):
 def test_measured_in_one_thread_and_stepped_in_another():
     opt, twin = optimizer(), optimizer()
     grads = gradients(0)
-    thread = threading.Thread(target=measure, args=(opt, grads))
+    thread = threading.Thread(target=one_by_one, args=(opt.measure, grads))
     thread.start()
     thread.join()
     optimizer().step(gradients(2))  # has this thread's own memory of steps written to

@@ -16,17 +16,11 @@ from arrivals import (
     all_of,
     assert_same,
     gradients,
+    one_by_one,
     optimizer,
     uses_of_state,
 )
 from buffers import LAYOUTS, Buffer
-
-
-def step_each(opt, grads, **options):
-    """In the order of a backward pass."""
-    for name in reversed(list(grads)):
-        if grads[name] is not None:
-            opt.step_tensor(name, grads[name], **options)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -35,7 +29,7 @@ def test_the_bits_are_those_of_a_plain_step(run, kind):
     opt, twin = optimizer(run, kind), optimizer(run, kind)
     for t in range(3):
         grads = gradients(t, KINDS[kind][1])
-        step_each(opt, grads)
+        one_by_one(opt.step_tensor, grads)
         assert opt.t == t
         assert opt.step().as_dict() == twin.step(grads).as_dict()
         assert_same(opt, twin)
@@ -58,7 +52,7 @@ def test_steps_of_one_tensor_each_would_be_others(run):
 def test_gradients_in_any_layout(layout):
     opt, twin = optimizer("huggingface"), optimizer("huggingface")
     grads = {name: Buffer(grad, layout) for name, grad in gradients(0).items()}
-    step_each(opt, {name: buffer.array for name, buffer in grads.items()})
+    one_by_one(opt.step_tensor, {name: buffer.array for name, buffer in grads.items()})
     opt.step()
     twin.step({name: buffer.array for name, buffer in grads.items()})
     assert_same(opt, twin)
@@ -90,7 +84,7 @@ def test_step_takes_the_rest(threads, atomic):
 def test_with_a_scaled_loss():
     opt, twin = optimizer("torch"), optimizer("torch")
     grads = gradients(0)
-    step_each(opt, grads, grad_scale=8.0)
+    one_by_one(opt.step_tensor, grads, grad_scale=8.0)
     assert opt.step().as_dict() == twin.step(grads, grad_scale=8.0).as_dict()
     assert_same(opt, twin)
 
@@ -127,7 +121,7 @@ def test_schedules_are_called_once_in_a_step():
     params = {name: np.ones((5, 4)) for name in "abc"}
     opt = Optimizer(params, relative_step=False, lr=lambda t: calls.append(t) or 0.1)
     for t in (1, 2):
-        step_each(opt, {name: normal((5, 4)) for name in params})
+        one_by_one(opt.step_tensor, {name: normal((5, 4)) for name in params})
         opt.step()
         assert calls == list(range(1, t + 1))
 
@@ -138,7 +132,7 @@ def test_what_is_set_in_the_middle_holds_from_the_next_step():
     opt.step_tensor("bias", grads["bias"])
     opt.param_groups[0]["clip_threshold"] = 0.1
     opt.max_grad_norm = 1e-3
-    step_each(opt, {name: grad for name, grad in grads.items() if name != "bias"})
+    one_by_one(opt.step_tensor, {name: grad for name, grad in grads.items() if name != "bias"})
     opt.step()
     twin.step(grads)
     assert_same(opt, twin)
@@ -222,7 +216,7 @@ def test_left_out_where_steps_are_skipped():
     opt, twin = (optimizer(nonfinite="skip", atomic="tensor", max_skipped=1) for _ in range(2))
     grads = gradients(0)
     grads["tiles"][3, 5] = np.nan
-    step_each(opt, grads)
+    one_by_one(opt.step_tensor, grads)
     with pytest.raises(ValueError, match=r"^grads\['tiles'\] was taken in this step already"):
         opt.step_tensor("tiles", gradients(0)["tiles"])
     with pytest.warns(SkippedStepWarning, match=r"left out for params\['tiles'\].*; t is 1"):
@@ -232,7 +226,7 @@ def test_left_out_where_steps_are_skipped():
     assert one.as_dict() == other.as_dict() and one.skipped
     assert_same(opt, twin)
     assert opt.skipped == 1 and opt.t == 1
-    step_each(opt, grads)
+    one_by_one(opt.step_tensor, grads)
     with pytest.raises(FloatingPointError, match=r"^2 steps in a row were left out"):
         opt.step()
     assert (opt.t, opt.skipped) == (2, 2)
@@ -250,7 +244,7 @@ def test_propagated_as_by_a_plain_step():
     opt, twin = optimizer(nonfinite="propagate"), optimizer(nonfinite="propagate")
     grads = gradients(0)
     grads["tiles"][3, 5] = np.nan
-    step_each(opt, grads)
+    one_by_one(opt.step_tensor, grads)
     opt.step()
     twin.step(grads)
     assert_same(opt, twin)
