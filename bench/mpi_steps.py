@@ -48,7 +48,7 @@ def main() -> None:
             opt.step(grads)
             times[name].append(comm.allreduce(perf_counter() - began, MPI.MAX))
     if comm.rank == 0:
-        print(describe_machine().get("cpu", ""))
+        print(describe_machine()["processor"])
         print(report({name: seconds[5:] for name, seconds in times.items()}, comm.size, threads))
 
 
