@@ -11,7 +11,7 @@ import argparse
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import torch
 
@@ -19,13 +19,14 @@ import ranks
 from adafactor_native.torch import Adafactor, HuggingFaceAdafactor
 from markdown import table
 from output import OUTPUT, write_json
-from torch_layouts import LAYOUTS, Full, layouts_for
+from torch_layouts import LAYOUTS, layouts_for, random_tensors
 
 SHAPES = {"matrix": (130, 70), "vector": (301,), "batch": (5, 24, 36)}
 STEPS = 3
 EXACT = 1e-12  # of float64
 
 Maker = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+Outcomes = dict[str, dict[str, dict[str, Union[str, float]]]]  # by optimizer, layout and tensor
 
 
 def _transformers(params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -43,19 +44,7 @@ OPTIMIZERS: dict[str, Maker] = {
 }
 
 
-def tensors(seed: int, scales: bool = False) -> Full:
-    """Return a number for each element; those of gradients differ by 1e4 between rows."""
-    generator = torch.Generator().manual_seed(seed)
-    made = {}
-    for name, shape in SHAPES.items():
-        made[name] = torch.randn(shape, generator=generator, dtype=torch.float64)
-        if scales:
-            exponents = torch.linspace(-4, 0, shape[0], dtype=torch.float64)
-            made[name] *= (10.0**exponents).reshape(-1, *[1] * (len(shape) - 1))
-    return made
-
-
-def outcomes(which: list[str], layouts: list[str]) -> dict[str, dict[str, dict[str, str | float]]]:
+def outcomes(which: list[str], layouts: list[str]) -> Outcomes:
     """Return by optimizer, layout and tensor the first line of an error, or the relative difference."""
     warnings.simplefilter("ignore")
     return {
@@ -68,7 +57,7 @@ def outcomes(which: list[str], layouts: list[str]) -> dict[str, dict[str, dict[s
 
 
 def _outcome(make: Maker, layout: str, name: str) -> str | float:
-    begin = {name: tensors(0)[name]}
+    begin = {name: random_tensors(SHAPES, 0)[name]}
     alone = torch.nn.Parameter(begin[name].clone())
     by_one = make([alone])
     sharded = LAYOUTS[layout](begin)
@@ -76,7 +65,7 @@ def _outcome(make: Maker, layout: str, name: str) -> str | float:
         by_ranks = make(sharded.params.values())
         sharded.prepare(by_ranks)
         for k in range(STEPS):
-            grads = {name: tensors(1 + k, scales=True)[name]}
+            grads = {name: random_tensors(SHAPES, 1 + k, scales=True)[name]}
             alone.grad = grads[name]
             by_one.step()
             sharded.set_grads(grads)
@@ -93,7 +82,7 @@ def told(outcome: str | float) -> str:
     return "right" if outcome <= EXACT else f"off by {100 * outcome:.2g} %"
 
 
-def report(found: dict[int, dict[str, dict[str, dict[str, str | float]]]]) -> str:
+def report(found: dict[int, Outcomes]) -> str:
     header = ["optimizer", "cut", "ranks", *SHAPES]
     rows = [
         [optimizer, layout, str(n), *map(told, by_tensor.values())]
@@ -104,7 +93,7 @@ def report(found: dict[int, dict[str, dict[str, dict[str, str | float]]]]) -> st
     return table(header, sorted(rows, key=lambda row: list(OPTIMIZERS).index(row[0])))
 
 
-def messages(found: dict[int, dict[str, dict[str, dict[str, str | float]]]]) -> list[str]:
+def messages(found: dict[int, Outcomes]) -> list[str]:
     """Return the errors in full, each once."""
     every = (
         outcome
@@ -121,9 +110,10 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--output", type=Path, default=OUTPUT / "sharded-peers.json")
     arguments = parser.parse_args()
-    found: dict[int, dict[str, dict[str, dict[str, str | float]]]] = {}
-    for n in arguments.ranks:
-        found[n] = ranks.run(n, "sharded_peers:outcomes", list(OPTIMIZERS), layouts_for(n))[0]
+    found: dict[int, Outcomes] = {
+        n: ranks.run(n, "sharded_peers:outcomes", list(OPTIMIZERS), layouts_for(n))[0]
+        for n in arguments.ranks
+    }
     print(report(found))
     print("\n".join(["", *messages(found)]))
     run: dict[str, Any] = {"shapes": SHAPES, "steps": STEPS, "found": found}

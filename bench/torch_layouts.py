@@ -14,6 +14,24 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 Full = Mapping[str, torch.Tensor]
 
 
+def random_tensors(
+    shapes: Mapping[str, Sequence[int]],
+    seed: int,
+    dtype: torch.dtype = torch.float64,
+    scales: bool = False,
+) -> dict[str, torch.Tensor]:
+    """Return the same numbers on all ranks; with scales, of 1e-4 to 1 along the first axis."""
+    generator = torch.Generator().manual_seed(seed)
+    made = {}
+    for name, shape in shapes.items():
+        tensor = torch.randn(shape, generator=generator, dtype=torch.float64)
+        if scales:
+            exponents = torch.linspace(-4, 0, shape[0], dtype=torch.float64)
+            tensor *= (10.0**exponents).reshape(-1, *[1] * (len(shape) - 1))
+        made[name] = tensor.to(dtype)
+    return made
+
+
 class Sharded:
     """A model whose parameters each rank has a piece of.
 

@@ -18,7 +18,7 @@ from adafactor_native.torch import (
     NumpyAdafactor,
     OptaxAdafactor,
 )
-from torch_layouts import LAYOUTS, layouts_for, whole
+from torch_layouts import LAYOUTS, layouts_for, random_tensors, whole
 
 SHAPES = {
     "matrix": (130, 70),
@@ -43,15 +43,7 @@ MAKERS = {
 
 
 def tensors(seed, dtype=torch.float64, scales=False, shapes=SHAPES):
-    generator = torch.Generator().manual_seed(seed)
-    made = {}
-    for name, shape in shapes.items():
-        made[name] = torch.randn(shape, generator=generator, dtype=torch.float64)
-        if scales:  # of rows
-            exponents = torch.linspace(-4, 0, shape[0], dtype=torch.float64)
-            made[name] *= (10.0**exponents).reshape(-1, *[1] * (len(shape) - 1))
-        made[name] = made[name].to(dtype)
-    return made
+    return random_tensors(shapes, seed, dtype, scales)
 
 
 def by_one(make, begin, steps, **options):
