@@ -48,7 +48,7 @@ def refused(engine, layout, spoil, error, **settings):
 
 
 def require_one_message(layout, spoil, error, **settings):
-    results = on_ranks(RANKS, refused, layout, spoil, error, *(), **settings)
+    results = on_ranks(RANKS, refused, layout, spoil, error, **settings)
     messages = {message for message, _ in results}
     assert len(messages) == 1, messages
     alone, _ = cases.one_process("paper", np.float64, settings)
@@ -100,13 +100,10 @@ def test_wrong_shape_of_one_rank():
 
 
 def test_read_only_param_of_one_rank():
-    def spoil(rank, grads, opt):
-        opt.params["b"].flags.writeable = rank != 1
-
     def refuse(engine):
         opt, _ = cases.on_rank(engine, "rows", "paper", np.float64, {})
         before = bytes_of(opt)
-        spoil(engine.rank, None, opt)
+        opt.params["b"].flags.writeable = engine.rank != 1
         with pytest.raises(ValueError, match=r"^rank 1: params\['b'\] is read-only"):
             opt.step(grads_here(engine, "rows"))
         assert bytes_of(opt) == before
