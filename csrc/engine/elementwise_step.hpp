@@ -31,7 +31,7 @@ public:
     // After measure: apply is to take no shorter type, whatever this part's numbers allow.
     virtual void widen() {}
     // Calls take(grad^2, u^2, param^2) for the elements of a task of measure; u without grad_scale,
-    // by double arithmetic.
+    // by double arithmetic. Threads call this: `take` is best a std::cref, which allocates nothing.
     virtual void for_squares(std::size_t, const std::function<void(double, double, double)>&) {}
 
     Fault resolve(const Team& team, bool propagate) final {

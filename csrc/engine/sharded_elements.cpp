@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <functional>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -49,12 +50,13 @@ public:
         const std::size_t n_tasks = steps_[0]->n_measure_tasks();
         std::vector<std::array<Int128, kSums>> of_task(n_tasks);
         team.for_tasks(n_tasks, Order::forwards, [&](std::size_t task, int, char*) {
-            step().for_squares(task, [&](double grad_sq, double u_sq, double param_sq) {
+            const auto add = [&](double grad_sq, double u_sq, double param_sq) {
                 const double squares[kSums] = {grad_sq, u_sq, param_sq};
                 for (std::size_t k = 0; k < kSums; ++k)
                     if (is_summable(exponent_[k]))
                         of_task[task][k] += fixed(squares[k], int(exponent_[k]));
-            });
+            };
+            step().for_squares(task, std::cref(add));
         });
         fixed_ = {};
         for (const auto& sums : of_task)
@@ -159,11 +161,12 @@ private:
             if (x > largest || std::isnan(x)) largest = x;
         };
         team.for_tasks(n_tasks, Order::forwards, [&](std::size_t task, int, char*) {
-            step().for_squares(task, [&](double grad_sq, double u_sq, double param_sq) {
+            const auto look = [&](double grad_sq, double u_sq, double param_sq) {
                 raise(of_task[task][0], grad_sq);
                 raise(of_task[task][1], u_sq);
                 if (hyper_.scale_parameter) raise(of_task[task][2], param_sq);
-            });
+            };
+            step().for_squares(task, std::cref(look));
         });
         largest_ = {};
         for (const auto& largest : of_task)
