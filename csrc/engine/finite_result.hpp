@@ -27,6 +27,21 @@ struct KnownNumbers {
     void forget() { *this = {kUnknown, kUnknown, false, turn}; }
 };
 
+// Of which a fault names an element; null if it names none.
+inline const Array* array_at_fault(const Tensor& tensor, Fault fault) {
+    switch (fault) {
+        case Fault::grad:
+            return &tensor.grad;
+        case Fault::param:
+        case Fault::result:
+            return &tensor.param;
+        case Fault::first_moment:
+            return &tensor.m;
+        default:
+            return nullptr;
+    }
+}
+
 // The part of n things that is looked at in a turn of the rotation.
 struct TurnOf {
     std::size_t begin, end;

@@ -7,6 +7,7 @@
 
 #include "dispatch/isa.hpp"
 #include "engine/float_environment.hpp"
+#include "engine/strided.hpp"
 #include "engine/threads.hpp"
 
 namespace adafactor {
@@ -14,17 +15,6 @@ namespace {
 
 constexpr std::size_t kSampled = 4096;  // elements for each sample
 constexpr std::size_t kMostSamples = 64;
-
-// The index counts in C order.
-const char* element_of(const Array& array, std::size_t index) {
-    const char* p = array.data;
-    for (int d = array.ndim - 1; d >= 0; --d) {
-        const auto length = std::size_t(array.shape[d]);
-        p += std::ptrdiff_t(index % length) * array.strides[d];
-        index /= length;
-    }
-    return p;
-}
 
 // 0 and -0 are zero whatever they are scaled by.
 bool is_zero(const char* element, std::size_t item) {
@@ -56,13 +46,13 @@ std::size_t place_of_nonzero(const Array& array) {
     for (std::size_t row = 0; row < size; row += length) {
         for (std::size_t k = row; k < row + length; k += kSampled) {
             const std::size_t n = std::min(kSampled, row + length - k);
-            const char* const p = element_of(array, k);
+            const char* const p = element_at(array, k);
             if (!(item == 8   ? has_nonzero<std::uint64_t>(p, stride, n)
                   : item == 4 ? has_nonzero<std::uint32_t>(p, stride, n)
                               : has_nonzero<std::uint16_t>(p, stride, n)))
                 continue;
             std::size_t at = k;
-            while (is_zero(element_of(array, at), item)) ++at;
+            while (is_zero(element_at(array, at), item)) ++at;
             return at;
         }
     }
@@ -85,7 +75,7 @@ Samples::Samples(const Array& array)
     const std::size_t size = size_of(array), item = item_size(array.format);
     bool all_are_zero = true;
     for (std::size_t k = 0; k < size && all_are_zero; k += step_)
-        all_are_zero = is_zero(element_of(array, k), item);
+        all_are_zero = is_zero(element_at(array, k), item);
     if (all_are_zero) nonzero_ = place_of_nonzero(array);
     bits_ = bits_of(array);
 }
@@ -95,7 +85,7 @@ std::uint64_t Samples::bits_of(const Array& array) const {
     std::uint64_t all = 0;
     const auto add = [&](std::size_t index) {
         std::uint64_t bits = 0;
-        std::memcpy(&bits, element_of(array, index), item);
+        std::memcpy(&bits, element_at(array, index), item);
         all = (all ^ bits) * 0x9e3779b97f4a7c15;  // odd: no sample is lost
         all ^= all >> 32;
     };

@@ -136,28 +136,18 @@ void ShardedTensor::carry_bounds(bool propagate) {
 }
 
 std::ptrdiff_t ShardedTensor::bad_index(Fault fault, double& value) const {
-    if (!given_ || fault == Fault::second_moment || fault == Fault::state_format) return -1;
-    const Array& array = fault == Fault::grad           ? tensor_.grad
-                         : fault == Fault::first_moment ? tensor_.m
-                                                        : tensor_.param;
-    const auto size = std::ptrdiff_t(size_of(array));
-    for (std::ptrdiff_t k = 0; k < size; ++k) {
-        char* p = array.data;
-        for (std::ptrdiff_t d = array.ndim - 1, rest = k; d >= 0; --d) {
-            p += rest % array.shape[d] * array.strides[d];
-            rest /= array.shape[d];
-        }
-        bool is_bad = false;
-        if (fault == Fault::result)
-            for (const TensorStep* step : steps_) is_bad = is_bad || step->infinite_param() == p;
-        const Block element{p, 0, 1, 1, array.format, array.low};
-        const double square = running_kernels().sum_squares(element).high;
-        if (fault != Fault::result) is_bad = !std::isfinite(square);
-        if (!is_bad) continue;
-        value = number_of(element);
-        return part_.index_of(k, array);
-    }
-    return -1;
+    const Array* const array = array_at_fault(tensor_, fault);
+    if (!given_ || array == nullptr) return -1;
+    const std::ptrdiff_t index = first_of(*array, [&](const Block& element) {
+        if (fault != Fault::result)
+            return !std::isfinite(running_kernels().sum_squares(element).high);
+        return std::any_of(steps_.begin(), steps_.end(), [&](const TensorStep* step) {
+            return step->infinite_param() == element.data;
+        });
+    });
+    if (index < 0) return -1;
+    value = number_of({element_at(*array, std::size_t(index)), 0, 1, 1, array->format, array->low});
+    return part_.index_of(index, *array);
 }
 
 std::unique_ptr<ShardedTensor> make_sharded(const Tensor& tensor, bool given, TensorReport& report,

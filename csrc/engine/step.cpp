@@ -6,6 +6,7 @@
 #include "adafactor.hpp"
 #include "dispatch/isa.hpp"
 #include "engine/measured.hpp"
+#include "engine/strided.hpp"
 #include "engine/tensor_step.hpp"
 
 namespace adafactor {
@@ -16,21 +17,6 @@ namespace {
 constexpr std::size_t kWaveElements = std::size_t(1) << 19;
 // A tensor above this has work for all threads in every phase.
 constexpr std::size_t kAloneElements = std::size_t(1) << 17;
-
-// The first element in C order for which test(it) holds, or -1.
-template <class Test>
-std::ptrdiff_t first_of(const Array& array, const Test& test) {
-    const auto size = std::ptrdiff_t(size_of(array));
-    for (std::ptrdiff_t k = 0; k < size; ++k) {
-        char* p = array.data;
-        for (std::ptrdiff_t d = array.ndim - 1, rest = k; d >= 0; --d) {
-            p += rest % array.shape[d] * array.strides[d];
-            rest /= array.shape[d];
-        }
-        if (test(Block{p, 0, 1, 1, array.format, array.low})) return k;
-    }
-    return -1;
-}
 
 // A nan without sign and payload for any, as in what is written.
 double one_nan(double x) { return std::isnan(x) ? std::numeric_limits<double>::quiet_NaN() : x; }
@@ -309,18 +295,12 @@ private:
         outcome_.fault = step.report().fault;
         outcome_.tensor = std::size_t(&step.report() - reports_);
         const Tensor& tensor = tensors_[outcome_.tensor];
-        const auto not_finite = [&](const Block& element) {
-            return !std::isfinite(kernels_.sum_squares(element).high);
-        };
-        if (outcome_.fault == Fault::result)
-            outcome_.index = first_of(tensor.param, [&](const Block& element) {
-                return element.data == step.infinite_param();
+        if (const Array* const array = array_at_fault(tensor, outcome_.fault))
+            outcome_.index = first_of(*array, [&](const Block& element) {
+                return outcome_.fault == Fault::result
+                           ? element.data == step.infinite_param()
+                           : !std::isfinite(kernels_.sum_squares(element).high);
             });
-        else if (outcome_.fault != Fault::second_moment && outcome_.fault != Fault::state_format)
-            outcome_.index = first_of(outcome_.fault == Fault::grad    ? tensor.grad
-                                      : outcome_.fault == Fault::param ? tensor.param
-                                                                       : tensor.m,
-                                      not_finite);
     }
 
     void apply(const Wave& wave) {

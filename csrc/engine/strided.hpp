@@ -17,6 +17,26 @@ struct Rect {
     std::size_t i, j, rows, cols;
 };
 
+// Where the element lies that has this index in C order.
+inline char* element_at(const Array& array, std::size_t index) {
+    char* p = array.data;
+    for (int d = array.ndim - 1; d >= 0; --d) {
+        const auto length = std::size_t(array.shape[d]);
+        p += std::ptrdiff_t(index % length) * array.strides[d];
+        index /= length;
+    }
+    return p;
+}
+
+// The index in C order of the first element for which test(it) holds, or -1.
+template <class Test>
+std::ptrdiff_t first_of(const Array& array, const Test& test) {
+    for (std::size_t k = 0, size = size_of(array); k < size; ++k)
+        if (test(Block{element_at(array, k), 0, 1, 1, array.format, array.low}))
+            return std::ptrdiff_t(k);
+    return -1;
+}
+
 // A matrix as `outer` runs of `inner` elements; strides are in bytes. `swapped`: the runs are the
 // matrix's columns, as in Fortran order.
 struct MatrixView {
