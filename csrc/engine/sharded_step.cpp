@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "dispatch/isa.hpp"
+#include "engine/finish_report.hpp"
 
 namespace adafactor {
 namespace {
@@ -98,6 +99,9 @@ Round ShardedStep::exchange(const RoundArray& array, bool is_max, Stage stage) {
 
 Round ShardedStep::end() {
     stage_ = Stage::done;
+    for (ShardedTensor* tensor : stepping_)
+        finish_report(tensor->report(), tensor->part().n_elements(),
+                      tensor->tensor().hyper.grad_scale);
     return {nullptr, false};
 }
 
@@ -218,11 +222,7 @@ void ShardedStep::note_norm() {
         const double scale = tensor->tensor().hyper.grad_scale;
         sum += tensor->report().grad_sq * (scale * scale);
     }
-    outcome_.outcome.grad_norm = std::sqrt(sum);
-    for (ShardedTensor* tensor : stepping_)
-        tensor->report().rms_grad =
-            std::sqrt(tensor->report().grad_sq / tensor->part().n_elements()) *
-            std::abs(tensor->tensor().hyper.grad_scale);
+    outcome_.outcome.grad_norm = one_nan(std::sqrt(sum));
 }
 
 Round ShardedStep::after_sum() {
@@ -233,6 +233,7 @@ Round ShardedStep::after_sum() {
     std::vector<ShardedTensor*> decided;
     decided.swap(first_);
     second_.clear();
+    if (is_first_) note_norm();
     for (ShardedTensor* tensor : decided) {
         const Fault fault = tensor->decide(team_, options_.propagate);
         tensor->report().fault = fault;
@@ -240,7 +241,6 @@ Round ShardedStep::after_sum() {
     }
     if (is_first_) {
         is_first_ = false;
-        note_norm();
         const double norm = outcome_.outcome.grad_norm;
         if (std::isfinite(options_.skip_norm_above)) {
             outcome_.outcome.is_spike = std::isfinite(norm) && norm > options_.skip_norm_above;
@@ -279,9 +279,7 @@ Round ShardedStep::finish() {
         if (fault != Fault::none && !options_.propagate) return faulty(fault, position_of(*tensor));
     }
     for_each(stepping_, [&](std::size_t k) { stepping_[k]->prepare_apply(); });
-    if (!any_looks) {
-        return end();
-    }
+    if (!any_looks) return end();
     std::vector<double>& faults = filled(memory_.fault, stepping_.size(), 0);
     for (std::size_t k = 0; k < stepping_.size(); ++k)
         if (stepping_[k]->needs_look()) faults[k] = double(int(stepping_[k]->look(team_)));
@@ -310,9 +308,7 @@ Round ShardedStep::faulty(Fault fault, std::size_t tensor) {
 Round ShardedStep::after_index() {
     const double found = memory_.fault->front();
     outcome_.outcome.index = found == kNeutral ? -1 : std::ptrdiff_t(-found);
-    if (outcome_.outcome.index < 0) {
-        return end();
-    }
+    if (outcome_.outcome.index < 0) return end();
     std::vector<double>& told = filled(memory_.fault, 4, kNeutral);
     if (own_index_ == outcome_.outcome.index) {
         told[0] = std::isnan(own_value_);

@@ -5,6 +5,7 @@
 
 #include "adafactor.hpp"
 #include "dispatch/isa.hpp"
+#include "engine/finish_report.hpp"
 #include "engine/measured.hpp"
 #include "engine/strided.hpp"
 #include "engine/tensor_step.hpp"
@@ -17,9 +18,6 @@ namespace {
 constexpr std::size_t kWaveElements = std::size_t(1) << 19;
 // A tensor above this has work for all threads in every phase.
 constexpr std::size_t kAloneElements = std::size_t(1) << 17;
-
-// A nan without sign and payload for any, as in what is written.
-double one_nan(double x) { return std::isnan(x) ? std::numeric_limits<double>::quiet_NaN() : x; }
 
 class ListStep {
 public:
@@ -335,12 +333,7 @@ private:
         for (std::size_t k = 0; k < n_tensors_; ++k) {
             const std::size_t size = size_of(tensors_[k].param);
             if (size == 0) reports_[k].stepped = steps_empty_tensors;
-            reports_[k].rms_grad = std::sqrt(reports_[k].grad_sq / double(size)) *
-                                   std::abs(tensors_[k].hyper.grad_scale);
-            TensorReport& report = reports_[k];
-            for (double* number : {&report.grad_sq, &report.rms_grad, &report.rms_u,
-                                   &report.clip_divisor, &report.rms_param, &report.step_size})
-                *number = one_nan(*number);
+            finish_report(reports_[k], double(size), tensors_[k].hyper.grad_scale);
         }
     }
 
