@@ -352,6 +352,23 @@ def test_steps_of_parts_are_begun_by_begin_sharded_step_only() -> None:
     assert one.mute_round(plan, 3).size > 3
 
 
+def test_tensors_are_all_parts_or_all_whole() -> None:
+    opt, ranks = model()
+    part, (whole, *_) = ranks.tensors[0][0], opt._all_tensors()
+    for first, second in ((part, whole), (whole, part)):
+        both = _core.Tensors()
+        both.add([[first]])
+        with pytest.raises(ValueError, match="must both be parts of tensors, or both be whole"):
+            both.add([[second]])
+    both = _core.Tensors()
+    both.add([[whole]])
+    plan = opt._new_plan()
+    with pytest.raises(ValueError, match="is a whole tensor, must be a part"):
+        both.begin_sharded_step(plan, [None], 1.0, lambda *a: a, lambda position: None, 0, 0)
+    with pytest.raises(ValueError, match="is a whole tensor, must be a part"):
+        both.mute_round(plan, 0)
+
+
 @pytest.mark.parametrize(
     ("start", "layout", "text"),
     [

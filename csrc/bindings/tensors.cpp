@@ -57,6 +57,14 @@ public:
             }
             ++n_groups;
         }
+        const HeldTensor* const first = !held_.empty()   ? held_[0].get()
+                                        : !added.empty() ? added[0].get()
+                                                         : nullptr;
+        for (const auto& tensor : added)
+            if (tensor->part.has_value() != first->part.has_value())
+                throw py::value_error(tensor->name_of("param").text() + " and " +
+                                      first->name_of("param").text() +
+                                      " must both be parts of tensors, or both be whole");
         held_.reserve(held_.size() + added.size());
         memory_.add(std::move(pieces));
         for (auto& tensor : added) held_.push_back(std::move(tensor));
@@ -167,6 +175,7 @@ public:
         std::size_t n_header_sum, double measured_scale, bool exact) {
         auto host = std::make_unique<Sharded>(*this, plan);
         require_count_left();
+        require_parts();
         if (!plan.all_or_none)
             throw py::value_error("a sharded step is all or nothing: atomic must be 'all'");
         if (open_ != nullptr) throw py::value_error(kStepIsOpen);
@@ -201,12 +210,9 @@ public:
     // What the first round of begin_sharded_step would begin as, for a rank that cannot step.
     py::array_t<double> mute_round(const Plan& plan, std::size_t n_header_max, bool exact) {
         const StepLock lock(occupancy_);
+        require_parts();
         std::vector<Tensor> tensors;
-        for (std::size_t k = 0; k < held_.size(); ++k) {
-            tensors.push_back(without_grad(plan, k));
-            if (tensors.back().part == nullptr)
-                throw py::value_error("every tensor of a sharded step must have a part");
-        }
+        for (std::size_t k = 0; k < held_.size(); ++k) tensors.push_back(without_grad(plan, k));
         return array_of_round(std::make_shared<std::vector<double>>(
             ShardedStep::mute_round(tensors.data(), tensors.size(), n_header_max, exact)));
     }
@@ -407,7 +413,7 @@ private:
         explicit Spending(Tensors& all) : all_(all) {}
         void spend_all() { spends_all_ = true; }
         ~Spending() {
-            for (std::size_t i = 0; i < all_.positions_.size(); ++i) {
+            for (std::size_t i = 0; i < all_.positions_.size() && all_.has_measured(); ++i) {
                 auto& waiting = all_.held_[all_.positions_[i]]->measured_grad;
                 if (waiting == nullptr) continue;
                 if (spends_all_ || all_.reports_[i].stepped) {
@@ -589,12 +595,18 @@ private:
         return tensor;
     }
 
+    // All tensors are parts, or none is.
     void require_no_parts() const {
-        for (const auto& held : held_)
-            if (held->part)
-                throw py::value_error(held->name_of("param").text() +
-                                      " is a part of a tensor: its steps are those of "
-                                      "begin_sharded_step");
+        if (!held_.empty() && held_[0]->part)
+            throw py::value_error(held_[0]->name_of("param").text() +
+                                  " is a part of a tensor: its steps are those of "
+                                  "begin_sharded_step");
+    }
+
+    void require_parts() const {
+        if (!held_.empty() && !held_[0]->part)
+            throw py::value_error(held_[0]->name_of("param").text() +
+                                  " is a whole tensor, must be a part for a sharded step");
     }
 
     // The tensor with what the plan makes of it at its next step.
