@@ -352,6 +352,31 @@ def test_steps_of_parts_are_begun_by_begin_sharded_step_only() -> None:
     assert one.mute_round(plan, 3).size > 3
 
 
+@pytest.mark.parametrize("layout", ["rows", "batch", "grid", "flat"])
+def test_a_rank_without_elements_gives_what_the_others_give(layout: str) -> None:
+    rng = np.random.default_rng(22)
+    shape = (3, 128, 40) if layout == "batch" else (128, 40)
+    opt = Optimizer({"w": rng.standard_normal(shape)})
+    cut = cuts(layout, shape, [shape[0]], 0)
+    if layout == "flat":
+        cut = Cut(layout, [[(0, 5120)], [(5120, 5120)]])
+    ranks, beside = Ranks(opt, {"w": cut}, 2), Ranks(opt, {"w": cut}, 2)
+    for grad in (rng.standard_normal(shape), None):
+        pieces = [None if grad is None else cut.of(grad, 0), None]
+        steps = [
+            m.begin_sharded_step(
+                opt._new_plan(), [piece], 1.0, lambda *a: a, lambda position: None, 0, 0
+            )
+            for m, piece in zip(ranks.models, pieces)
+        ]
+        exchange(steps)
+        for step in steps:
+            step.apply()
+        beside.step([grad])
+        assert [m.counts().tolist() for m in ranks.models] == [[1], [1]]
+        assert everything(ranks) == everything(beside)
+
+
 def test_tensors_are_all_parts_or_all_whole() -> None:
     opt, ranks = model()
     part, (whole, *_) = ranks.tensors[0][0], opt._all_tensors()

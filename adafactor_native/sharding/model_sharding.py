@@ -64,7 +64,6 @@ class ModelSharding(Model):
             channel,
             everything,
             frozenset(everything.keys() - here),
-            tuple(shard.is_owner for shard in everything.values()),
             n_first,
         )
 
@@ -139,16 +138,12 @@ class ModelSharding(Model):
         def begin() -> tuple[ShardedStep[StepReport], Header]:
             self._require_shardable()
             grads, scale, measured_scale = ordered()
-            said = [
-                grad if has else tensor.param  # without elements, as the gradient would be
-                for grad, has, tensor in zip(grads, ranks.is_owner, self._all_tensors())
-            ]
             plan = self._cell.plan or self._new_plan()
             header = self._header(plan, scale, measured_scale)
             make_report = partial(StepReport, self._names, lr=self._cell.lr)
             step: ShardedStep[StepReport] = tensors.begin_sharded_step(
                 plan,
-                said,
+                grads,
                 scale,
                 make_report,
                 self._follow_param,

@@ -18,8 +18,6 @@ class Ranks(NamedTuple):
         Of all tensors that any rank has, in the order that all ranks use.
     absent : frozenset of str
         Those of which this rank was given nothing.
-    is_owner : tuple of bool
-        Of which tensors this rank has elements, and so a say whether there is a gradient.
     n_first : int
         Length of the first array that a step exchanges, whatever its hyper-parameters.
     """
@@ -27,5 +25,4 @@ class Ranks(NamedTuple):
     channel: Channel
     shards: dict[str, TensorShard]
     absent: frozenset[str]
-    is_owner: tuple[bool, ...]
     n_first: int

@@ -76,8 +76,6 @@ class ShardedModel:
     held : list of Held
     tensors : _core.Tensors
         In the same order.
-    nothing : dict of int to ndarray
-        By position, the arrays without elements of what this rank has nothing of.
     groups : list of (int, torch.dtype)
         The native ones: the index of a group of the optimizer, and the dtype of its parameters.
     counts : list of int
@@ -86,7 +84,6 @@ class ShardedModel:
 
     held: list[Held]
     tensors: _core.Tensors
-    nothing: dict[int, Array]
     groups: list[tuple[int, torch.dtype]]
     counts: list[int] = field(default_factory=list)
 
@@ -97,15 +94,12 @@ class ShardedModel:
 def model_of(held: list[Held], names: StateNames) -> ShardedModel:
     """Return new native tensors; those of one group and dtype must follow each other."""
     by_group: dict[tuple[int, torch.dtype], list[Tensor]] = {}
-    nothing = {}
-    for position, one in enumerate(held):
+    for one in held:
         tensor = _tensor(one, names)
         by_group.setdefault((one.place, one.param.dtype), []).append(tensor)
-        if not one.shard.is_owner:
-            nothing[position] = tensor.param
     tensors = _core.Tensors()
     tensors.add(list(by_group.values()))
-    return ShardedModel(held, tensors, nothing, list(by_group))
+    return ShardedModel(held, tensors, list(by_group))
 
 
 def muted_model(
@@ -118,7 +112,7 @@ def muted_model(
         by_group.setdefault((place, dtype), []).append(tensor)
     tensors = _core.Tensors()
     tensors.add(list(by_group.values()))
-    return ShardedModel([], tensors, {}, list(by_group))
+    return ShardedModel([], tensors, list(by_group))
 
 
 def _tensor(one: Held, names: StateNames) -> Tensor:

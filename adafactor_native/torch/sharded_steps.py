@@ -132,11 +132,9 @@ class ShardedSteps:
         def begin() -> tuple[ShardedStep[StepReport], Header]:
             every = [opt._settings(k, group) for k, group in enumerate(opt.param_groups)]
             held = [self._held(opt, every, *each) for each in params]
-            given = [local_grad(one.param) for one in held]
+            given = [local_grad(one.param) if one.shard.is_owner else None for one in held]
             model = self._model_of(opt, held)
             grads = [None if grad is None else array_of(grad.resolve_neg()) for grad in given]
-            for position, array in model.nothing.items():  # whose owners say if there is a gradient
-                grads[position] = array
             t = model.tensors.t + 1
             rates = [opt._rates(one, group, t) for one, group in zip(every, opt.param_groups)]
             plan, settings = plan_of(opt, model, every, rates), at_this_step(opt, every, rates)

@@ -168,7 +168,8 @@ public:
     }
 
     // Begins a step of tensors that lie in pieces, which this object cannot be used beside until it
-    // is over. As step; a tensor without a gradient here must have none on any rank.
+    // is over. As step; a tensor without a gradient here must have none on any rank, but for those
+    // that have no elements of it: for these None is whatever the others give.
     std::unique_ptr<DrivenStep> begin_sharded_step(
         const Plan& plan, const py::sequence& grads_given, double grad_scale,
         const py::function& make_report, const py::function& follow, std::size_t n_header_max,
@@ -186,7 +187,9 @@ public:
         if (state_was_seen_.exchange(false)) forget_numbers();
         begin_list();
         for (std::size_t k = 0; k < held_.size(); ++k) {
-            const py::handle grad = PyTuple_GET_ITEM(host->grads.ptr(), py::ssize_t(k));
+            py::handle grad = PyTuple_GET_ITEM(host->grads.ptr(), py::ssize_t(k));
+            const HeldTensor& held = *held_[k];
+            if (grad.is_none() && !held.part->has_a_say) grad = held.param.object();
             if (grad.is_none()) continue;
             add_to_list(plan, k, grad, given[k].is_none() ? measured_scale : grad_scale);
         }

@@ -25,6 +25,9 @@ double Part::n_elements() const {
 
 void Part::place(const std::vector<std::ptrdiff_t>& local, int row_axis, int col_axis) {
     boxes.clear();
+    const bool is_empty =
+        std::any_of(local.begin(), local.end(), [](std::ptrdiff_t n) { return n == 0; });
+    has_a_say = !is_empty || n_elements() == 0;
     if (is_range()) {
         if (local.size() != 1)
             throw std::invalid_argument("the local param of a flat range must have one axis");

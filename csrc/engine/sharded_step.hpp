@@ -39,7 +39,8 @@ struct ShardedOutcome {
 
 class ShardedStep {
 public:
-    // All tensors of a model have a part, whether or not a gradient is given[k]. May throw
+    // All tensors of a model have a part, whether or not a gradient is given[k]; one whose part has
+    // no say in that is always given. May throw
     // std::bad_alloc, as may next(). The arrays of the first maximum and sum begin with so many
     // free numbers of the caller's. `exact`: sums are integers, of the same bits for all layouts.
     ShardedStep(const Tensor* tensors, const std::vector<bool>& given, const Options& options,

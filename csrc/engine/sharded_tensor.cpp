@@ -47,11 +47,9 @@ double number_of(const Block& element) {
 
 void ShardedTensor::put_max(double* to) const {
     std::fill_n(to, n_max(), kNeutral);
-    // A rank without elements has no say in what the others give.
-    const bool has_a_say = size_of(tensor_.param) > 0 || part().n_elements() == 0;
-    if (has_a_say) to[given_ ? 0 : 1] = 1;
+    if (part_.has_a_say) to[given_ ? 0 : 1] = 1;
     if (!given_) return;
-    if (has_a_say) {
+    if (part_.has_a_say) {
         to[2] = double(int(tensor_.grad.format));
         to[3] = -to[2];
     }

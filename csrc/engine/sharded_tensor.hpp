@@ -27,8 +27,8 @@ double number_of(const Block& element);
 
 class ShardedTensor {
 public:
-    // `given`: there is a gradient in this step. Without one only n_max() is asked for, and
-    // put_max.
+    // `given`: there is a gradient in this step, or this rank has no say in that. Without one only
+    // n_max() is asked for, and put_max.
     ShardedTensor(const Tensor& tensor, bool given, TensorReport& report)
         : tensor_(tensor),
           part_(*tensor.part),
