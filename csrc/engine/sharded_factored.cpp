@@ -18,21 +18,9 @@ ShardedFactored::ShardedFactored(const Tensor& tensor, bool given, TensorReport&
     if (!given) return;
     boxes_.reserve(part_.boxes.size());
     for (const Box& box : part_.boxes) {
-        boxes_.push_back({&box,
-                          tensor,
-                          nullptr,
-                          0,
-                          0,
-                          0,
-                          nullptr,
-                          nullptr,
-                          nullptr,
-                          nullptr,
-                          nullptr,
-                          nullptr,
-                          {},
-                          {}});
-        LocalBox& at = boxes_.back();
+        LocalBox& at = boxes_.emplace_back();
+        at.box = &box;
+        at.tensor = tensor;
         at.tensor.box = &box;
         if (part_.is_range()) {
             // The arrays of one axis as (matrices, rows, cols).
@@ -69,11 +57,6 @@ ShardedFactored::ShardedFactored(const Tensor& tensor, bool given, TensorReport&
         at.rows = at.step->geometry_.rows;
         at.cols = at.step->geometry_.cols;
     }
-}
-
-Moment ShardedFactored::moment() const {
-    return {hyper_.beta2,    hyper_.eps_squares, grad_sq_scale(),  hyper_.eps_means,
-            hyper_.eps_root, hyper_.root_floor,  hyper_.mean_floor};
 }
 
 void ShardedFactored::finish_measure(const Team& team) {

@@ -34,18 +34,18 @@ public:
 protected:
     // A box of this rank: its step, and that one's arrays, (matrices, rows) and (matrices, cols).
     struct LocalBox {
-        const Box* box;
-        Tensor tensor;
-        FactoredStep* step;
-        std::size_t n, rows, cols;
-        double *row_mean, *col_mean, *row_sq, *col_sq;
-        const double *old_row, *old_col;
+        const Box* box = nullptr;
+        Tensor tensor{};
+        FactoredStep* step = nullptr;
+        std::size_t n = 0, rows = 0, cols = 0;
+        double *row_mean = nullptr, *col_mean = nullptr, *row_sq = nullptr, *col_sq = nullptr;
+        const double *old_row = nullptr, *old_col = nullptr;
         std::vector<TwoWords> param_sq, u_sq;  // of each matrix
     };
 
     std::size_t n() const { return part_.n_matrices; }
     double n_elements() const { return double(part_.n_rows) * double(part_.n_cols); }
-    Moment moment() const;
+    Moment moment() const { return moment_of(hyper_); }
     Axis rows_of(const LocalBox& at, std::size_t k) const {
         return {at.rows, at.row_mean + k * at.rows, at.row_sq + k * at.rows, hyper_.eps_means};
     }

@@ -102,10 +102,8 @@ protected:
     virtual void take_own_max(const double* from) = 0;
 
     bool has_momentum() const { return tensor_.m.data != nullptr; }
-    double grad_sq_scale() const { return hyper_.grad_scale * hyper_.grad_scale; }
-    bool is_all_float() const {
-        return tensor_.param.format != Format::float64 && tensor_.grad.format != Format::float64;
-    }
+    double grad_sq_scale() const { return grad_sq_scale_of(hyper_); }
+    bool is_all_float() const { return adafactor::is_all_float(tensor_); }
     // As TensorStep's, of the whole tensor.
     void bound(const Descent* descents, std::size_t n, double sum_u_sq, double sum_param_sq);
 

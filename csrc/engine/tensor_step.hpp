@@ -36,6 +36,22 @@ private:
     std::size_t scratch_size_;
 };
 
+// By which sums of grad^2 become those of g^2.
+inline double grad_sq_scale_of(const HyperParameters& hyper) {
+    return hyper.grad_scale * hyper.grad_scale;
+}
+
+// What the running means of a step go by.
+inline Moment moment_of(const HyperParameters& hyper) {
+    return {hyper.beta2,    hyper.eps_squares, grad_sq_scale_of(hyper), hyper.eps_means,
+            hyper.eps_root, hyper.root_floor,  hyper.mean_floor};
+}
+
+// Whether sums and products of float32 will do; halves are read as float32.
+inline bool is_all_float(const Tensor& tensor) {
+    return tensor.param.format != Format::float64 && tensor.grad.format != Format::float64;
+}
+
 // Lives in scratch memory and is never destroyed. measure and resolve write nothing of the tensor.
 class TensorStep {
 public:
@@ -139,17 +155,10 @@ protected:
     ~TensorStep() = default;
 
     bool has_momentum() const { return tensor_.m.data != nullptr; }
-    double grad_sq_scale() const { return hyper_.grad_scale * hyper_.grad_scale; }
+    double grad_sq_scale() const { return grad_sq_scale_of(hyper_); }
+    bool is_all_float() const { return adafactor::is_all_float(tensor_); }
 
-    // Whether sums and products of float32 will do; halves are read as float32.
-    bool is_all_float() const {
-        return tensor_.param.format != Format::float64 && tensor_.grad.format != Format::float64;
-    }
-
-    Moment moment() const {
-        return {hyper_.beta2,    hyper_.eps_squares, grad_sq_scale(),  hyper_.eps_means,
-                hyper_.eps_root, hyper_.root_floor,  hyper_.mean_floor};
-    }
+    Moment moment() const { return moment_of(hyper_); }
 
     // Looks at the chunk of v with this number, if it is due. Any thread may.
     void look_at_v(std::size_t chunk, const Block& v) {
