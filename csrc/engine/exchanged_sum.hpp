@@ -13,6 +13,12 @@ namespace adafactor {
 inline constexpr std::size_t kWords = 3;  // of an exchanged sum; 2^13 ranks add up exactly
 inline constexpr double kNeutral = std::numeric_limits<double>::lowest();  // of a maximum
 
+// A number for a maximum over ranks, which carries no nan. What is one makes a step as faulty as an
+// infinity does.
+inline double for_maximum(double x) {
+    return std::isnan(x) ? std::numeric_limits<double>::infinity() : x;
+}
+
 // What ranks take the maximum of before they add. A sum that is not finite has the largest.
 inline double exponent_of(const TwoWords& sum) {
     if (!std::isfinite(sum.high)) return 4096;

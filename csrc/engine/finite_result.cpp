@@ -12,7 +12,6 @@ namespace adafactor {
 namespace {
 
 constexpr double kMargin = 0.99;        // of the largest number, for what is rounded on the way
-constexpr double kSumMargin = 1.001;    // of sums, likewise
 constexpr double kMostSquared = 1e150;  // whose square float64 holds
 
 double largest_of(Format format) {

@@ -27,6 +27,8 @@ struct KnownNumbers {
     void forget() { *this = {kUnknown, kUnknown, false, turn}; }
 };
 
+inline constexpr double kSumMargin = 1.001;  // of sums of squares, for how they are rounded
+
 // Of which a fault names an element; null if it names none.
 inline const Array* array_at_fault(const Tensor& tensor, Fault fault) {
     switch (fault) {

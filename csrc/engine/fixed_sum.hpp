@@ -13,6 +13,11 @@ namespace adafactor {
 
 __extension__ typedef __int128 Int128;
 
+// A maximum that a nan becomes, too.
+inline void raise(double& largest, double x) {
+    if (x > largest || std::isnan(x)) largest = x;
+}
+
 // 2 to this is above x. Neutral for zero; the largest for what is not finite.
 inline double fixed_exponent_of(double x) {
     if (!std::isfinite(x)) return 4096;

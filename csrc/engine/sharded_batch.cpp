@@ -69,10 +69,7 @@ protected:
 private:
     static constexpr std::size_t kNumbers = 12;  // of each matrix
 
-    // No maximum carries a nan. Whatever is one makes the step as faulty as an infinity does.
-    void tell(double x) {
-        told_.push_back(std::isnan(x) ? std::numeric_limits<double>::infinity() : x);
-    }
+    void tell(double x) { told_.push_back(for_maximum(x)); }
     void tell(const AxisSummary& of) {
         for (const double x : {of.sum, of.sum_sq, -of.smallest, -of.smallest_live, of.largest_live})
             tell(x);

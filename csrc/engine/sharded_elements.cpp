@@ -157,9 +157,6 @@ private:
     void find_largest(const Team& team) {
         const std::size_t n_tasks = steps_[0]->n_measure_tasks();
         std::vector<std::array<double, kSums>> of_task(n_tasks);
-        const auto raise = [](double& largest, double x) {
-            if (x > largest || std::isnan(x)) largest = x;
-        };
         team.for_tasks(n_tasks, Order::forwards, [&](std::size_t task, int, char*) {
             const auto look = [&](double grad_sq, double u_sq, double param_sq) {
                 raise(of_task[task][0], grad_sq);

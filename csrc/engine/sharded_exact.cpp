@@ -125,10 +125,6 @@ private:
     std::size_t n_lines_and_sums() const { return n_lines() + 2; }
     std::size_t place(std::size_t m) const { return m * n_lines_and_sums(); }
 
-    static void raise(double& largest, double x) {
-        if (x > largest || std::isnan(x)) largest = x;
-    }
-
     static MatrixBatch matrices(const Array& array, const LocalBox& at) {
         return {array, at.tensor.row_axis, at.tensor.col_axis, false};
     }

@@ -10,13 +10,6 @@
 namespace adafactor {
 namespace {
 
-constexpr double kSumMargin = 1.001;  // as finite_result.cpp's
-
-// Not a nan, which no maximum carries.
-double carried(double bound) {
-    return std::isnan(bound) ? std::numeric_limits<double>::infinity() : bound;
-}
-
 float float_of(std::uint32_t bits) {
     float x;
     std::memcpy(&x, &bits, sizeof(x));
@@ -58,8 +51,9 @@ void ShardedTensor::put_max(double* to) const {
     to[6] = 0;
     for (const TensorStep* step : steps_) {
         if (!step->has_sound_state()) to[4] = 1;
-        if (has_momentum()) to[5] = std::max(to[5], carried(step->bound_of_m()));
-        if (step->needs_bound_of_param()) to[6] = std::max(to[6], carried(step->bound_of_param()));
+        if (has_momentum()) to[5] = std::max(to[5], for_maximum(step->bound_of_m()));
+        if (step->needs_bound_of_param())
+            to[6] = std::max(to[6], for_maximum(step->bound_of_param()));
     }
     put_own_max(to + kCommon);
 }
