@@ -90,6 +90,10 @@ private:
     void sum_param(std::size_t chunk, std::size_t tile, Walk walk, char* scratch,
                    const SumOf& sum_of) const;
 
+    // factored_resolve.cpp; both (n_matrices, n_tiles)
+    const SumWords* complete_param_squares(const Team& team);
+    const SumWords* sum_u_squares(const Team& team);  // by factors of the direct form
+
     // factored_apply.cpp
     Factors factors_of(std::size_t matrix, const Rect& part) const;
     Rounding rounding_of(std::size_t matrix, const Rect& part) const;

@@ -34,14 +34,7 @@ public:
 
     void finish_param() {
         if (!step_.param_squares_.is_unknown()) return;
-        const SumWords* const sums = step_.param_squares_.complete([&] {
-            team_.for_tasks(at_.n_chunks * at_.tiling.n_tiles, Order::forwards,
-                            [&](std::size_t task, int, char* scratch) {
-                                step_.measure_param(task / at_.tiling.n_tiles,
-                                                    task % at_.tiling.n_tiles, scratch);
-                            });
-        });
-        mean_of_tiles(sums, step_.mean_param_sq_);
+        mean_of_tiles(step_.complete_param_squares(team_), step_.mean_param_sq_);
     }
 
     // Adds up the groups and finishes the crossed axes.
@@ -188,22 +181,7 @@ private:
 
     // RMS(u)^2 in the direct form, which takes a sweep of its own.
     void find_direct_u() {
-        SumWords* const sums = step_.resolving_.tile_u_sq;
-        const bool in_place = at_.grad_like_param.has_unit_runs();
-        team_.for_tasks(at_.n_tiles(), Order::forwards, [&](std::size_t index, int, char* scratch) {
-            const std::size_t m = index / at_.tiling.n_tiles;
-            const Rect tile = at_.tiling[index % at_.tiling.n_tiles];
-            const MatrixView grad = at_.grad_like_param[m];
-            sums[index] = {};
-            const auto add = [&](const Block& block, const Rect& part) {
-                add_to(sums[index], kernels_.sum_u_squares(block, step_.factors_of(m, part)));
-            };
-            if (in_place) return add(block_in_place(grad, tile), tile);
-            for_parts_of(tile, [&](const Rect& part) {
-                add(gather(grad, part, step_.copies_of(scratch)), part);
-            });
-        });
-        mean_of_tiles(sums, mean_u_sq_);
+        mean_of_tiles(step_.sum_u_squares(team_), mean_u_sq_);
         for (std::size_t m = 0; m < at_.n_matrices; ++m) mean_u_sq_[m] *= step_.grad_sq_scale();
     }
 
@@ -292,6 +270,37 @@ Fault FactoredStep::resolve(const Team& team, bool propagate) {
     if (resolver.choose_update(literal)) return fault;
     if (propagate) resolver.choose_update(true);
     return Fault::second_moment;
+}
+
+// Of the tiles whose sums are not carried.
+const SumWords* FactoredStep::complete_param_squares(const Team& team) {
+    const std::size_t n_tiles = geometry_.tiling.n_tiles;
+    return param_squares_.complete([&] {
+        team.for_tasks(geometry_.n_chunks * n_tiles, Order::forwards,
+                       [&](std::size_t task, int, char* scratch) {
+                           measure_param(task / n_tiles, task % n_tiles, scratch);
+                       });
+    });
+}
+
+const SumWords* FactoredStep::sum_u_squares(const Team& team) {
+    const Geometry& at = geometry_;
+    const std::size_t n_tiles = at.tiling.n_tiles;
+    SumWords* const sums = resolving_.tile_u_sq;
+    const bool in_place = at.grad_like_param.has_unit_runs();
+    team.for_tasks(at.n_tiles(), Order::forwards, [&](std::size_t index, int, char* scratch) {
+        const std::size_t m = index / n_tiles;
+        const Rect tile = at.tiling[index % n_tiles];
+        const MatrixView grad = at.grad_like_param[m];
+        sums[index] = {};
+        const auto add = [&](const Block& block, const Rect& part) {
+            add_to(sums[index], kernels_.sum_u_squares(block, factors_of(m, part)));
+        };
+        if (in_place) return add(block_in_place(grad, tile), tile);
+        for_parts_of(tile,
+                     [&](const Rect& part) { add(gather(grad, part, copies_of(scratch)), part); });
+    });
+    return sums;
 }
 
 }  // namespace adafactor

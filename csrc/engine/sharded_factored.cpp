@@ -69,14 +69,8 @@ void ShardedFactored::finish_measure(const Team& team) {
         at.old_row = step.old_.row;
         at.old_col = step.old_.col;
         if (!step.param_squares_.is_unknown()) continue;
-        const Geometry& geometry = step.geometry_;
-        const std::size_t n_tiles = geometry.tiling.n_tiles;
-        const SumWords* const sums = step.param_squares_.complete([&] {
-            team.for_tasks(geometry.n_chunks * n_tiles, Order::forwards,
-                           [&](std::size_t task, int, char* scratch) {
-                               step.measure_param(task / n_tiles, task % n_tiles, scratch);
-                           });
-        });
+        const SumWords* const sums = step.complete_param_squares(team);
+        const std::size_t n_tiles = step.geometry_.tiling.n_tiles;
         at.param_sq.assign(at.n, {});
         for (std::size_t k = 0; k < at.n; ++k)
             for (std::size_t tile = 0; tile < n_tiles; ++tile)
@@ -217,29 +211,13 @@ void ShardedFactored::measure_second(const Team& team) {
 
 // Whether all sums are finite.
 bool ShardedFactored::sum_direct_u(const Team& team, LocalBox& at, bool wide) {
-    FactoredStep& step = *at.step;
-    const Geometry& geometry = step.geometry_;
-    const std::size_t n_tiles = geometry.tiling.n_tiles;
     fill_factors(at, wide, false);
-    SumWords* const sums = step.resolving_.tile_u_sq;
-    const bool in_place = geometry.grad_like_param.has_unit_runs();
-    team.for_tasks(geometry.n_tiles(), Order::forwards, [&](std::size_t index, int, char* scratch) {
-        const std::size_t m = index / n_tiles;
-        const Rect tile = geometry.tiling[index % n_tiles];
-        const MatrixView grad = geometry.grad_like_param[m];
-        sums[index] = {};
-        const auto add = [&](const Block& block, const Rect& part) {
-            add_to(sums[index], kernels_.sum_u_squares(block, step.factors_of(m, part)));
-        };
-        if (in_place) return add(block_in_place(grad, tile), tile);
-        for_parts_of(tile, [&](const Rect& part) {
-            add(gather(grad, part, step.copies_of(scratch)), part);
-        });
-    });
+    const SumWords* const sums = at.step->sum_u_squares(team);
+    const Geometry& geometry = at.step->geometry_;
     at.u_sq.assign(at.n, {});
     bool are_finite = true;
     for (std::size_t k = 0; k < geometry.n_tiles(); ++k) {
-        at.u_sq[k / n_tiles].add(sums[k]);
+        at.u_sq[k / geometry.tiling.n_tiles].add(sums[k]);
         are_finite = are_finite && std::isfinite(sums[k].high);
     }
     return are_finite;
