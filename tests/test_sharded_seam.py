@@ -377,6 +377,26 @@ def test_a_rank_without_elements_gives_what_the_others_give(layout: str) -> None
         assert everything(ranks) == everything(beside)
 
 
+def test_a_rank_without_elements_goes_by_the_dtype_of_the_others_gradients() -> None:
+    rng = np.random.default_rng(23)
+    shape = (128, 40)
+    # This eps is lost beside float32's roots of the second moment, and not beside float64's.
+    opt = Optimizer(
+        {"w": rng.standard_normal(shape).astype(np.float32)}, eps_mode="both", eps=1e-12
+    )
+    ranks = Ranks(opt, {"w": cuts("rows", shape, [128], 0)}, 2)
+    plan, grad = opt._new_plan(), rng.standard_normal(shape)
+    steps = [
+        m.begin_sharded_step(plan, [piece], 1.0, lambda *a: a, lambda position: None, 0, 0)
+        for m, piece in zip(ranks.models, (grad, None))
+    ]
+    assert [op for op, _ in exchange(steps)] == ["max", "sum", "max", "sum"]
+    for step in steps:
+        step.apply()
+    opt.step([grad])
+    np.testing.assert_allclose(ranks.gathered("param", 0), opt.params["w"], rtol=1e-6)
+
+
 def test_tensors_are_all_parts_or_all_whole() -> None:
     opt, ranks = model()
     part, (whole, *_) = ranks.tensors[0][0], opt._all_tensors()

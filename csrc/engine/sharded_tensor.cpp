@@ -63,6 +63,7 @@ void ShardedTensor::take_max(const double* from) {
     presence_differs_ = from[0] == 1 && from[1] == 1;
     if (!is_given_anywhere_ || presence_differs_) return;
     grad_format_differs_ = from[2] != -from[3];
+    grad_format_ = Format(int(from[2]));
     is_unsound_ = from[4] == 1;
     bound_of_m_ = from[5];
     bound_of_param_ = from[6];

@@ -103,7 +103,10 @@ protected:
 
     bool has_momentum() const { return tensor_.m.data != nullptr; }
     double grad_sq_scale() const { return grad_sq_scale_of(hyper_); }
-    bool is_all_float() const { return adafactor::is_all_float(tensor_); }
+    // By the dtype of the gradient of those who have elements of it.
+    bool is_all_float() const {
+        return tensor_.param.format != Format::float64 && grad_format_ != Format::float64;
+    }
     // As TensorStep's, of the whole tensor.
     void bound(const Descent* descents, std::size_t n, double sum_u_sq, double sum_param_sq);
 
@@ -117,6 +120,7 @@ protected:
 private:
     bool is_given_anywhere_ = false, presence_differs_ = false, grad_format_differs_ = false;
     bool is_unsound_ = false, needs_look_ = false;
+    Format grad_format_ = Format::none;
     double bound_of_m_ = 0, bound_of_param_ = 0;
     double next_m_ = KnownNumbers::kUnknown, next_param_ = KnownNumbers::kUnknown;
     const Descent* descents_ = nullptr;
