@@ -100,8 +100,9 @@ class Tensors:
             ],
             _Result,
         ],
-        follow: Callable[[int], None],
+        follow: Callable[[int], npt.NDArray[Any] | None],
         measured_scale: float = 1.0,
+        params_are_new: bool = False,
     ) -> _Result: ...
     def begin_sharded_step(
         self,
@@ -109,18 +110,25 @@ class Tensors:
         grads: Sequence[Gradient | None],
         grad_scale: float,
         make_report: Callable[..., Any],
-        follow: Callable[[int], None],
+        follow: Callable[[int], npt.NDArray[Any] | None],
         n_header_max: int,
         n_header_sum: int,
         measured_scale: float = 1.0,
         exact: bool = False,
+        params_are_new: bool = False,
     ) -> ShardedStep: ...
     def mute_round(
         self, plan: Plan, n_header_max: int, exact: bool = False
     ) -> npt.NDArray[np.float64]: ...
     def arrays(self, grads: Sequence[Gradient | None]) -> tuple[Any, ...]: ...
     def measure(
-        self, plan: Plan, position: int, grad: Gradient, grad_scale: float | None
+        self,
+        plan: Plan,
+        position: int,
+        grad: Gradient,
+        grad_scale: float | None,
+        follow: Callable[[int], npt.NDArray[Any] | None],
+        params_are_new: bool,
     ) -> None: ...
     def discard_measured(self) -> None: ...
     def measured(self) -> list[int | None]: ...
@@ -135,7 +143,8 @@ class Tensors:
         grad: Gradient,
         grad_scale: float,
         make_report: Callable[..., Any],
-        follow: Callable[[int], None],
+        follow: Callable[[int], npt.NDArray[Any] | None],
+        params_are_new: bool = False,
     ) -> Any: ...
     @property
     def is_open(self) -> bool: ...

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,27 +10,37 @@ from adafactor_native.halves import Array
 from adafactor_native.param_groups import Tensor
 
 
-def follow_params(tensors: Iterable[Tensor], stochastic: bool) -> None:
-    """Make masters follow those elements of params that are not their rounded copies any more.
+def followed(tensor: Tensor, stochastic: bool) -> Array | None:
+    """Return what master or lower half would be if it followed the param, or None where it does.
 
-    An element that is, keeps its master to the bit. With split masters an overwrite cannot be seen,
-    but for a lower half that a zero cannot have had: it becomes zero.
+    Those elements of a master follow that param is not the rounded copy of any more. An element
+    that is, keeps its master to the bit. With split masters an overwrite cannot be seen, but for a
+    lower half that a zero or an infinity cannot have had: it becomes zero.
 
     Parameters
     ----------
-    tensors : iterable of Tensor
+    tensor : Tensor
+        Nothing of it is written to.
     stochastic : bool
         Whether a param may be either neighbour of its master, and not the nearest only.
+
+    Returns
+    -------
+    ndarray or None
+        A new one, of the shape and dtype of master or low.
     """
-    for tensor in tensors:
-        if tensor.master is not None:
-            changed = _differs(tensor.param, tensor.master, stochastic)
-            if changed.any():
-                np.copyto(tensor.master, tensor.param, where=changed, casting="safe")
-        if tensor.low is not None:
-            # The whole number is the halves' sum, the lower one signed: below a zero there is none.
-            magnitude = tensor.param.view(np.uint16) & 0x7FFF
-            np.copyto(tensor.low, 0, where=(magnitude == 0) & (tensor.low >= 0x8000))
+    if tensor.master is not None:
+        changed = _differs(tensor.param, tensor.master, stochastic)
+        if changed.any():
+            return np.where(changed, tensor.param.astype(np.float32), tensor.master)
+    if tensor.low is not None:
+        # The whole number is the halves' sum, the lower one signed: below a zero there is none.
+        magnitude = tensor.param.view(np.uint16) & 0x7FFF
+        foreign = (magnitude == 0) & (tensor.low >= 0x8000)
+        foreign |= (magnitude == 0x7F80) & (tensor.low != 0)  # an infinity is nothing but that
+        if foreign.any():
+            return np.where(foreign, np.uint16(0), tensor.low)
+    return None
 
 
 def take_params(tensor: Tensor) -> None:

@@ -13,7 +13,7 @@ from adafactor_native import hyperparameters as hyper
 from adafactor_native._runtime import _core
 from adafactor_native.accumulation import Accumulated
 from adafactor_native.convention import Convention, switch_elsewhere
-from adafactor_native.following import follow_params
+from adafactor_native.following import followed
 from adafactor_native.guards import RunGuard
 from adafactor_native.hyperparameters import HyperParameter
 from adafactor_native.param_groups import Array, ParamGroup, PlanCell, Tensor, new_groups
@@ -161,19 +161,13 @@ class Model(KnownAttributes):
         self._params_are_new = True
         self._cell.plan = None
 
-    def _follow_param(self, position: int) -> None:
-        """Let one tensor's master follow its param, which a step has found to be another's."""
+    def _followed(self, position: int) -> Array | None:
+        """Return what one tensor's master would be if it followed its param, or None where it does."""
         for group in self._groups:
             if position < len(group.tensors):
-                follow_params([group.tensors[position]], group["rounding"] == "stochastic")
-                return
+                return followed(group.tensors[position], group["rounding"] == "stochastic")
             position -= len(group.tensors)
-
-    def _follow_params(self) -> None:
-        self._tensors.forget_params()  # or raise, if another thread is in a step
-        for group in self._groups:
-            follow_params(group.tensors, group["rounding"] == "stochastic")
-        self._params_are_new = False
+        raise IndexError("no tensor has this position")
 
     def _new_plan(self) -> _core.Plan:
         """Return all that a step takes but gradients, kept until a change if it does not depend on t."""

@@ -76,9 +76,11 @@ class ModelArrivals(Model):
         scale = None if grad_scale is None else hyper.positive("grad_scale", grad_scale)
         position = self._position(name)
         self._require_no_sum(name)
+        self._tensors.measure(
+            self._measuring_plan(), position, grad, scale, self._followed, self._params_are_new
+        )
         if self._params_are_new:
-            self._follow_params()
-        self._tensors.measure(self._measuring_plan(), position, grad, scale)
+            self._params_are_new = False
 
     def discard_measured(self) -> None:
         """Drop all that was measured since the last step, and let go of the gradients.
@@ -162,16 +164,17 @@ class ModelArrivals(Model):
         scale = hyper.positive("grad_scale", grad_scale)
         position = self._position(name)
         self._require_no_sum(name)
-        if self._params_are_new:
-            self._follow_params()
         report: StepReport = self._tensors.step_tensor(
             self._plan_of_open_step() or self._open_step(),
             position,
             grad,
             scale,
             partial(StepReport, self._names, lr=self._cell.lr),
-            self._follow_param,
+            self._followed,
+            self._params_are_new,
         )
+        if self._params_are_new:
+            self._params_are_new = report.skipped  # masters of what is left out follow nothing
         return report
 
     def _open_step(self) -> Plan:

@@ -390,7 +390,8 @@ class Optimizer(ModelArrivals, ModelChanges, ModelStates, ModelCopies, ModelShar
         whether each param is still what its master rounds to; every other step looks at a sixteenth
         of each, in rotation. Where somebody has written other weights to it, the master follows the
         param: weights that are overwritten as a whole are never reverted. After an overwrite of some
-        elements call `params_changed`.
+        elements call `params_changed`. What follows is kept until the step is certain, a copy of such
+        masters: where it raises or is left out, they are as before.
 
         A step is refused, too, where a finite gradient would make a number infinite: of param, of
         its copy, or of the first moment. Bounds that the step knows anyway decide that for nothing,
@@ -419,10 +420,13 @@ class Optimizer(ModelArrivals, ModelChanges, ModelStates, ModelCopies, ModelShar
                 ordered,
                 scale,
                 partial(StepReport, self._names, lr=self._cell.lr),
-                self._follow_param,
+                self._followed,
                 measured_scale,
+                self._params_are_new,
             )
         self._accumulated = none_left
+        if self._params_are_new:
+            self._params_are_new = report.skipped  # masters of what is left out follow nothing
         if report._flags:  # what its properties read, without their calls
             self._say(report)
         else:
@@ -440,8 +444,6 @@ class Optimizer(ModelArrivals, ModelChanges, ModelStates, ModelCopies, ModelShar
 
         Tensors that are `absent` here may be missing in mappings.
         """
-        if self._params_are_new:
-            self._follow_params()
         scale = hyper.positive("grad_scale", grad_scale)
         waiting = self._accumulated
         if reduce is not None and (grads is not None or not waiting.n):

@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from adafactor_native import Optimizer
+from adafactor_native import Optimizer, SkippedStepWarning
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 STORAGE = [(BF16, "float32"), (BF16, "split"), (np.dtype(np.float16), "float32")]
@@ -195,7 +195,7 @@ def test_masters_of_any_magnitude_are_known_again(dtype, rounding):
     )
     opt.step([rng.standard_normal(3000).astype(np.float32)])
     followed = []
-    opt.__dict__["_follow_param"] = followed.append
+    opt.__dict__["_followed"] = followed.append
     for _ in range(40):
         opt.step([rng.standard_normal(3000).astype(np.float32)])
     assert not followed
@@ -215,3 +215,199 @@ def test_masters_beyond_a_power_of_two_are_kept(sign, dtype):
     other.load_state_dict(opt.state_dict())
     other.step([np.ones(24, np.float32)])
     assert other.state["0"]["master"].tobytes() == masters.tobytes()
+
+
+def everything(opt):
+    """Return all that an exception must leave as it was."""
+    states = [array for state in opt.state.values() for array in state.values()]
+    arrays = [*opt.params.values(), *states]
+    return [array.tobytes() for array in arrays], opt.t, opt.skipped, opt.counts.tolist()
+
+
+def overwritten(dtype, masters, when, **arguments):
+    """Return an optimizer beside whose masters somebody has written other weights, some of them zeros."""
+    params = weights(1, dtype)
+    opt = optimizer(params, masters, **arguments)
+    for t in range(4):
+        opt.step(gradients(t))
+    if when == "loaded":
+        opt.load_state_dict(opt.state_dict())
+    other = weights(2, dtype)
+    if masters != "split" or when == "loaded":  # in the middle a step refuses what it cannot follow
+        for array in other.values():
+            array.reshape(-1)[::2] = 0
+    write(params, other)
+    return opt
+
+
+def wrong_gradients(fault):
+    grads = gradients(9)
+    if fault == "nan":
+        grads["b"][1] = np.nan
+    elif fault == "shape":
+        grads["b"] = grads["b"][1:]
+    elif fault == "missing":
+        del grads["b"]
+    elif fault == "no array":
+        grads["b"] = "b"
+    return grads
+
+
+FAULTS = {
+    "nan": (FloatingPointError, r"grads\['b'\]\[1\] is nan, must be finite; nothing was changed"),
+    "shape": (ValueError, r"grads\['b'\] has shape"),
+    "missing": (ValueError, "grads has no 'b'|must have 'b'|'b'"),
+    "no array": (TypeError, r"grads\['b'\]"),
+}
+
+
+@pytest.mark.parametrize("atomic", ["all", "tensor"])
+@pytest.mark.parametrize("when", ["loaded", "in the middle"])
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("dtype, masters", STORAGE)
+def test_masters_follow_nothing_in_a_step_that_raises(dtype, masters, fault, when, atomic):
+    opt = overwritten(dtype, masters, when, atomic=atomic)
+    other = overwritten(dtype, masters, when, atomic=atomic)
+    before = everything(opt)
+    error, words = FAULTS[fault]
+    grads = wrong_gradients(fault)
+    if atomic == "tensor":  # those before it are stepped, and so follow
+        grads = {"w": None, **{name: grad for name, grad in grads.items() if name != "w"}}
+    with pytest.raises(error, match=words.split("; nothing")[0]):
+        opt.step(grads)
+    assert everything(opt) == before
+    opt.step(gradients(9))
+    other.step(gradients(9))
+    assert everything(opt) == everything(other)
+
+
+@pytest.mark.parametrize("when", ["loaded", "in the middle"])
+@pytest.mark.parametrize("number", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("dtype, masters", STORAGE)
+def test_a_param_that_is_not_finite_is_named_and_its_master_stays(dtype, masters, number, when):
+    opt = overwritten(dtype, masters, when)
+    if masters == "split" and when == "in the middle":
+        opt.state["b"]["low"][2] = 0x1234  # below the half above it an infinity looks finite
+    opt.params["b"][2] = number
+    before = everything(opt)
+    with pytest.raises(
+        FloatingPointError, match=rf"params\['b'\]\[2\] is {number}, must be finite"
+    ):
+        opt.step(gradients(9))
+    assert everything(opt) == before
+
+
+@pytest.mark.parametrize("when", ["loaded", "in the middle"])
+@pytest.mark.parametrize("dtype, masters", STORAGE)
+def test_masters_follow_nothing_in_a_step_that_is_left_out(dtype, masters, when):
+    opt = overwritten(dtype, masters, when, nonfinite="skip")
+    other = overwritten(dtype, masters, when, nonfinite="skip")
+    arrays = everything(opt)[0]
+    with pytest.warns(SkippedStepWarning):
+        assert opt.step(wrong_gradients("nan")).skipped
+    assert everything(opt)[0] == arrays
+    opt.step(gradients(9))
+    other.step(gradients(9))
+    assert everything(opt)[0] == everything(other)[0]
+
+
+@pytest.mark.parametrize("dtype, masters", STORAGE)
+def test_what_was_stepped_before_a_fault_has_followed(dtype, masters):
+    """With atomic='tensor' tensors before the one at fault are stepped, from the weights written."""
+    opt = overwritten(dtype, masters, "loaded", atomic="tensor")
+    other = overwritten(dtype, masters, "loaded", atomic="tensor")
+    beside = {name: [x.tobytes() for x in state.values()] for name, state in opt.state.items()}
+    with pytest.raises(FloatingPointError, match="those before it were"):
+        opt.step(wrong_gradients("nan"))
+    grads = {**dict.fromkeys(SHAPES), "w": gradients(9)["w"]}
+    other.step(grads)
+    assert opt.counts.tolist() == other.counts.tolist() == [5, 4, 4, 4]
+    for name in SHAPES:
+        own = [x.tobytes() for x in opt.state[name].values()]
+        if name == "w":
+            assert own == [x.tobytes() for x in other.state[name].values()]
+        else:
+            assert own == beside[name]
+
+
+@pytest.mark.parametrize("when", ["loaded", "in the middle"])
+@pytest.mark.parametrize("fault", ["nan", "shape", "no array"])
+@pytest.mark.parametrize("dtype, masters", STORAGE)
+def test_masters_follow_nothing_in_a_tensors_step_that_raises(dtype, masters, fault, when):
+    opt = overwritten(dtype, masters, when)
+    before = everything(opt)
+    with pytest.raises(FAULTS[fault][0], match=r"grads\['b'\]"):
+        opt.step_tensor("b", wrong_gradients(fault)["b"])
+    assert everything(opt) == before
+    other = overwritten(dtype, masters, when)
+    for name, grad in gradients(9).items():
+        opt.step_tensor(name, grad)
+    opt.step()
+    other.step(gradients(9))
+    assert everything(opt) == everything(other)
+
+
+@pytest.mark.parametrize("fault", ["shape", "no array"])
+@pytest.mark.parametrize("dtype, masters", STORAGE)
+def test_masters_follow_nothing_where_measure_raises(dtype, masters, fault):
+    opt = overwritten(dtype, masters, "loaded")
+    other = overwritten(dtype, masters, "loaded")
+    before = everything(opt)
+    with pytest.raises(FAULTS[fault][0], match=r"grads\['b'\]"):
+        opt.measure("b", wrong_gradients(fault)["b"])
+    assert everything(opt) == before
+    for name, grad in gradients(9).items():
+        opt.measure(name, grad)
+    opt.step()
+    other.step(gradients(9))
+    assert everything(opt) == everything(other)
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+@pytest.mark.parametrize("dtype, masters", STORAGE)
+def test_masters_are_given_back_where_no_report_can_be_made(dtype, masters, error, monkeypatch):
+    opt = overwritten(dtype, masters, "loaded")
+    before = everything(opt)
+
+    def make_report(*given, **named):
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr("adafactor_native.optimizer.StepReport", make_report)
+        with pytest.raises(error):
+            opt.step(gradients(9))
+    assert everything(opt) == before
+
+
+def test_what_follows_may_lie_in_any_order():
+    """Masters that are strided get their own elements back."""
+    param = np.zeros((6, 5, 4), BF16).transpose(2, 0, 1)[:, ::-2]
+    param[...] = np.arange(60).reshape(param.shape)
+    opt = Optimizer({"w": param}, masters="float32")
+    opt.step([np.full(param.shape, 0.25, np.float32)])
+    before = everything(opt)
+    values = param.copy()
+    param[...] = -values
+    bad = np.full(param.shape, 0.25, np.float32)
+    bad[3, 2, 4] = np.inf
+    with pytest.raises(FloatingPointError, match=r"\[3, 2, 4\] is inf"):
+        opt.step([bad])
+    param[...] = values
+    assert everything(opt) == before
+
+
+def test_zeros_with_lower_halves_of_other_numbers_are_refused_by_a_sentence():
+    opt = overwritten(BF16, "split", "in the middle", scale_parameter=False)
+    low = opt.state["w"]["low"]
+    low[1, 3] = 0xF000
+    opt.params["w"][1, 3] = 0
+    before = everything(opt)
+    with pytest.raises(
+        FloatingPointError,
+        match=r"params\['w'\]\[1, 3\] is 0.0, which somebody wrote beside the lower half of another "
+        r"number, must be said: call opt.params_changed\(\); nothing was changed",
+    ):
+        opt.step(gradients(9))
+    assert everything(opt) == before
+    opt.params_changed()
+    opt.step(gradients(9))

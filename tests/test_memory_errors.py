@@ -57,8 +57,9 @@ def bits(subject):
 def attempt(n, outcome):
     AdaFactor((2,)).update(np.ones(2), np.ones(2))  # what a thread makes once
     subject = fresh()
-    if hasattr(subject, "_follow_params"):
-        subject._follow_params()  # NumPy's own of a thread
+    if hasattr(subject, "_followed"):
+        for position in range(len(subject.names)):
+            subject._followed(position)  # NumPy's own of a thread
     before = bits(subject)
     failed = False
     arm(n)

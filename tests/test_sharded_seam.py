@@ -456,7 +456,7 @@ def test_a_measured_gradient_is_taken_over() -> None:
     plan = opt._new_plan()
     held = [cut.of(grad, rank) for rank in range(2)]
     for model_, piece in zip(ranks.models, held):
-        model_.measure(plan, 0, piece, None)
+        model_.measure(plan, 0, piece, None, lambda position: None, False)
     steps = [
         m.begin_sharded_step(plan, [None], 1.0, lambda *a: a, lambda position: None, 0, 0)
         for m in ranks.models

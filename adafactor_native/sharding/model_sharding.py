@@ -146,11 +146,12 @@ class ModelSharding(Model):
                 grads,
                 scale,
                 make_report,
-                self._follow_param,
+                self._followed,
                 N_HEADER,
                 0,
                 measured_scale,
                 self._sums == "exact",
+                self._params_are_new,
             )
             return step, header
 

@@ -17,7 +17,7 @@ from adafactor_native.threads import get_num_threads
 from adafactor_native.torch import compiled, loading, state
 from adafactor_native.torch.backward_hooks import BackwardHooks
 from adafactor_native.torch.fused_backward import FusedBackward, require_no_norm
-from adafactor_native.torch.masters import Followers
+from adafactor_native.torch.masters import Followers, Following
 from adafactor_native.torch.measured_backward import MeasuredBackward
 from adafactor_native.torch.options import NativeOptions
 from adafactor_native.torch.reading import reader
@@ -304,11 +304,15 @@ class NativeOptimizer(torch.optim.Optimizer):
         if self._has_pieces():
             self._sharded_steps().follow_all(self)
             return
-        for index, group in enumerate(self.param_groups):
-            stochastic = self._settings(index, group).is_stochastic
-            self._followers().follow(
-                group["params"], self.state, self._dialect.names, stochastic, all_of_them=True
-            )
+        following = Following(self._followers(), self.state, self._dialect.names)
+        try:
+            for index, group in enumerate(self.param_groups):
+                stochastic = self._settings(index, group).is_stochastic
+                following.follow(group["params"], stochastic, all_of_them=True)
+        except BaseException:
+            following.give_back()
+            raise
+        following.keep()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state of this class or of the library's own, with hyper-parameters.

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch.utils.weak import WeakIdKeyDictionary
@@ -24,6 +25,7 @@ from adafactor_native.sharding.exchange import (
 )
 from adafactor_native.sharding.tensor_shard import TensorShard
 from adafactor_native.sharding.torch_engine import TorchEngine
+from adafactor_native.torch.masters import followed
 from adafactor_native.torch.reading import increment_versions
 from adafactor_native.torch.settings import Settings, is_schedule
 from adafactor_native.torch.sharded_model import Held, ShardedModel, model_of, muted_model
@@ -146,7 +148,7 @@ class ShardedSteps:
                 partial(
                     StepReport, tuple(one.name for one in held), lr=tuple(lr for lr, _ in rates)
                 ),
-                partial(self._follow, opt, model),
+                partial(self._followed, opt, model),
                 N_HEADER,
                 0,
             )
@@ -322,21 +324,27 @@ class ShardedSteps:
         plan = plan_of(opt, model, before, [(0.0, 0.0)] * len(before))
         return model.tensors.mute_round(plan, N_HEADER)
 
-    def _follow(self, opt: NativeOptimizer, model: ShardedModel, position: int) -> None:
-        """Let what lies beside a half-precision parameter follow it, where somebody wrote to it."""
+    def _followed(
+        self, opt: NativeOptimizer, model: ShardedModel, position: int
+    ) -> npt.NDArray[Any] | None:
+        """Return what lies beside a half-precision parameter if it followed, or None where it does."""
         one = model.held[position]
+        beside = _beside(one, opt._dialect.names)
+        if beside is None:
+            return None
         stochastic = opt._settings(one.place, opt.param_groups[one.place]).is_stochastic
-        states = {one.local: one.local_values()}
-        opt._followers().follow(
-            [one.local], states, opt._dialect.names, stochastic, all_of_them=True
-        )
+        new = followed(one.local.detach(), beside, stochastic)
+        return None if new is None else array_of(new)
 
     def follow_all(self, opt: NativeOptimizer) -> None:
         """Let all masters follow the parameters as they are."""
-        for position in range(0 if self._model is None else len(self._model.held)):
-            assert self._model is not None
-            self._follow(opt, self._model, position)
-        self._model = None
+        model, self._model = self._model, None
+        for position, one in enumerate([] if model is None else model.held):
+            assert model is not None
+            new = self._followed(opt, model, position)
+            beside = _beside(one, opt._dialect.names)
+            if new is not None and beside is not None:
+                array_of(beside)[...] = new
 
     def _only_allocates(
         self,
@@ -366,6 +374,12 @@ class ShardedSteps:
         for one in made:
             if one.param.grad is not None:
                 opt.state[one.param].update(one.values)
+
+
+def _beside(one: Held, names: StateNames) -> torch.Tensor | None:
+    """Return this rank's own master or lower halves, if there are."""
+    values = one.local_values()
+    return values.get(names.master, values.get(names.low))
 
 
 def _shard_of(name: str, cut: Cut, kept: Kept) -> TensorShard:

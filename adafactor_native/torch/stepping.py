@@ -13,6 +13,7 @@ import torch
 from adafactor_native.guards import SkippedStepWarning
 from adafactor_native.rules import are_constant
 from adafactor_native.torch import others, state
+from adafactor_native.torch.masters import Following, count_in
 from adafactor_native.torch.reading import increment_versions
 from adafactor_native.torch.settings import is_schedule
 
@@ -117,11 +118,9 @@ class StepCall:
         ]
         keeps_masters = any(one.kept.masters for one in self._settings)
         self._followers = opt._followers() if keeps_masters else None
-        if self._followers is not None:
-            for one, part in zip(self._settings, parts):
-                self._followers.follow(
-                    part.params, self._states, opt._dialect.names, one.is_stochastic
-                )
+        # Of parameters whose state was made or changed for this step: what it was, None without one,
+        # and its count of steps then.
+        self._states_before: list[tuple[torch.Tensor, dict[str, Any] | None, float | None]] = []
 
     def make_ready(self) -> Ready:
         """Make what a step needs, and say where it may be taken."""
@@ -136,19 +135,39 @@ class StepCall:
         )
 
     def take(self) -> None:
+        """Take the step; where it raises, what it has not stepped is as it was."""
+        following = None
+        if self._followers is not None:
+            following = Following(self._followers, self._states, self._opt._dialect.names)
+        try:
+            self._take(following)
+        except BaseException:
+            if following is not None:
+                following.give_back()
+            self._give_back_states()
+            raise
+
+    def _take(self, following: Following | None) -> None:
         opt = self._opt
         native, options = opt._native_steps(), opt._native_options(self._t)
+        self._follow(following)
         stepped, unready, foreign, norm, skipped = native.step(
             self._groups, self._states, options, self._measured
         )
         if stepped is None:
             if not self._made_ready(unready, foreign):
                 return
+            self._follow(following)
             stepped, unready, foreign, norm, skipped = native.step(
                 self._groups, self._states, options, self._measured
             )
             if stepped is None:
                 raise RuntimeError("the state that was just made is not what a step needs")
+        if following is not None:
+            if skipped:
+                following.give_back()
+            else:
+                following.keep()
         if self._measured_by is not None and self._measured is not None:
             self._measured_by.taken = self._measured.n_taken
             self._measured = None
@@ -163,6 +182,23 @@ class StepCall:
                     others.step([param], self._states, self._parts[part].group)
         if skipped and opt.options.nonfinite == "skip":
             note_skipped(opt)
+
+    def _follow(self, following: Following | None) -> None:
+        if following is not None:
+            for one, part in zip(self._settings, self._parts):
+                following.follow(part.params, one.is_stochastic)
+
+    def _give_back_states(self) -> None:
+        """Let states that were made or changed be what they were, where no step was taken."""
+        for param, before, count in self._states_before:
+            if (count_in(self._states, param, self._opt._dialect.names) or 0) != (count or 0):
+                continue
+            if before is None:
+                self._states.pop(param, None)
+            else:
+                self._states[param].clear()
+                self._states[param].update(before)
+        self._states_before.clear()
 
     def _made_ready(self, unready: Places, foreign: Places) -> bool:
         """Make the state that a step needs. False if that was all that was asked for."""
@@ -181,6 +217,9 @@ class StepCall:
                 fresh: dict[str, Any] = {}
                 state.begin(fresh, names, kept, shown, param)
                 ready.append((param, fresh))
+        for param, _ in ready:
+            mine, count = self._states.get(param), count_in(self._states, param, names)
+            self._states_before.append((param, None if mine is None else dict(mine), count))
         for param, values in ready:  # nothing fails from here on
             self._states[param].update(values)
         if allocates:

@@ -12,6 +12,11 @@ namespace {
 // Below this a step takes less time than another thread needs to take the GIL and give it back.
 constexpr std::size_t kElementsUnderGil = 4096;
 
+// Of a zero in the upper halves whose whole number is no zero, but not finite.
+constexpr const char* kForeignHalf =
+    ", which somebody wrote beside the lower half of another number, must be said: call "
+    "opt.params_changed()";
+
 // An element of an array of this shape by its index in C order.
 struct Element {
     std::string place, text;  // text: name[place] is value
@@ -47,6 +52,7 @@ std::string bad_element(const NamedArray& named, const Array& array, std::ptrdif
         return "the squares of " + (is_state ? name.word + name.of_tensor() : name.text()) +
                " add up to more than float64 holds";
     const Element element(named, array.ndim, array.shape, index);
+    if (array.format == Format::split && element.value == 0) return element.text + kForeignHalf;
     return (is_state ? element.of_state(name) : element.text) +
            (std::isfinite(element.value) ? ", whose square overflows float64" : ", must be finite");
 }
@@ -54,6 +60,7 @@ std::string bad_element(const NamedArray& named, const Array& array, std::ptrdif
 std::string infinite_result(const NamedArray& param, const Array& array, std::ptrdiff_t index) {
     const Element element(param, array.ndim, array.shape, index);
     if (!std::isfinite(element.value)) return element.text + ", must be finite";
+    if (array.format == Format::split && element.value == 0) return element.text + kForeignHalf;
     return element.text +
            ", and this step would make it, its copy or its first moment infinite: it must be "
            "smaller, the step too, or the dtype wider";

@@ -12,6 +12,7 @@
 #include "bindings/bindings.hpp"
 #include "bindings/buffers.hpp"
 #include "bindings/constructor.hpp"
+#include "bindings/following.hpp"
 #include "bindings/held_tensor.hpp"
 #include "bindings/norm_window.hpp"
 #include "bindings/plan.hpp"
@@ -111,11 +112,12 @@ public:
     // One step of all tensors whose grad is not None, or was measured; it ends the step that
     // step_tensor has begun. What was measured is divided by measured_scale, all else by
     // grad_scale. Returns what make_report makes of the arrays that the step fills: it is called
-    // before, for nothing may fail after a step. A tensor whose param is found to be another than
-    // its master's follows it: follow(its position).
+    // before, for nothing may fail after a step. A master whose param is found to be another's
+    // becomes what follow(position) returns, or stays for None; where params are new, all are asked
+    // for. Where the step does not take place, they are as they were.
     py::object step(const Plan& plan, const py::sequence& grads_given, double grad_scale,
                     const py::function& make_report, const py::function& follow,
-                    double measured_scale) {
+                    double measured_scale, bool params_are_new) {
         const StepLock lock(occupancy_);
         require_count_left();
         require_no_parts();
@@ -124,6 +126,7 @@ public:
             throw py::value_error("as many grads as tensors, and rules as groups, are needed");
         const py::tuple grads = with_measured(arrays_from(given));
         if (state_was_seen_.exchange(false)) forget_numbers();  // by what made arrays, too
+        if (params_are_new) forget_carried();
         begin_list();
         for (std::size_t k = 0; k < held_.size(); ++k) {
             const py::handle grad = PyTuple_GET_ITEM(grads.ptr(), py::ssize_t(k));
@@ -137,7 +140,8 @@ public:
             options.skip_norm_above = norms_.limit(plan.skip_above);
         else
             norms_.clear();
-        follow_params(options.threads, follow);
+        Following following(reports_, positions_);
+        follow_params(following, options.threads, follow, params_are_new);
         reports_.assign(tensors_.size(), {});
         std::optional<ModelStep> own;
         if (open_ == nullptr) own.emplace(held_.size(), make_report);
@@ -156,6 +160,7 @@ public:
             if (raises) raise(outcome, grads[positions_[outcome.tensor]], changed_by(options));
             spending.spend_all();
         }
+        if (is_well(outcome)) following.keep_all();
         if (open_ != nullptr) {
             note_in(*open_, outcome, false);
             return end_open();
@@ -173,7 +178,7 @@ public:
     std::unique_ptr<DrivenStep> begin_sharded_step(
         const Plan& plan, const py::sequence& grads_given, double grad_scale,
         const py::function& make_report, const py::function& follow, std::size_t n_header_max,
-        std::size_t n_header_sum, double measured_scale, bool exact) {
+        std::size_t n_header_sum, double measured_scale, bool exact, bool params_are_new) {
         auto host = std::make_unique<Sharded>(*this, plan);
         require_count_left();
         require_parts();
@@ -185,6 +190,7 @@ public:
             throw py::value_error("as many grads as tensors, and rules as groups, are needed");
         host->grads = with_measured(arrays_from(given));
         if (state_was_seen_.exchange(false)) forget_numbers();
+        if (params_are_new) forget_carried();
         begin_list();
         for (std::size_t k = 0; k < held_.size(); ++k) {
             py::handle grad = PyTuple_GET_ITEM(host->grads.ptr(), py::ssize_t(k));
@@ -198,7 +204,7 @@ public:
             host->options.skip_norm_above = norms_.limit(plan.skip_above);
         else
             norms_.clear();
-        follow_params(host->options.threads, follow);
+        follow_params(host->following, host->options.threads, follow, params_are_new);
         host->given.assign(held_.size(), false);
         for (std::size_t i = 0, k = 0; k < held_.size(); ++k) {
             host->given[k] = i < positions_.size() && positions_[i] == k;
@@ -221,8 +227,10 @@ public:
     }
 
     // Takes the first sweep of the next step over tensor k, and holds its gradient until then.
+    // Where params are new, masters follow them as in a step.
     void measure(const Plan& plan, std::size_t k, py::handle grad_given,
-                 std::optional<double> grad_scale) {
+                 std::optional<double> grad_scale, const py::function& follow,
+                 bool params_are_new) {
         const StepLock lock(occupancy_);
         HeldTensor& held = *held_.at(k);
         const Name grad_name = held.name_of("grad");
@@ -234,10 +242,14 @@ public:
                 "opt.discard_measured()");
         require_not_stepped(k);
         if (state_was_seen_.exchange(false)) forget_numbers();
+        if (params_are_new) forget_carried();
         begin_list();
         add_to_list(plan, k, object, grad_scale.value_or(1));
+        Following following(reports_, positions_);
+        if (params_are_new) follow_all(following, follow);
         auto measured = std::make_unique<MeasuredGrad>(object, tensors_[0].grad, grad_scale);
         measured->measure(tensors_[0], plan.options().threads);
+        following.keep_all();
         held.measured_grad = std::move(measured);
         ++n_measured_;
     }
@@ -266,7 +278,7 @@ public:
     // the report of that step, so far.
     py::object step_tensor(const Plan& plan, std::size_t k, py::handle grad_given,
                            double grad_scale, const py::function& make_report,
-                           const py::function& follow) {
+                           const py::function& follow, bool params_are_new) {
         const StepLock lock(occupancy_);
         require_count_left();
         require_no_parts();
@@ -279,10 +291,12 @@ public:
                                   "opt.discard_measured() before opt.step_tensor");
         require_not_stepped(k);
         if (state_was_seen_.exchange(false)) forget_numbers();
+        if (params_are_new) forget_carried();
         begin_list();
         add_to_list(plan, k, grad, grad_scale);
         const Options options = plan.options();
-        follow_params(options.threads, follow);
+        Following following(reports_, positions_);
+        follow_params(following, options.threads, follow, params_are_new);
         reports_.assign(1, {});
         std::unique_ptr<OpenStep> begun;
         if (open_ == nullptr) begun = std::make_unique<OpenStep>(held_.size(), make_report, t_ + 1);
@@ -294,6 +308,7 @@ public:
         }
         if (outcome.fault != Fault::none && plan.nonfinite == NonFinite::raise)
             raise(outcome, grad, "; it was not changed" + stepped_before());
+        if (is_well(outcome)) following.keep_all();
         note_in(open, outcome, false);
         if (begun != nullptr) open_ = std::move(begun);
         return open.report;
@@ -436,7 +451,11 @@ private:
     // A sharded step under way, which keeps this object to itself.
     struct Sharded final : ShardedHost {
         Sharded(Tensors& owner, const Plan& of_step)
-            : lock(owner.occupancy_), self(py::cast(&owner)), all(owner), plan(of_step) {}
+            : lock(owner.occupancy_),
+              self(py::cast(&owner)),
+              all(owner),
+              plan(of_step),
+              following(owner.reports_, owner.positions_) {}
 
         Name name_of(std::size_t k, const char* word) const override {
             return all.held_[k]->name_of(word);
@@ -451,6 +470,7 @@ private:
         Plan plan;
         py::tuple grads;
         std::optional<ModelStep> model;
+        Following following;
     };
 
     py::object end_sharded(Sharded& step, const ShardedOutcome& sharded,
@@ -475,6 +495,7 @@ private:
                 throw_floating_point_error(message + "; nothing was changed");
             spending.spend_all();
         }
+        if (is_well(outcome)) step.following.keep_all();
         if (outcome.fault != Fault::none) ++skipped_;
         given_before_.swap(step.given);
         note(step.model->results, outcome, false);
@@ -504,15 +525,33 @@ private:
         return is_still_rounded(tensor, threads);
     }
 
-    void follow_params(int threads, const py::function& follow) {
+    // Whether the step took place, and all of it.
+    static bool is_well(const Outcome& outcome) {
+        return outcome.fault == Fault::none && !outcome.is_spike;
+    }
+
+    // Of the tensors on the list; where params are new, of all.
+    void follow_params(Following& following, int threads, const py::function& follow,
+                       bool params_are_new) {
+        if (params_are_new) {
+            follow_all(following, follow);
+            return;
+        }
         for (std::size_t k = 0; k < tensors_.size(); ++k) {
             HeldTensor& held = *held_[positions_[k]];
             if (!held.master.exists() || is_rounded(tensors_[k], threads)) continue;
-            stops_where_unwound([&] { follow(positions_[k]); });
-            held.carried.forget();
-            held.known.forget();
-            tensors_[k].measured = nullptr;
-            if (held.measured_grad != nullptr) held.measured_grad->forget();
+            if (following.let_follow(held, positions_[k], follow)) tensors_[k].measured = nullptr;
+        }
+    }
+
+    void follow_all(Following& following, const py::function& follow) {
+        for (std::size_t k = 0, i = 0; k < held_.size(); ++k) {
+            while (i < positions_.size() && positions_[i] < k) ++i;
+            HeldTensor& held = *held_[k];
+            if (!held.master.exists() && !held.low.exists()) continue;
+            const bool follows = following.let_follow(held, k, follow);
+            if (follows && i < positions_.size() && positions_[i] == k)
+                tensors_[i].measured = nullptr;
         }
     }
 
@@ -570,6 +609,7 @@ private:
     void begin_list() {
         tensors_.clear();
         positions_.clear();
+        reports_.clear();
     }
 
     // Checks tensor k and its gradient.
@@ -772,12 +812,12 @@ void bind_tensors(py::module_& m) {
              py::arg("param"), py::arg("grad"))
         .def("step", &Tensors::step, "One step of all tensors whose grad is not None, in place.",
              py::arg("plan"), py::arg("grads"), py::arg("grad_scale"), py::arg("make_report"),
-             py::arg("follow"), py::arg("measured_scale") = 1.0)
+             py::arg("follow"), py::arg("measured_scale") = 1.0, py::arg("params_are_new") = false)
         .def("begin_sharded_step", &Tensors::begin_sharded_step,
              "Begin a step of tensors that lie in pieces.", py::arg("plan"), py::arg("grads"),
              py::arg("grad_scale"), py::arg("make_report"), py::arg("follow"),
              py::arg("n_header_max"), py::arg("n_header_sum"), py::arg("measured_scale") = 1.0,
-             py::arg("exact") = false)
+             py::arg("exact") = false, py::arg("params_are_new") = false)
         .def("mute_round", &Tensors::mute_round,
              "The first maximum as a rank begins it that has no part in it.", py::arg("plan"),
              py::arg("n_header_max"), py::arg("exact") = false)
@@ -786,7 +826,8 @@ void bind_tensors(py::module_& m) {
              py::arg("grads"))
         .def("measure", &Tensors::measure,
              "Take the first sweep of the next step over one tensor, and hold its gradient.",
-             py::arg("plan"), py::arg("position"), py::arg("grad"), py::arg("grad_scale"))
+             py::arg("plan"), py::arg("position"), py::arg("grad"), py::arg("grad_scale"),
+             py::arg("follow"), py::arg("params_are_new"))
         .def("discard_measured", &Tensors::discard_measured)
         .def("measured", &Tensors::measured,
              "Of each tensor the bytes held since its gradient was measured, or None.")
@@ -795,7 +836,7 @@ void bind_tensors(py::module_& m) {
         .def("step_tensor", &Tensors::step_tensor,
              "Step one tensor, as part of a step of the model that step ends.", py::arg("plan"),
              py::arg("position"), py::arg("grad"), py::arg("grad_scale"), py::arg("make_report"),
-             py::arg("follow"))
+             py::arg("follow"), py::arg("params_are_new") = false)
         .def_property_readonly("is_open", &Tensors::is_open)
         .def("given", &Tensors::given, "Which tensors had a gradient in the last step.")
         .def("alone", &Tensors::alone,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -274,3 +277,78 @@ def test_what_does_not_go_with_comm():
         Optimizer({"w": np.ones(3)}, shards={})
     with pytest.raises(TypeError, match=r"^comm is a int, must be a communicator"):
         Optimizer({"w": np.ones(3)}, comm=3)
+
+
+def rank_whose_masters_would_follow(engine, layout, masters, **settings):
+    """Return this rank's optimizer after steps, a load, and weights that somebody has written."""
+    half = ml_dtypes.bfloat16
+    opt, _ = cases.on_rank(engine, layout, "paper", half, {"masters": masters, **settings})
+    opt.load_state_dict(opt.state_dict(gather=True))
+    for name, param in opt.params.items():
+        if param.size:
+            piece = cases.pieces_here(engine, layout)[name]
+            param[...] = local(cases.arrays(half, 5)[name], piece)
+            param.flat[::2] = 0
+    return opt
+
+
+@pytest.mark.parametrize("fault", ["nan", "shape", "missing", "param"])
+@pytest.mark.parametrize("masters", ["float32", "split"])
+@pytest.mark.parametrize("layout", ["rows", "grid", "owned"])
+def test_masters_follow_nothing_where_another_rank_is_wrong(layout, masters, fault):
+    error = FloatingPointError if fault in ("nan", "param") else ValueError
+
+    def refuse(engine):
+        opt = rank_whose_masters_would_follow(engine, layout, masters)
+        grads = grads_here(engine, layout, dtype=np.float32)
+        first = next(name for name, param in opt.params.items() if param.size)
+        if engine.rank == 1:
+            if fault == "nan":
+                grads[first].flat[0] = np.nan
+            elif fault == "shape":
+                grads[first] = grads[first][None]
+            elif fault == "missing":
+                grads["nobody's"] = grads.pop(first)
+            else:
+                opt.params[first].flat[1] = np.inf
+        before = bytes_of(opt)
+        with pytest.raises(error) as raised:
+            opt.step(grads)
+        assert bytes_of(opt) == before
+        return str(raised.value)
+
+    assert len(set(on_ranks(RANKS, refuse))) == 1
+
+
+@pytest.mark.parametrize("masters", ["float32", "split"])
+def test_masters_follow_nothing_where_a_rank_is_killed(masters):
+    def refuse(engine):
+        opt = rank_whose_masters_would_follow(engine, "rows", masters)
+        before = bytes_of(opt)
+        if engine.rank == 1:
+            engine.dies_at = engine.n_calls + 1
+        with pytest.raises((CommunicationError, Killed)):
+            opt.step(grads_here(engine, "rows", dtype=np.float32))
+        assert bytes_of(opt) == before
+
+    on_ranks(RANKS, refuse)
+
+
+@pytest.mark.parametrize("masters", ["float32", "split"])
+def test_masters_follow_nothing_in_a_sharded_step_that_is_left_out(masters):
+    def skip(engine):
+        opt = rank_whose_masters_would_follow(engine, "rows", masters, nonfinite="skip")
+        grads = grads_here(engine, "rows", dtype=np.float32)
+        before = bytes_of(opt)[0]
+        if engine.rank == 1:
+            grads["w"][0, 0] = np.nan
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert opt.step(grads).skipped
+        assert bytes_of(opt)[0] == before
+        opt.step(grads_here(engine, "rows", dtype=np.float32))
+        other = rank_whose_masters_would_follow(engine, "rows", masters, nonfinite="skip")
+        other.step(grads_here(engine, "rows", dtype=np.float32))
+        assert bytes_of(opt)[0] == bytes_of(other)[0]
+
+    on_ranks(RANKS, skip)
