@@ -19,7 +19,7 @@ from adafactor_native.torch.backward_hooks import BackwardHooks
 from adafactor_native.torch.fused_backward import FusedBackward, require_no_norm
 from adafactor_native.torch.masters import Followers, Following
 from adafactor_native.torch.measured_backward import MeasuredBackward
-from adafactor_native.torch.options import NativeOptions
+from adafactor_native.torch.options import NativeOptions, require_own_options
 from adafactor_native.torch.reading import reader
 from adafactor_native.torch.settings import Dialect, Settings, key_of, rate_of, settings_of
 from adafactor_native.torch.sharded_params import is_of_fsdp1, may_be_sharded
@@ -290,6 +290,7 @@ class NativeOptimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in torch; `fuse_backward` and `measure_in_backward` watch it too."""
+        require_own_options(param_group)
         super().add_param_group(param_group)
         if "_hooked" in self.__dict__:
             self._hooked.watch(len(self.param_groups) - 1, self.param_groups[-1])
@@ -375,7 +376,7 @@ class NativeOptimizer(torch.optim.Optimizer):
         if self._is_to_be_skipped():
             return
         if parts is not None:  # other parameters may be stepped by other threads
-            StepCall(self, parts, t).take()
+            StepCall(self, parts, t, counts=True).take()
             return
         with self._lock():
             StepCall(self, all_parts(self), t, measured_by=self._measured_in_backward()).take()
@@ -385,6 +386,8 @@ class NativeOptimizer(torch.optim.Optimizer):
         return hooked if isinstance(hooked, MeasuredBackward) else None
 
     def _take_sharded_step(self) -> None:
+        from adafactor_native.torch.sharded_steps import Taken
+
         parts = all_parts(self)
         whole, n_whole = [], 0
         for part in parts:
@@ -406,8 +409,9 @@ class NativeOptimizer(torch.optim.Optimizer):
                 "nonfinite other than 'propagate', or max_grad_norm, all must be DTensors, as "
                 "distribute_tensor(param, mesh, [Replicate()]) makes them"
             )
-        if self._sharded_steps().take(self) and whole:
-            StepCall(self, whole).take()
+        taken = self._sharded_steps().take(self)
+        if whole and taken is not Taken.left_out:
+            StepCall(self, whole, counts=taken is Taken.step).take()
 
     def _has_pieces(self) -> bool:
         """Whether parameters lie in pieces on several ranks."""

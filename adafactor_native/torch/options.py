@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -56,6 +56,16 @@ def _unknown(name: str) -> str:
 
 # What a group may have of its own, if the user puts it there.
 OF_GROUPS = ("rounding", "masters", "momentum_dtype")
+
+
+def require_own_options(group: Mapping[str, Any]) -> None:
+    """Raise a ValueError if a group has an option that holds for all of them."""
+    for name in CHECKS:
+        if name in group and name not in OF_GROUPS:
+            raise ValueError(
+                f"{name} is {group[name]!r} in a group, must be an argument of the optimizer: it holds for "
+                "all groups"
+            )
 
 
 class NativeOptions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -57,6 +58,14 @@ class GivenParam(NamedTuple):
     param: torch.Tensor
 
 
+class Taken(enum.Enum):
+    """What has become of a step."""
+
+    step = enum.auto()
+    state_only = enum.auto()  # its state was all that was asked for
+    left_out = enum.auto()  # a GradScaler has found an infinity
+
+
 class ShardedSteps:
     """The steps of one optimizer whose parameters lie in pieces."""
 
@@ -109,27 +118,21 @@ class ShardedSteps:
                 channel.is_lost = False
         self._model = None
 
-    def take(self, opt: NativeOptimizer) -> bool:
-        """Take one step of all parameters that lie in pieces, together with all other ranks.
-
-        Returns
-        -------
-        bool
-            Whether this is a step, and none that is left out because a GradScaler has found an infinity.
-        """
+    def take(self, opt: NativeOptimizer) -> Taken:
+        """Take one step of all parameters that lie in pieces, together with all other ranks."""
         params = self._params(opt)
         if not params:
-            return True
+            return Taken.step
         channel = self._channel(params)
         channel.require_not_lost()
         before = [opt._settings_before(k, group) for k, group in enumerate(opt.param_groups)]
         for place, name, param in params:  # what is wrong here is wrong on all ranks
             self.state_of(opt, before[place].kept, name, param)
         if _found_inf(opt, channel):
-            return False
-        if self._only_allocates(opt, channel, params):
+            return Taken.left_out
+        if self._only_allocates(opt, channel):
             together(channel, lambda: self._allocate(opt, params))
-            return True
+            return Taken.state_only
 
         def begin() -> tuple[ShardedStep[StepReport], Header]:
             every = [opt._settings(k, group) for k, group in enumerate(opt.param_groups)]
@@ -163,7 +166,7 @@ class ShardedSteps:
             raises_faults=opt.options.nonfinite == "raise",
         )
         self._note(opt, channel, report)
-        return True
+        return Taken.step
 
     def _note(self, opt: NativeOptimizer, channel: Channel, report: StepReport) -> None:
         """Write to the optimizer's state what a step has left."""
@@ -346,12 +349,7 @@ class ShardedSteps:
             if new is not None and beside is not None:
                 array_of(beside)[...] = new
 
-    def _only_allocates(
-        self,
-        opt: NativeOptimizer,
-        channel: Channel,
-        params: Sequence[GivenParam],
-    ) -> bool:
+    def _only_allocates(self, opt: NativeOptimizer, channel: Channel) -> bool:
         """Whether a step is to make the state and do nothing else, as distributed checkpoints ask."""
         if any(opt.state.values()):
             return False
@@ -361,7 +359,7 @@ class ShardedSteps:
                 return False
 
         def any_here() -> bool:
-            grads = [local_grad(param) for _, _, param in params]
+            grads = [local_grad(param) for group in opt.param_groups for param in group["params"]]
             return any(grad is not None and bool(grad.any()) for grad in grads)
 
         any_of_all = np.array([float(together(channel, any_here))])

@@ -88,6 +88,9 @@ class StepCall:
         By parameter; None: the optimizer's.
     measured_by : MeasuredBackward or None
         Hands over what it has measured of the parameters.
+    counts : bool or None
+        Whether it is a step, or makes state that is missing and no more. None: a step unless the whole
+        model asks for its state alone.
     """
 
     def __init__(
@@ -97,8 +100,10 @@ class StepCall:
         t: int = 0,
         states: dict[torch.Tensor, Any] | None = None,
         measured_by: MeasuredBackward | None = None,
+        counts: bool | None = None,
     ) -> None:
         self._opt, self._parts, self._t = opt, parts, t
+        self._counts = counts
         self._measured_by = measured_by
         self._measured = None if measured_by is None else measured_by.hand_over()
         self._states = opt.state if states is None else states
@@ -177,6 +182,9 @@ class StepCall:
         opt.grad_norm = norm
         if foreign:
             self._require_steppable(foreign)
+            if self._only_allocates():  # there was nothing else to step
+                self._begin_foreign(foreign)
+                return
             for part, param in foreign:
                 with torch.no_grad():
                     others.step([param], self._states, self._parts[part].group)
@@ -223,10 +231,13 @@ class StepCall:
         for param, values in ready:  # nothing fails from here on
             self._states[param].update(values)
         if allocates:
-            for _, param in foreign:
-                if not self._states[param]:
-                    others.begin(self._states[param], param)
+            self._begin_foreign(foreign)
         return not allocates
+
+    def _begin_foreign(self, foreign: Places) -> None:
+        for _, param in foreign:
+            if not self._states[param]:
+                others.begin(self._states[param], param)
 
     def _only_allocates(self) -> bool:
         """Whether a step is to make the state and do nothing else.
@@ -234,6 +245,8 @@ class StepCall:
         Distributed checkpoints take such steps: there is no state, every lr is 0 and every gradient
         of the model is zero. A warm-up that begins at 0 has gradients that are not.
         """
+        if self._counts is not None:
+            return not self._counts
         if any(self._states.values()):
             return False
         for part in self._parts:

@@ -310,6 +310,21 @@ def beside_plain_ones():
     return whole(p)[0, 0].item(), q[0].item(), [float(opt.state[x]["step"]) for x in (p, q)]
 
 
+def first_steps_beside_plain_ones():
+    """Counts after a first step with lr 0 whose gradients are zero of none, of the DTensor, of both."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    found = {}
+    for zero in "none", "p", "p and q":
+        p = torch.nn.Parameter(distribute_tensor(torch.ones(8, 3), mesh, [Shard(0)]))
+        q = torch.nn.Parameter(torch.ones(3))
+        opt = Adafactor([("p", p), ("q", q)], lr=0.0)
+        p.grad = distribute_tensor(torch.full((8, 3), float("p" not in zero)), mesh, [Shard(0)])
+        q.grad = torch.full((3,), float("q" not in zero))
+        opt.step()
+        found[zero] = [float(opt.state[x]["step"]) for x in (p, q)]
+    return found
+
+
 def replicas():
     """Whether replicas have the same bits after some steps, and which placements states have."""
     size = dist.get_world_size()

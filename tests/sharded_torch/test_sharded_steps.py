@@ -116,6 +116,12 @@ def test_a_plain_parameter_is_stepped_beside():
         assert found == (pytest.approx(0.99), pytest.approx(1.98), [1, 1])
 
 
+def test_a_plain_parameter_counts_as_those_in_pieces():
+    """A warm-up from lr 0 is a step of both, and one that asks for the state alone is of neither."""
+    for found in run(2, "first_steps_beside_plain_ones"):
+        assert found == {"none": [1, 1], "p": [1, 1], "p and q": [0, 0]}
+
+
 def test_replicas_have_the_same_bits():
     (found, *_) = run(4, "replicas")
     pieces, placements = found["rows"]  # of a mesh of two replicas of two parts

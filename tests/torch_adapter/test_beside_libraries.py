@@ -75,24 +75,52 @@ def test_half_precision_is_within_an_ulp_of_float64(dtype, eps, each_reader):
     exact = copies(ours, torch.float64)
     eps1 = torch.finfo(dtype).eps if eps[0] is None else eps[0]
     reference = torch.optim.Adafactor(exact, eps=(eps1, eps[1]), weight_decay=0.1)
+    run_within_an_ulp(opt, reference, ours, exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", HUGGINGFACE_CASES)
+def test_half_precision_is_within_an_ulp_of_huggingface_in_float64(case, dtype, require_installed):
+    require_installed("transformers")
+    ours = parameters(dtype)
+    exact = copies(ours, torch.float64)
+    options = HUGGINGFACE_CASES[case]
+    opt, reference = (
+        HuggingFaceAdafactor(ours, **options),
+        transformers_adafactor()(exact, **options),
+    )
+    run_within_an_ulp(opt, reference, ours, exact, cancelled=2.0**-24)
+
+
+def run_within_an_ulp(opt, reference, ours, exact, cancelled=0.0):
+    """Layers are left out at some steps.
+
+    A step that takes a parameter to almost zero is computed in float32 by transformers and by ours, to
+    the same number, in which little is left of the float64 one: there `cancelled` times the parameter
+    before it may be missing.
+    """
+    dtype = ours[0].dtype
     off = total = 0
     for step in range(20):
-        for p, q, grad in zip(ours, exact, gradients(ours, step)):
+        absent = {2: (0, 3), 9: (1,)}.get(step, ())
+        before = [p.detach().double() for p in ours]
+        for p, q, grad in zip(ours, exact, gradients(ours, step, absent)):
             q.data.copy_(p.detach())
-            p.grad, q.grad = grad, grad.double()
+            p.grad, q.grad = grad, None if grad is None else grad.double()
         opt.step()
         reference.step()
-        for p, q in zip(ours, exact):
+        for p, q, old in zip(ours, exact, before):
             rounded = q.detach().to(dtype)
             bits = (p.detach().view(torch.int16).int() - rounded.view(torch.int16).int()).abs()
-            assert bits.max() <= 1
+            assert ((bits <= 1) | ((p - q).abs() < cancelled * old.abs())).all()
             off += int(bits.sum())
             total += bits.numel()
     assert off <= total / 500
 
 
+@pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("foreach", [None, False, True])
-def test_mixed_groups(foreach):
+def test_mixed_groups(foreach, dtype):
     def groups(params):
         return [
             {"params": params[:2], "lr": 0.1, "weight_decay": 0.01},
@@ -100,7 +128,7 @@ def test_mixed_groups(foreach):
             {"params": params[3:]},
         ]
 
-    ours = parameters(torch.float64)
+    ours = parameters(dtype)
     theirs = copies(ours)
     a = Adafactor(groups(ours), foreach=foreach)
     b = torch.optim.Adafactor(groups(theirs), foreach=foreach)
@@ -110,18 +138,43 @@ def test_mixed_groups(foreach):
             opt.param_groups[2]["weight_decay"] = 0.01 * step
         take_step(a, ours, step)
         take_step(b, theirs, step)
-        assert_close(ours, theirs, 1e-12)
+        assert_close(ours, theirs, TOLERANCES[dtype])
 
 
-def test_frozen_layers_change_from_step_to_step():
-    ours = parameters(torch.float64)
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_mixed_groups_of_huggingface(dtype, require_installed):
+    require_installed("transformers")
+
+    def groups(params):
+        return [
+            {"params": params[:2], "lr": 0.1, "relative_step": False, "weight_decay": 0.01},
+            {"params": params[2:3], "eps": (1e-8, 1e-2), "clip_threshold": 0.5, "beta1": 0.9},
+            {"params": params[3:5], "warmup_init": True},
+            {"params": params[5:], "scale_parameter": False, "decay_rate": -0.5},
+        ]
+
+    ours = parameters(dtype)
+    theirs = copies(ours)
+    a, b = HuggingFaceAdafactor(groups(ours)), transformers_adafactor()(groups(theirs))
+    for step in range(20):
+        for opt in a, b:
+            opt.param_groups[0]["lr"] = 0.1 / (step + 1)
+        absent = [k for k in range(len(SHAPES)) if (k + step) % 4 == 0]
+        take_step(a, ours, step, absent)
+        take_step(b, theirs, step, absent)
+        assert_close(ours, theirs, TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_frozen_layers_change_from_step_to_step(dtype):
+    ours = parameters(dtype)
     theirs = copies(ours)
     a, b = Adafactor(ours), torch.optim.Adafactor(theirs)
     for step in range(20):
         absent = [k for k in range(len(SHAPES)) if (k + step) % 3 == 0]
         take_step(a, ours, step, absent)
         take_step(b, theirs, step, absent)
-        assert_close(ours, theirs, 1e-12)
+        assert_close(ours, theirs, TOLERANCES[dtype])
     for p, q in zip(ours, theirs):
         assert a.state[p]["step"] == b.state[q]["step"]
 

@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from adafactor_native.torch import Adafactor, HuggingFaceAdafactor
-from torch_adapter.models import assert_same_bits, digest, gradients, parameters, take_step
+from torch_adapter.models import (
+    assert_close,
+    assert_same_bits,
+    digest,
+    gradients,
+    parameters,
+    take_step,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what other libraries warn of is theirs
 
@@ -98,52 +105,68 @@ def test_schedulers_set_what_torchs_own_class_would_step_by(name, require_instal
 
 
 def test_averaged_models_and_their_schedule():
-    model = network()
-    opt = Adafactor(model.parameters(), lr=0.05)
-    averaged = torch.optim.swa_utils.AveragedModel(model)
-    schedule = torch.optim.swa_utils.SWALR(opt, swa_lr=0.01)
-    for step in range(4):
-        opt.zero_grad()
-        x, y = batch(step)
-        torch.nn.functional.mse_loss(model(x), y).backward()
-        opt.step()
-        averaged.update_parameters(model)
-        schedule.step()
-    assert int(averaged.n_averaged) == 4
-    assert any(
-        not torch.equal(p, q) for p, q in zip(model.parameters(), averaged.module.parameters())
-    )
+    def averaged_by(optimizer):
+        model = network().double()
+        opt = optimizer(model.parameters(), lr=0.05)
+        averaged = torch.optim.swa_utils.AveragedModel(model)
+        schedule = torch.optim.swa_utils.SWALR(opt, swa_lr=0.01)
+        for step in range(4):
+            opt.zero_grad()
+            x, y = (each.double() for each in batch(step))
+            torch.nn.functional.mse_loss(model(x), y).backward()
+            opt.step()
+            averaged.update_parameters(model)
+            schedule.step()
+        assert int(averaged.n_averaged) == 4
+        return opt.param_groups[0]["lr"], model, averaged.module
+
+    lr, *ours = averaged_by(Adafactor)
+    its, *theirs = averaged_by(torch.optim.Adafactor)
+    assert lr == its
+    for a, b in zip(ours, theirs):
+        assert_close(a.parameters(), b.parameters(), 1e-12)
+    assert not torch.equal(ours[0][0].weight, ours[1][0].weight)
 
 
 def test_zero_redundancy_optimizer(python):
-    """In one process of gloo: the wrapper's own construction, step and consolidated state."""
+    """Two processes of gloo: the wrapper's own construction, step, consolidated state and its load."""
     said = python(
         """
-        import os, torch
+        import os, sys
+        rank = int(os.fork() != 0)
+        import torch
         import torch.distributed as dist
         from torch.distributed.optim import ZeroRedundancyOptimizer
         from adafactor_native.torch import Adafactor
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-        dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+        dist.init_process_group("gloo", rank=rank, world_size=2, store=dist.FileStore("store", 2))
         torch.manual_seed(0)
-        model = torch.nn.Linear(6, 4)
-        plain = torch.nn.Linear(6, 4)
+        model, plain = (torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Linear(4, 3)) for _ in "ab")
         plain.load_state_dict(model.state_dict())
         a = ZeroRedundancyOptimizer(model.parameters(), Adafactor, lr=0.05)
         b = Adafactor(plain.parameters(), lr=0.05)
-        for step in range(3):
-            for net, opt in ((model, a), (plain, b)):
-                opt.zero_grad()
-                net(torch.ones(2, 6) * (step + 1)).square().mean().backward()
-                opt.step()
+        def train(a, steps):
+            for step in steps:
+                for net, opt in ((model, a), (plain, b)):
+                    opt.zero_grad()
+                    net(torch.ones(2, 6) * (step + 1)).square().mean().backward()
+                    opt.step()
+        train(a, range(3))
         a.consolidate_state_dict(0)
-        state = a.state_dict()["state"]
-        print(all(torch.equal(p, q) for p, q in zip(model.parameters(), plain.parameters())),
-              float(state[0]["step"]), state[0]["row_var"].dtype)
+        states = [a.state_dict() if rank == 0 else None]
+        dist.broadcast_object_list(states, 0)
+        c = ZeroRedundancyOptimizer(model.parameters(), Adafactor, lr=0.05)
+        said = float(states[0]["state"][0]["step"]), states[0]["state"][0]["row_var"].dtype
+        c.load_state_dict(states[0])
+        train(c, range(3, 6))
+        same = all(torch.equal(p, q) for p, q in zip(model.parameters(), plain.parameters()))
+        kept = sorted(len(opt.state) for opt in (c.optim, b))
         dist.destroy_process_group()
+        if rank == 0:
+            sys.exit(0 if same and 0 < kept[0] < 4 else f"{same} {kept}")
+        print(same, kept[1], *said, os.wait()[1])
         """
     )
-    assert said.split() == ["True", "3.0", "torch.float64"]
+    assert said.split() == ["True", "4", "3.0", "torch.float64", "0"]
 
 
 def test_accelerate_prepares_clips_saves_and_loads(tmp_path, require_installed):

@@ -225,6 +225,19 @@ def test_a_group_has_rounding_and_masters_of_its_own():
     assert len(q.unique()) == 2 and len(p.unique()) == 1
 
 
+@pytest.mark.parametrize(
+    "name", ["nonfinite", "num_threads", "state_dtype", "max_grad_norm", "seed"]
+)
+def test_what_holds_for_all_groups_is_refused_in_one(name):
+    p, q = parameters(shapes={"a": (4, 3), "b": (4, 3)})
+    with pytest.raises(ValueError, match=f"{name} is 'raise' in a group, must be an argument"):
+        Adafactor([{"params": [p], name: "raise"}])
+    opt = Adafactor([p])
+    with pytest.raises(ValueError, match=f"{name} is 1 in a group, must be an argument"):
+        opt.add_param_group({"params": [q], name: 1})
+    assert len(opt.param_groups) == 1
+
+
 def test_hugging_faces_errors_and_schedule():
     p = torch.nn.Parameter(torch.ones(4, 3))
     with pytest.raises(ValueError, match="Cannot combine manual `lr` and `relative_step=True`"):

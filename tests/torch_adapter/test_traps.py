@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from adafactor_native.torch import Adafactor, HuggingFaceAdafactor
+from adafactor_native.torch import (
+    Adafactor,
+    BigVisionAdafactor,
+    HuggingFaceAdafactor,
+    NumpyAdafactor,
+    OptaxAdafactor,
+)
 from torch_adapter.models import (
     SHAPES,
     assert_close,
@@ -230,6 +236,55 @@ def test_distributed_checkpoints_in_both_directions(flatten):
         assert steps == {6.0}
 
 
+CHECKPOINTED = {
+    "huggingface": (HuggingFaceAdafactor, torch.float32, {}),
+    "huggingface, momentum": (
+        HuggingFaceAdafactor,
+        torch.bfloat16,
+        {"beta1": 0.9, "lr": 0.1, "relative_step": False},
+    ),
+    "optax": (OptaxAdafactor, torch.float32, {"learning_rate": 0.1, "momentum": 0.9}),
+    "big_vision": (BigVisionAdafactor, torch.float32, {"lr": 0.1, "min_dim_size_to_factor": 3}),
+    "numpy": (NumpyAdafactor, torch.float64, {"lr": 0.1}),
+    "masters": (Adafactor, torch.bfloat16, {"masters": "float32"}),
+    "split": (Adafactor, torch.bfloat16, {"masters": "split"}),
+    "stochastic": (Adafactor, torch.bfloat16, {"rounding": "stochastic"}),
+}
+
+
+@pytest.mark.parametrize("flatten", [False, True])
+@pytest.mark.parametrize("case", CHECKPOINTED)
+def test_distributed_checkpoints_of_every_class(case, flatten):
+    """To the bit; asked for before the first step, they leave no step counted."""
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
+
+    made, dtype, options = CHECKPOINTED[case]
+    how = StateDictOptions(flatten_optimizer_state_dict=flatten)
+
+    def make():
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2)).to(dtype)
+        return model, made(model.parameters(), **options)
+
+    model, opt = make()
+    get_optimizer_state_dict(model, opt, options=how)
+    assert {int(opt.state[p]["step"]) for p in model.parameters()} == {0}
+    for step in range(3):
+        take_step(opt, list(model.parameters()), step)
+    saved = copy.deepcopy(get_optimizer_state_dict(model, opt, options=how))
+    resumed, other = make()
+    resumed.load_state_dict(model.state_dict())
+    set_optimizer_state_dict(resumed, other, saved, options=how)
+    for step in range(3, 6):
+        take_step(opt, list(model.parameters()), step)
+        take_step(other, list(resumed.parameters()), step)
+        assert_same_bits(digest(other), digest(opt))
+
+
 def test_the_first_step_of_a_checkpoint_makes_the_state_and_counts_nothing():
     params = parameters()
     before = copies(params)
@@ -256,6 +311,50 @@ def test_a_warm_up_from_lr_zero_counts():
     a.grad, b.grad = torch.zeros_like(a), torch.zeros_like(b)
     opt.step()  # the state exists
     assert opt.state[a]["step"] == 2
+
+
+@pytest.mark.parametrize("way", ["step", "step_async", "step_param", "step_parameter", "fused"])
+def test_a_warm_up_from_lr_zero_counts_however_it_is_stepped(way):
+    """The parameter whose gradient is zero comes first, where each is stepped for itself."""
+    a, b = parameters(shapes={"a": (3, 4), "b": (4, 3)})
+    opt = Adafactor([a, b], lr=0.0)
+    (group,) = opt.param_groups
+    if way == "fused":
+        opt.fuse_backward()
+        (a * 0).sum().backward()
+        b.sum().backward()
+    else:
+        a.grad, b.grad = torch.zeros_like(a), torch.ones_like(b)
+    if way == "step":
+        opt.step()
+    elif way == "step_async":
+        opt.step_async().wait()
+    elif way == "step_param":
+        opt.step_param(a, group)
+        opt.step_param(b, group)
+    elif way == "step_parameter":
+        opt.step_parameter(a, group, 0)
+        opt.step_parameter(b, group, 1)
+    assert opt.state[a]["step"] == opt.state[b]["step"] == 1
+
+
+def test_the_first_step_of_a_checkpoint_counts_nothing_of_subclasses():
+    """Which torch's own function would step, and count."""
+
+    class Mine(torch.Tensor):
+        pass
+
+    for others in [], parameters(shapes={"b": (4, 3)}):
+        p = torch.nn.Parameter(torch.ones(4, 3).as_subclass(Mine))
+        opt = Adafactor([p, *others], lr=0.0)
+        for param in p, *others:
+            param.grad = torch.zeros(4, 3)
+        opt.step()
+        for param in p, *others:
+            assert set(opt.state[param]) == {"step", "row_var", "col_var"}
+            assert opt.state[param]["step"] == 0
+        opt.step()  # the state exists
+        assert opt.state[p]["step"] == 1
 
 
 def test_options_survive_deepcopy_and_pickle():
@@ -400,6 +499,42 @@ def test_meta_then_materialised():
         p.grad = torch.ones_like(p)
     opt.step()
     assert all(opt.state[p]["step"] == 1 for p in model.parameters())
+
+
+def test_meta_then_materialised_in_place():
+    """As torch.__future__ has it, which swaps tensors: the optimizer's parameters stay what they are."""
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        model = torch.nn.Linear(4, 3, device="meta")
+        opt = Adafactor(model.parameters())
+        model.to_empty(device="cpu")
+        assert opt.param_groups[0]["params"][0] is model.weight
+        for p in model.parameters():
+            torch.nn.init.ones_(p)
+        for dtype in torch.float32, torch.float16, torch.bfloat16, torch.float64:
+            model.to(dtype)
+            before = copies(model.parameters())
+            for p in model.parameters():
+                p.grad = torch.ones_like(p)
+            opt.step()
+            for p, q in zip(model.parameters(), before):
+                assert p.dtype == dtype and not torch.equal(p, q)
+        assert {float(opt.state[p]["step"]) for p in model.parameters()} == {4.0}
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+def test_a_module_that_is_emptied_has_other_memory():
+    model = torch.nn.Linear(4, 3)
+    opt = Adafactor(model.parameters())
+    for count in 1, 2:
+        model.to_empty(device="cpu")
+        for p in model.parameters():
+            torch.nn.init.ones_(p)
+            p.grad = torch.ones_like(p)
+        opt.step()
+        for p in model.parameters():
+            assert opt.state[p]["step"] == count and (p < 1).all()
 
 
 def test_meta_params_are_torchs_affair():
