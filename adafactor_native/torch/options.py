@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import io
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -45,6 +47,16 @@ DEFAULTS: dict[str, Any] = {
     "max_grad_norm": None,
     "seed": 0,
 }
+
+
+@functools.cache
+def saves_uint16() -> bool:
+    """Whether ``torch.save`` takes lower halves of masters, as in later versions than 2.5."""
+    try:
+        torch.save(torch.zeros(1, dtype=torch.uint16), io.BytesIO())
+    except KeyError:
+        return False
+    return True
 
 
 def _unknown(name: str) -> str:
@@ -116,6 +128,11 @@ class NativeOptions:
         if name not in CHECKS:
             raise AttributeError(_unknown(name))
         checked = CHECKS[name](name, value)
+        if name == "masters" and checked == "split" and not saves_uint16():
+            raise ValueError(
+                f"masters is 'split', must be None or 'float32' with torch {torch.__version__}, which cannot "
+                "save the lower halves, of uint16: a later one can"
+            )
         together = {**self.__dict__, name: checked}
         if together.get("rounding") == "stochastic" and together.get("masters") == "split":
             raise ValueError(

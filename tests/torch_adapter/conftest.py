@@ -34,6 +34,29 @@ def skip_for_old_torch(request):
     return pytest.fail if request.config.getoption("--require-peers") else pytest.skip
 
 
+@pytest.fixture
+def needs_names(skip_for_old_torch):
+    """Skip where torch's optimizers take no parameters with names."""
+    import torch
+
+    try:
+        torch.optim.SGD([("w", torch.zeros(1))], lr=1.0)
+    except TypeError:
+        skip_for_old_torch("this torch's optimizers take no names")
+
+
+@pytest.fixture
+def require_split(skip_for_old_torch):
+    """Return a function of options that skips where they have lower halves, which torch cannot save."""
+    from adafactor_native.torch.options import saves_uint16
+
+    def check(options):
+        if options.get("masters") == "split" and not saves_uint16():
+            skip_for_old_torch("this torch saves no uint16")
+
+    return check
+
+
 @pytest.fixture(params=["exchange", "methods"])
 def each_reader(request, monkeypatch):
     """Run the test with both ways to find tensors: of torch 2.10 and later, and of older ones."""

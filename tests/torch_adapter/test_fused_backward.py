@@ -103,6 +103,7 @@ def test_one_t_where_layers_are_left_out():
     assert {float(b.state[p]["step"]) for p in fused[1].parameters()} == {3.0}
 
 
+@pytest.mark.usefixtures("needs_names")
 def test_a_fault_leaves_earlier_parameters_stepped_and_says_which():
     model = network()
     opt = Adafactor(model.named_parameters(), nonfinite="raise")

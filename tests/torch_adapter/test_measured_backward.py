@@ -78,7 +78,8 @@ def take_both(plain, a, measured, b, step, change=lambda model, opt: None):
 
 @pytest.mark.parametrize("norm", [None, 1e-4, 1e6], ids=["unclipped", "clipped", "below_the_norm"])
 @pytest.mark.parametrize("case", MADE)
-def test_the_bits_of_plain_steps(case, norm):
+def test_the_bits_of_plain_steps(case, norm, require_split):
+    require_split(MADE[case][2])
     *both, handle = pair(case, max_grad_norm=norm)
     for step in range(5):
         take_both(*both, step)

@@ -6,6 +6,7 @@ import torch
 import adafactor_native as an
 from adafactor_native import SkippedStepWarning
 from adafactor_native.torch import Adafactor, HuggingFaceAdafactor, NumpyAdafactor
+from adafactor_native.torch import options as own_options
 from torch_adapter.models import assert_same_bits, copies, digest, gradients, parameters, take_step
 
 
@@ -99,6 +100,7 @@ def test_the_nans_that_a_fault_leaves_have_the_same_bits(dtype):
             assert (x[x.isnan()].view(kind) == one).all()
 
 
+@pytest.mark.usefixtures("needs_names")
 def test_an_error_names_the_parameter_by_its_name():
     p = torch.nn.Parameter(torch.ones(4).bfloat16())
     opt = Adafactor([("encoder.bias", p)], nonfinite="raise")
@@ -191,7 +193,8 @@ def test_num_threads_is_both_limits():
         ({"rounding": "stochastic", "masters": "split"}, "must be 'nearest' with masters 'split'"),
     ],
 )
-def test_options_are_checked(options, message):
+def test_options_are_checked(options, message, require_split):
+    require_split(options)
     p = torch.nn.Parameter(torch.ones(4))
     with pytest.raises(ValueError, match=message):
         Adafactor([p], **options)
@@ -204,6 +207,23 @@ def test_options_are_checked(options, message):
     with pytest.raises(ValueError, match=message):
         setattr(opt.options, name, wrong)
     assert repr(opt.options) == before
+
+
+def test_lower_halves_are_refused_where_torch_cannot_save_them(monkeypatch):
+    monkeypatch.setattr(own_options, "saves_uint16", lambda: False)
+    (p,) = parameters(torch.bfloat16, {"a": (4, 3)})
+    with pytest.raises(
+        ValueError, match="masters is 'split', must be None or 'float32' with torch"
+    ):
+        Adafactor([p], masters="split")
+    with pytest.raises(
+        ValueError, match="masters is 'split', must be None or 'float32' with torch"
+    ):
+        Adafactor([{"params": [p], "masters": "split"}])
+    opt = Adafactor([p])
+    with pytest.raises(ValueError, match="which cannot save the lower halves"):
+        opt.options.masters = "split"
+    assert opt.options.masters is None
 
 
 def test_unknown_options_are_refused():

@@ -44,8 +44,9 @@ def through_a_file(state_dict):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_save_and_resume_at_every_step(case):
+def test_save_and_resume_at_every_step(case, require_split):
     made, dtype, options = CASES[case]
+    require_split(options)
     straight = parameters(dtype)
     stopped = copies(straight)
     a, b = made(straight, **options), made(stopped, **options)
@@ -60,6 +61,7 @@ def test_save_and_resume_at_every_step(case):
         assert_same_bits(digest(a), digest(b))
 
 
+@pytest.mark.usefixtures("needs_names")
 @pytest.mark.parametrize("how", [copy.deepcopy, through_a_file], ids=["deepcopy", "file"])
 def test_names_key_the_random_bits(how):
     """A model whose parameters come in another order resumes to the bit where they have names."""
@@ -108,7 +110,8 @@ def test_stochastic_rounding_has_the_right_mean():
 
 
 @pytest.mark.parametrize("masters", ["float32", "split"])
-def test_masters_keep_every_step(masters):
+def test_masters_keep_every_step(masters, require_split):
+    require_split({"masters": masters})
     p = torch.nn.Parameter(torch.ones(64, 32).bfloat16())
     q = torch.nn.Parameter(torch.ones(64, 32))
     a = Adafactor([p], lr=1e-3, masters=masters)

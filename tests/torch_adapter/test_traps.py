@@ -83,8 +83,9 @@ def test_backward_after_a_step_is_refused():
         loss.backward()
 
 
-def test_a_load_casts_nothing():
+def test_a_load_casts_nothing(require_split):
     """uint16, float32 and float64 beside a bfloat16 parameter; strings and arrays of other people."""
+    require_split({"masters": "split"})
     p = torch.nn.Parameter(torch.randn(4, 3).bfloat16())
     opt = Adafactor([p], masters="split")
     p.grad = torch.randn_like(p)
@@ -254,7 +255,7 @@ CHECKPOINTED = {
 
 @pytest.mark.parametrize("flatten", [False, True])
 @pytest.mark.parametrize("case", CHECKPOINTED)
-def test_distributed_checkpoints_of_every_class(case, flatten):
+def test_distributed_checkpoints_of_every_class(case, flatten, require_split):
     """To the bit; asked for before the first step, they leave no step counted."""
     from torch.distributed.checkpoint.state_dict import (
         StateDictOptions,
@@ -263,6 +264,7 @@ def test_distributed_checkpoints_of_every_class(case, flatten):
     )
 
     made, dtype, options = CHECKPOINTED[case]
+    require_split(options)
     how = StateDictOptions(flatten_optimizer_state_dict=flatten)
 
     def make():
