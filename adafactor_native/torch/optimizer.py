@@ -126,7 +126,8 @@ class NativeOptimizer(torch.optim.Optimizer):
     def step_async(self) -> StepHandle:
         """Take a step beside the caller, who goes on while the kernels run.
 
-        The gradients are those that the parameters have now; ``zero_grad()`` may follow at once.
+        The gradients are those that the parameters have now; ``zero_grad()`` may follow at once, and
+        waits with ``set_to_none=False``; the model's own writes zeros without asking.
         Until ``wait()`` nobody may read or write parameters or write to those gradients. The next
         step, ``state_dict()``, ``load_state_dict()``, a copy, a pickle and ``fork`` wait for it by
         themselves, and all but fork raise what it raised. Exit waits as well.
@@ -154,6 +155,12 @@ class NativeOptimizer(torch.optim.Optimizer):
             return StepHandle()
         handle = self._pending = StepHandle(call.take)
         return handle
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop all gradients, as torch does, or set them to zero once no step under way reads them."""
+        if not set_to_none:
+            self._settle()
+        super().zero_grad(set_to_none)
 
     def step_param(self, p: torch.Tensor, group: Mapping[str, Any]) -> None:
         """Take one step of a single parameter, as hooks that run inside backward do.

@@ -55,6 +55,19 @@ def test_the_bits_of_step(dtype, options):
         assert_same_bits(digest(a), digest(b))
 
 
+def test_gradients_are_set_to_zero_when_no_step_reads_them():
+    ours, a, theirs, b = pair()
+    for step in range(6):
+        grads = gradients(ours, step)
+        for p, q, grad in zip(ours, theirs, grads):
+            p.grad, q.grad = grad, grad.clone()
+        a.step_async()
+        a.zero_grad(set_to_none=False)
+        assert "_pending" not in a.__dict__ and not any(grad.any() for grad in grads)
+        b.step()
+        assert_same_bits(digest(a), digest(b))
+
+
 def test_a_step_that_only_makes_the_state_is_not_counted():
     """As `step` has it: every lr and every gradient are zero, and there is no state."""
     ours, a, theirs, b = pair(lr=0.0)
