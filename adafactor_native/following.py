@@ -31,14 +31,14 @@ def followed(tensor: Tensor, stochastic: bool) -> Array | None:
     """
     if tensor.master is not None:
         changed = _differs(tensor.param, tensor.master, stochastic)
-        if changed.any():
+        if np.count_nonzero(changed):
             return np.where(changed, tensor.param.astype(np.float32), tensor.master)
     if tensor.low is not None:
         # The whole number is the halves' sum, the lower one signed: below a zero there is none.
         magnitude = tensor.param.view(np.uint16) & 0x7FFF
         foreign = (magnitude == 0) & (tensor.low >= 0x8000)
         foreign |= (magnitude == 0x7F80) & (tensor.low != 0)  # an infinity is nothing but that
-        if foreign.any():
+        if np.count_nonzero(foreign):
             return np.where(foreign, np.uint16(0), tensor.low)
     return None
 
@@ -64,7 +64,7 @@ def _differs(param: Array, master: Array, stochastic: bool) -> Array:
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         nearest = master.astype(param.dtype)
         differs = np.not_equal(nearest.view(np.uint16), param.view(np.uint16))
-        if not differs.any():
+        if not np.count_nonzero(differs):  # `any` takes memory, and fails without an exception
             return differs
         differs &= ~(np.isnan(param) & np.isnan(master))
         if stochastic:
