@@ -6,6 +6,7 @@ reduces their arrays by NumPy. No Python of adafactor_native.sharding takes part
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -182,24 +183,25 @@ class Ranks:
 
 
 def exchange(steps: Sequence[Any], stops: Callable[[int], bool] = lambda n: False) -> Any:
-    """Reduce all rounds; return [(op, length)], or None if it stopped before the end."""
-    done = []
+    """Reduce all arrays; return [(op, length)], or None if it stopped before the end."""
+    done: list[tuple[str, int]] = []
+    under_way: deque[tuple[str, list[Array]]] = deque()
     while True:
-        rounds = [step.next_round() for step in steps]
-        if rounds[0] is None:
-            assert all(r is None for r in rounds)
+        exchanges = [step.next_exchange() for step in steps]
+        if exchanges[0] is None:
+            assert all(each is None for each in exchanges)
             return done
         if stops(len(done)):
             return None
-        for arrays in zip(*rounds):
-            ops = {op for _, op in arrays}
-            (op,) = ops
-            assert len({array.size for array, _ in arrays}) == 1
-            total = (
-                np.max([a for a, _ in arrays], axis=0)
-                if op == "max"
-                else sum((a for a, _ in arrays), np.zeros(arrays[0][0].size))
-            )
-            for array, _ in arrays:
+        (n_over,) = {n for _, n in exchanges}
+        for messages in zip(*(messages for messages, _ in exchanges)):
+            ((op, group),) = {(op, group) for _, op, group in messages}
+            assert group == 0
+            under_way.append((op, [array for array, _, _ in messages]))
+        for _ in range(n_over):
+            op, arrays = under_way.popleft()
+            assert len({array.size for array in arrays}) == 1
+            total = np.max(arrays, axis=0) if op == "max" else sum(arrays, np.zeros(arrays[0].size))
+            for array in arrays:
                 array[...] = total
             done.append((op, total.size))

@@ -344,11 +344,11 @@ def test_steps_of_parts_are_begun_by_begin_sharded_step_only() -> None:
     step = one.begin_sharded_step(plan, grads, 1.0, lambda *a: a, lambda position: None, 0, 0)
     with pytest.raises(RuntimeError, match="another thread"):
         one.mute_round(plan, 0)
-    with pytest.raises(ValueError, match="rounds left"):
+    with pytest.raises(ValueError, match="exchanges left"):
         step.apply()
     step.abandon()
     with pytest.raises(ValueError, match="over"):
-        step.next_round()
+        step.next_exchange()
     assert one.mute_round(plan, 3).size > 3
 
 

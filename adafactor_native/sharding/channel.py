@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy.typing as npt
@@ -28,8 +29,32 @@ class Channel:
 
     def all_reduce(self, array: npt.NDArray[Any], op: str) -> None:
         """Reduce by the engine; any error is a `CommunicationError`, after which the channel is lost."""
+        self.watch(self._engine.all_reduce, array, op)
+
+    def start_all_reduce(self, array: npt.NDArray[Any], op: str, group: int = 0) -> Started:
+        """Begin to reduce an array, which is the engine's until `Started.wait` returns.
+
+        An engine without a `start_all_reduce` of its own reduces it here and now.
+
+        Parameters
+        ----------
+        array : ndarray of float64 or int64, C-contiguous
+        op : {"sum", "max"}
+        group : int
+            Which of this rank's groups of ranks: 0 is all of them.
+        """
+        if group != 0:
+            raise ValueError(f"group is {group}, must be 0: all ranks")
+        start: Any = getattr(self._engine, "start_all_reduce", None)
+        if start is None:
+            self.all_reduce(array, op)
+            return Started(self, None)
+        return Started(self, self.watch(start, array, op))
+
+    def watch(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """Call what belongs to an exchange; any error is a `CommunicationError`, and loses the channel."""
         try:
-            self._engine.all_reduce(array, op)
+            return call(*arguments)
         except BaseException as error:
             self.is_lost = True
             if isinstance(error, CommunicationError) or not isinstance(error, Exception):
@@ -51,3 +76,34 @@ class Channel:
         renew: Any = getattr(self._engine, "renew", None)
         if renew is not None:
             renew()
+
+
+class Started:
+    """An all-reduce that a channel has begun.
+
+    Parameters
+    ----------
+    channel : Channel
+    handle : object or None
+        The engine's; None if it is over already.
+    """
+
+    def __init__(self, channel: Channel, handle: Any) -> None:
+        self._channel = channel
+        self._handle = handle
+
+    @property
+    def needs_tests(self) -> bool:
+        """Whether it moves on only within calls of its engine."""
+        return hasattr(self._handle, "test")
+
+    def test(self) -> None:
+        """Let it move on, if it needs that."""
+        if self.needs_tests:
+            self._channel.watch(self._handle.test)
+
+    def wait(self) -> None:
+        """Wait until the array has the result; errors are those of `Channel.all_reduce`."""
+        if self._handle is not None:
+            self._channel.watch(self._handle.wait)
+            self._handle = None

@@ -23,7 +23,16 @@ class Engine(Protocol):
     -----
     `all_reduce` is called with the same operation and arrays of the same length by all ranks, in the
     same order. It raises a `CommunicationError` (or any other error) where that fails, or where the
-    others have not come after its timeout. A ``renew()``, if there is one, is called by all ranks
+    others have not come after its timeout.
+
+    A ``start_all_reduce(array, op)``, if there is one, begins what `all_reduce` does and returns at
+    once, so that a step measures its next tensors meanwhile. Ranks begin all-reduces in the same order,
+    several before the first is over, and no other than these until all are. It returns a
+    handle, whose ``wait()`` returns when the array has the result and raises as `all_reduce` does; until
+    then the array is kept and nobody touches it. Of an engine whose all-reduces move on only within its
+    calls the handle has a ``test()`` too, which lets them, waits for nothing, and is called now and then.
+
+    A ``renew()``, if there is one, is called by all ranks
     before a state is loaded after such an error: a fresh channel, on which nothing of before is left.
     """
 

@@ -7,6 +7,7 @@ something is wrong ranks speak once more, to raise the same words.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Protocol, TypeVar
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from adafactor_native.sharding.agreed_errors import error_of_some
 from adafactor_native.sharding.all_gather import all_gather
-from adafactor_native.sharding.channel import Channel
+from adafactor_native.sharding.channel import Channel, Started
 
 Result_co = TypeVar("Result_co", covariant=True)
 Result = TypeVar("Result")
@@ -32,11 +33,17 @@ _KINDS: dict[str, type[Exception]] = {"presence": ValueError, "grad_dtype": Type
 class ShardedStep(Protocol[Result_co]):
     """A step whose native phases wait for exchanges between them; nothing is written before `apply`.
 
-    `fault` is None until all rounds are done, and then alike on all ranks: None or a tuple whose first
+    `fault` is None until all exchanges are over, and then alike on all ranks: None or a tuple whose first
     part is what is wrong.
     """
 
-    def next_round(self) -> list[tuple[Array, str]] | None: ...
+    def next_exchange(self) -> tuple[list[tuple[Array, str, int]], int] | None:
+        """Return messages to begin, and how many more must be over before the next call.
+
+        A message is an array, "sum" or "max", and over which group of ranks, as
+        `Channel.start_all_reduce` takes them. They are begun in their order, and those that must be
+        over are the oldest of all that were begun. None: there are no more.
+        """
 
     @property
     def fault(self) -> tuple[Any, ...] | None: ...
@@ -154,15 +161,21 @@ def _exchange(
     channel: Channel, step: ShardedStep[Any], header: Header, raises_faults: bool
 ) -> None:
     """Exchange all that a step needs, or raise what all ranks raise."""
-    is_first = True
-    while (arrays := step.next_round()) is not None:
-        for array, op in arrays:
-            if is_first:
+    under_way: deque[tuple[Started, Array]] = deque()
+    n_begun = n_over = 0
+    while (exchange := step.next_exchange()) is not None:
+        messages, n_waits = exchange
+        for array, op, group in messages:
+            if n_begun == 0:
                 header.write(array)
-            channel.all_reduce(array, op)
-            if is_first:
+            under_way.append((channel.start_all_reduce(array, op, group), array))
+            n_begun += 1
+        for _ in range(n_waits):
+            started, array = under_way.popleft()
+            started.wait()
+            if n_over == 0:
                 _require_agreement(channel, header, array)
-            is_first = False
+            n_over += 1
     fault = step.fault
     if fault is not None and (raises_faults or fault[0] in _KINDS):
         kind = _KINDS.get(fault[0], FloatingPointError)

@@ -103,17 +103,19 @@ py::array_t<double> array_of_round(const RoundArray& array) {
                                array->data(), owner);
 }
 
-py::object DrivenStep::next_round() {
+py::object DrivenStep::next_exchange() {
     host();
-    Round round;
+    Exchange exchange;
     {
         const WithoutGil no_python_below;
-        round = step_->next();
+        exchange = step_->next();
     }
-    if (round.array == nullptr) return py::none();
-    py::list rounds;
-    rounds.append(py::make_tuple(array_of_round(round.array), round.is_max ? "max" : "sum"));
-    return rounds;
+    if (step_->is_done()) return py::none();
+    py::list messages;
+    for (const Message& message : exchange.begins)
+        messages.append(py::make_tuple(array_of_round(message.array),
+                                       message.is_max ? "max" : "sum", message.group));
+    return py::make_tuple(messages, exchange.n_over);
 }
 
 py::object DrivenStep::fault() const {
@@ -140,7 +142,8 @@ py::object DrivenStep::fault_text() const {
 py::object DrivenStep::apply() {
     host();
     if (!step_->is_done())
-        throw py::value_error("the step has rounds left: apply() comes after next_round() is None");
+        throw py::value_error(
+            "the step has exchanges left: apply() comes after next_exchange() is None");
     const std::string text = message();
     if (step_->is_ready()) {
         const WithoutGil no_python_below;
@@ -181,8 +184,14 @@ void bind_sharded_step(py::module_& m) {
         .def_readonly("speaks", &Part::speaks);
 
     py::class_<DrivenStep>(m, "ShardedStep", "A step of tensors in pieces, between its exchanges.")
-        .def("next_round", &DrivenStep::next_round,
-             "The next array to be reduced over all ranks, in place, and how; None at the end.")
+        .def(
+            "next_exchange", &DrivenStep::next_exchange,
+            "Go on to the next exchange, and return it: the messages to begin, in their order, "
+            "each "
+            "an array to be reduced in place, \"max\" or \"sum\", and over which group of ranks, 0 "
+            "being all; and how many more must be over before the next call, the oldest of all "
+            "that "
+            "were begun. None at the end.")
         .def_property_readonly("fault", &DrivenStep::fault)
         .def("fault_text", &DrivenStep::fault_text)
         .def("apply", &DrivenStep::apply, "Write, or end a step that is left out; the report.")

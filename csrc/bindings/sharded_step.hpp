@@ -37,8 +37,8 @@ public:
     DrivenStep(std::unique_ptr<ShardedHost> host, ShardedMemory& memory, std::size_t n_header_max,
                std::size_t n_header_sum, bool exact);
 
-    // [(array, "max" or "sum")], or None after the last round.
-    py::object next_round();
+    // ([(array, "max" or "sum", group)], n_over) as in Exchange, or None after the last.
+    py::object next_exchange();
     // (name of the fault, position, index or -1, value), or None.
     py::object fault() const;
     py::object fault_text() const;

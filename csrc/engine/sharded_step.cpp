@@ -92,24 +92,24 @@ void ShardedStep::for_all_tasks(const std::vector<ShardedTensor*>& tensors, Orde
     });
 }
 
-Round ShardedStep::exchange(const RoundArray& array, bool is_max, Stage stage) {
+Exchange ShardedStep::exchange(const RoundArray& array, bool is_max, Stage stage) {
     stage_ = stage;
-    return {array, is_max};
+    return {{{array, is_max}}, 1};
 }
 
-Round ShardedStep::end() {
+Exchange ShardedStep::end() {
     stage_ = Stage::done;
     for (ShardedTensor* tensor : stepping_)
         finish_report(tensor->report(), tensor->part().n_elements(),
                       tensor->tensor().hyper.grad_scale);
-    return {nullptr, false};
+    return {};
 }
 
 std::size_t ShardedStep::position_of(ShardedTensor& tensor) const {
     return std::size_t(&tensor.report() - reports_);
 }
 
-Round ShardedStep::next() {
+Exchange ShardedStep::next() {
     const DefaultFloatEnvironment while_this_works;
     switch (stage_) {
         case Stage::begin:
@@ -133,7 +133,7 @@ Round ShardedStep::next() {
             return end();
         }
         default:
-            return {nullptr, false};
+            return {};
     }
 }
 
@@ -152,7 +152,7 @@ void ShardedStep::measure() {
         if (tensor->is_given()) tensor->finish_measure(team_);
 }
 
-Round ShardedStep::put_max() {
+Exchange ShardedStep::put_max() {
     std::size_t n = is_first_ ? n_header_max_ : 0;
     for (const ShardedTensor* tensor : first_) n += tensor->n_max();
     for (const ShardedTensor* tensor : second_) n += tensor->n_second_max();
@@ -168,7 +168,7 @@ Round ShardedStep::put_max() {
     return exchange(memory_.max, true, Stage::max);
 }
 
-Round ShardedStep::after_max() {
+Exchange ShardedStep::after_max() {
     const double* from = memory_.max->data() + (is_first_ ? n_header_max_ : 0);
     for (ShardedTensor* tensor : first_) {
         tensor->take_max(from);
@@ -191,7 +191,7 @@ Round ShardedStep::after_max() {
     return put_sum();
 }
 
-Round ShardedStep::put_sum() {
+Exchange ShardedStep::put_sum() {
     std::size_t n = is_first_ ? n_header_sum_ : 0;
     place_.clear();
     for (ShardedTensor* tensor : first_) {
@@ -225,7 +225,7 @@ void ShardedStep::note_norm() {
     outcome_.outcome.grad_norm = one_nan(std::sqrt(sum));
 }
 
-Round ShardedStep::after_sum() {
+Exchange ShardedStep::after_sum() {
     double* const from = summed_->data();
     for_each(first_, [&](std::size_t k) { first_[k]->take_sum(from + place_[k]); });
     for (std::size_t k = 0; k < second_.size(); ++k)
@@ -267,7 +267,7 @@ Round ShardedStep::after_sum() {
     return put_max();
 }
 
-Round ShardedStep::finish() {
+Exchange ShardedStep::finish() {
     bool any_looks = false;
     for (ShardedTensor* tensor : stepping_) {
         Fault fault = tensor->finish(options_.propagate);
@@ -286,7 +286,7 @@ Round ShardedStep::finish() {
     return exchange(memory_.fault, true, Stage::look);
 }
 
-Round ShardedStep::after_look() {
+Exchange ShardedStep::after_look() {
     for (std::size_t k = 0; k < stepping_.size(); ++k) {
         const auto fault = Fault(int((*memory_.fault)[k]));
         if (fault == Fault::none) continue;
@@ -297,7 +297,7 @@ Round ShardedStep::after_look() {
 }
 
 // The first bad element of all ranks: they take the maximum of its negated index.
-Round ShardedStep::faulty(Fault fault, std::size_t tensor) {
+Exchange ShardedStep::faulty(Fault fault, std::size_t tensor) {
     outcome_.outcome.fault = fault;
     outcome_.outcome.tensor = tensor;
     own_index_ = all_[tensor]->bad_index(fault, own_value_);
@@ -305,7 +305,7 @@ Round ShardedStep::faulty(Fault fault, std::size_t tensor) {
     return exchange(memory_.fault, true, Stage::index);
 }
 
-Round ShardedStep::after_index() {
+Exchange ShardedStep::after_index() {
     const double found = memory_.fault->front();
     outcome_.outcome.index = found == kNeutral ? -1 : std::ptrdiff_t(-found);
     if (outcome_.outcome.index < 0) return end();

@@ -20,10 +20,18 @@ struct ShardedMemory {
     RoundArray max, sum, sum_again, second_sum, fault;
 };
 
-// An array that is to be reduced over all ranks, in place: by their maximum, or their sum.
-struct Round {
+// An array that is to be reduced, in place: by the maximum over ranks, or their sum.
+struct Message {
     RoundArray array;
     bool is_max;
+    int group = 0;  // which of this rank's groups of ranks it goes over: 0 is all
+};
+
+// What the caller does before the step goes on: it begins these messages, in their order, then
+// waits until `n_over` more are over, the oldest of all that it has begun.
+struct Exchange {
+    std::vector<Message> begins;
+    std::size_t n_over = 0;
 };
 
 // As Outcome, alike on all ranks.
@@ -48,8 +56,8 @@ public:
                 std::size_t n_header_sum, bool exact);
     ~ShardedStep();
 
-    // Takes this rank's part up to the next exchange; without an array if there is none left.
-    Round next();
+    // Takes this rank's part up to the next exchange; is_done() if there is none left.
+    Exchange next();
 
     const ShardedOutcome& outcome() const { return outcome_; }
 
@@ -82,18 +90,18 @@ private:
     template <class Count, class Body>
     void for_all_tasks(const std::vector<ShardedTensor*>& tensors, Order order, const Count& count,
                        const Body& body);
-    Round exchange(const RoundArray& array, bool is_max, Stage stage);
-    Round end();
+    Exchange exchange(const RoundArray& array, bool is_max, Stage stage);
+    Exchange end();
 
     void measure();
-    Round put_max();
-    Round after_max();
-    Round put_sum();
-    Round after_sum();
-    Round finish();
-    Round after_look();
-    Round faulty(Fault fault, std::size_t tensor);
-    Round after_index();
+    Exchange put_max();
+    Exchange after_max();
+    Exchange put_sum();
+    Exchange after_sum();
+    Exchange finish();
+    Exchange after_look();
+    Exchange faulty(Fault fault, std::size_t tensor);
+    Exchange after_index();
     void note_norm();
     std::size_t position_of(ShardedTensor& tensor) const;
 
