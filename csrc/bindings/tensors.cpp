@@ -194,8 +194,7 @@ public:
         begin_list();
         for (std::size_t k = 0; k < held_.size(); ++k) {
             py::handle grad = PyTuple_GET_ITEM(host->grads.ptr(), py::ssize_t(k));
-            const HeldTensor& held = *held_[k];
-            if (grad.is_none() && !held.part->has_a_say) grad = held.param.object();
+            grad = grad_or_nothing(k, grad);
             if (grad.is_none()) continue;
             add_to_list(plan, k, grad, given[k].is_none() ? measured_scale : grad_scale);
         }
@@ -234,7 +233,8 @@ public:
         const StepLock lock(occupancy_);
         HeldTensor& held = *held_.at(k);
         const Name grad_name = held.name_of("grad");
-        const py::object object = array_from(grad_given, grad_name);
+        const auto object = py::reinterpret_borrow<py::object>(
+            grad_or_nothing(k, array_from(grad_given, grad_name)));
         if (held.measured_grad != nullptr)
             throw py::value_error(
                 grad_name.text() +
@@ -568,6 +568,16 @@ private:
             arrays[k] = is_array_or_none(grad) ? grad : array_from(grad, held_[k]->name_of("grad"));
         }
         return arrays;
+    }
+
+    // Of a part without elements a gradient is None, or an array without elements of whatever
+    // shape: its param is as good, which has the shape that the part has here.
+    py::handle grad_or_nothing(std::size_t k, py::handle grad) const {
+        const HeldTensor& held = *held_[k];
+        if (!held.part || held.part->has_a_say) return grad;
+        const bool is_nothing =
+            grad.is_none() || py::reinterpret_borrow<py::array>(grad).size() == 0;
+        return is_nothing ? py::handle(held.param.object()) : grad;
     }
 
     // A list of item(k), a new reference, of each tensor. pybind11's own has another error where
