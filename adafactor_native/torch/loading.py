@@ -71,8 +71,8 @@ def _uncast(
                     # What decides about the arrays of a state is the optimizer's, not the file's.
                     kept = opt._settings(index, ours).kept
                     shown = f"params[{position}]"
-                    if opt._lies_in_pieces(str(position), param):
-                        cut = opt._sharded_steps().state_of(opt, kept, str(position), param)
+                    if opt._lies_in_pieces(position, param):
+                        cut = opt._sharded_steps().state_of(opt, kept, position, param)
                         copied |= cut.taken_over(copied)
                     else:
                         copied |= state.taken_over(copied, names, kept, shown, param)

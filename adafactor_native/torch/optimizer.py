@@ -424,7 +424,7 @@ class NativeOptimizer(torch.optim.Optimizer):
         """Whether parameters lie in pieces on several ranks."""
         return any(may_be_sharded(group["params"]) for group in self.param_groups)
 
-    def _lies_in_pieces(self, name: str, param: torch.Tensor) -> bool:
+    def _lies_in_pieces(self, name: str | int, param: torch.Tensor) -> bool:
         if not may_be_sharded((param,)):
             return False
         sharded = self._sharded_steps()

@@ -48,13 +48,13 @@ class GivenParam(NamedTuple):
     ----------
     place : int
         Its group's index.
-    name : str
+    name : str or int
         Its name, or else its position among all.
     param : Tensor
     """
 
     place: int
-    name: str
+    name: str | int
     param: torch.Tensor
 
 
@@ -87,7 +87,7 @@ class ShardedSteps:
         """Whether a parameter lies in pieces, as far as is known."""
         return is_dtensor(param) or self._flat.get(param) is not None
 
-    def require_known(self, name: str, param: torch.Tensor) -> None:
+    def require_known(self, name: str | int, param: torch.Tensor) -> None:
         """Raise a ValueError where FSDP1 has cut a parameter, and nobody has said how."""
         if param not in self._flat:
             raise ValueError(
@@ -96,7 +96,7 @@ class ShardedSteps:
             )
 
     def state_of(
-        self, opt: NativeOptimizer, kept: Kept, name: str, param: torch.Tensor
+        self, opt: NativeOptimizer, kept: Kept, name: str | int, param: torch.Tensor
     ) -> CutState:
         """Return what the state of a parameter has to be, in a group that keeps these."""
         cut = self._cut_of(name, param)
@@ -251,7 +251,7 @@ class ShardedSteps:
             self._channels[ranks] = Channel(TorchEngine(group))
         return self._channels[ranks]
 
-    def _cut_of(self, name: str, param: torch.Tensor) -> Cut:
+    def _cut_of(self, name: str | int, param: torch.Tensor) -> Cut:
         known = self._cuts.get(param)
         spec = param._spec if is_dtensor(param) else None
         if known is not None and known[0] == (spec, param.shape):
@@ -272,7 +272,7 @@ class ShardedSteps:
         opt: NativeOptimizer,
         every: Sequence[Settings],
         place: int,
-        name: str,
+        name: str | int,
         param: torch.Tensor,
     ) -> Held:
         """Return a parameter with its state as it is now; changes nothing that others see."""
@@ -294,7 +294,7 @@ class ShardedSteps:
             if before is None or before[0] is not state:
                 before = self._waiting[param] = state, state.begun()
             values = before[1]
-        return Held(place, name, param, local_of(param), state, values)
+        return Held(place, str(name), param, local_of(param), state, values)
 
     def _model_of(self, opt: NativeOptimizer, held: list[Held]) -> ShardedModel:
         """Return the native tensors, made anew where anything lies elsewhere than before."""
@@ -320,7 +320,7 @@ class ShardedSteps:
         That does not depend on values of groups, which may be what is wrong: so `before` it is.
         """
         muted = [
-            (place, param.dtype, name, self.state_of(opt, before[place].kept, name, param))
+            (place, param.dtype, str(name), self.state_of(opt, before[place].kept, name, param))
             for place, name, param in params
         ]
         model = muted_model(muted, opt._dialect.names)
@@ -380,10 +380,10 @@ def _beside(one: Held, names: StateNames) -> torch.Tensor | None:
     return values.get(names.master, values.get(names.low))
 
 
-def _shard_of(name: str, cut: Cut, kept: Kept) -> TensorShard:
+def _shard_of(name: str | int, cut: Cut, kept: Kept) -> TensorShard:
     pieces = [cut.pieces[rank] for rank in cut.ranks]
-    axes = factored_axes(kept, name, cut)
-    return TensorShard(name, cut.shape, pieces, cut.ranks.index(dist.get_rank()), axes)
+    axes = factored_axes(kept, f"params[{name!r}]", cut)
+    return TensorShard(str(name), cut.shape, pieces, cut.ranks.index(dist.get_rank()), axes)
 
 
 def _found_inf(opt: NativeOptimizer, channel: Channel) -> bool:

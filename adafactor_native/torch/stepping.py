@@ -37,8 +37,8 @@ class Part(NamedTuple):
     params : list of Tensor
     first : int
         The position of the first, among all of the optimizer's.
-    names : list of str or None
-        Theirs.
+    names : list of (str or int), or None
+        Theirs; an int is a position among all.
     grads : list of (Tensor or None), or None
         Their gradients, where they are not those that they have.
     """
@@ -47,15 +47,15 @@ class Part(NamedTuple):
     group: dict[str, Any]
     params: list[torch.Tensor]
     first: int
-    names: list[str] | None
+    names: Sequence[str | int] | None
     grads: list[torch.Tensor | None] | None = None
 
     def gradients(self) -> list[torch.Tensor | None]:
         return [p.grad for p in self.params] if self.grads is None else self.grads
 
-    def name_of(self, k: int) -> str:
+    def name_of(self, k: int) -> str | int:
         """Return what the k-th is called: its name, or else its position among all."""
-        return str(self.first + k) if self.names is None else self.names[k]
+        return self.first + k if self.names is None else self.names[k]
 
 
 def all_parts(opt: NativeOptimizer) -> list[Part]:
@@ -283,8 +283,7 @@ class StepCall:
     def _shown(self, index: int, param: torch.Tensor) -> str:
         part = self._parts[index]
         k = next(k for k, other in enumerate(part.params) if other is param)
-        name: Any = part.first + k if part.names is None else part.names[k]
-        return f"params[{name!r}]"
+        return f"params[{part.name_of(k)!r}]"
 
 
 def note_skipped(opt: NativeOptimizer) -> None:

@@ -103,7 +103,7 @@ def test_what_is_refused():
     everyones = run(2, "refused")
     assert everyones[0] == everyones[1]
     found = everyones[0]
-    assert "params['0'] has the placement P(sum), must be sharded or replicated" in found["partial"]
+    assert "params[0] has the placement P(sum), must be sharded or replicated" in found["partial"]
     assert "must be whole for steps of single ones" in found["single"]
     assert found["backward"] == found["single"]
     assert found["mixed"].startswith("params['q'] is whole on this rank and others lie in pieces")
