@@ -54,16 +54,17 @@ protected:
         overflows_ = any_overflows_;
         for (std::size_t m = 0; m < n(); ++m) {
             const double* const of = heard_.data() + m * kNumbers;
-            const auto summary = [](const double* x) {
-                return AxisSummary{x[0], x[1], -x[2], -x[3], x[4]};
-            };
-            SecondMoment& moment = moments_[m];
-            moment.row_summary = summary(of);
-            moment.col_summary = summary(of + 5);
-            moment.mean = mean_of_rows(moment.row_summary);
+            take_moment(m, of);
             weighted_[m] = of[10];
             param_sq_[m] = of[11];
         }
+    }
+
+    void guess_moments(double*) override {
+        const double* told = told_.data();
+        for (const LocalBox& at : boxes_)
+            for (std::size_t k = 0; k < at.n; ++k, told += kNumbers)
+                take_moment(at.box->matrices[k], told);
     }
 
 private:
@@ -73,6 +74,16 @@ private:
     void tell(const AxisSummary& of) {
         for (const double x : {of.sum, of.sum_sq, -of.smallest, -of.smallest_live, of.largest_live})
             tell(x);
+    }
+
+    void take_moment(std::size_t m, const double* of) {
+        const auto summary = [](const double* x) {
+            return AxisSummary{x[0], x[1], -x[2], -x[3], x[4]};
+        };
+        SecondMoment& moment = moments_[m];
+        moment.row_summary = summary(of);
+        moment.col_summary = summary(of + 5);
+        moment.mean = mean_of_rows(moment.row_summary);
     }
 
     std::vector<double> told_, heard_;

@@ -82,10 +82,10 @@ public:
     }
 
     void take_second_sum(const double* from) override {
-        std::vector<double> u_sq(n());
+        u_sq_.resize(n());
         for (std::size_t m = 0; m < n(); ++m)
-            u_sq[m] = fixed_value(from + m * kWords, second_exponents()[m]);
-        take_u_squares(u_sq);
+            u_sq_[m] = fixed_value(from + m * kWords, second_exponents()[m]);
+        take_u_squares();
     }
 
 protected:

@@ -127,8 +127,58 @@ void ShardedFactored::take_sum(double* from) {
 bool ShardedFactored::scale_grad(double factor) {
     hyper_.grad_scale *= factor;
     for (TensorStep* step : steps_) step->scale_grad(factor);
-    if (!always_second()) return true;
+    if (!always_second()) {
+        may_need_second_ = clips() && !literal_ && may_be_direct(factor);
+        return true;
+    }
     derive(sums_);
+    return false;
+}
+
+// Whether the direct form may be chosen after the gradient was scaled: no running mean becomes less
+// than factor^2 of itself, and their mean no larger.
+bool ShardedFactored::may_be_direct(double factor) const {
+    HyperParameters larger = hyper_;
+    larger.eps_root /= 0.99 * factor * factor;
+    larger.root_floor /= 0.99 * factor * factor;
+    return !all_moments(
+        [&](const SecondMoment& moment) { return eps_is_lost(moment, larger, digits()); });
+}
+
+bool ShardedFactored::anticipates_second(const Team& team) {
+    separable_ = false;
+    descents_.assign(n(), Descent{});
+    wide_ = !float_will_do();
+    // Floats hide the margin nearly always, doubles never.
+    const bool hides_margin = mean_margin() == 0 || !is_all_float() || !wide_;
+    anticipates_ = may_need_second_ && hides_margin;
+    if (!anticipates_) return false;
+    guess_moments(sums_);
+    measure_second(team);
+    is_vague_ = is_all_float() && mean_margin() > 0 && margin_shows();
+    return true;
+}
+
+// Whether factors of rows would be others if their mean were another within its margin: they grow
+// with it, so that its ends tell.
+bool ShardedFactored::margin_shows() const {
+    std::vector<float> least, most;
+    for (const LocalBox& at : boxes_) {
+        if (at.step->resolved_.wide) return true;
+        least.resize(at.rows);
+        most.resize(at.rows);
+        for (std::size_t k = 0; k < at.n; ++k) {
+            const double mean = moments_[at.box->matrices[k]].mean;
+            const double low = std::max(mean * (1 - mean_margin()), hyper_.mean_floor);
+            const double high = mean * (1 + mean_margin());
+            const Axis rows = rows_of(at, k);
+            kernels_.fill_float_factors(rows, {false, false, std::sqrt(low), 1.0}, 0, at.rows,
+                                        least.data());
+            kernels_.fill_float_factors(rows, {false, false, std::sqrt(high), 1.0}, 0, at.rows,
+                                        most.data());
+            if (least != most) return true;
+        }
+    }
     return false;
 }
 
@@ -181,11 +231,10 @@ bool ShardedFactored::float_will_do() const {
 }
 
 Fault ShardedFactored::decide(const Team&, bool propagate) {
-    needs_second_ = false;
+    needs_second_ = has_second_ = false;
     const Fault found = fault();
     if (found != Fault::none && !propagate) return found;
     literal_ = found != Fault::none && found != Fault::state_format;
-    const bool clips = std::isfinite(hyper_.clip_threshold);
     if (hyper_.scale_parameter)
         mean_of(param_sq_, mean_param_sq_);
     else
@@ -193,14 +242,19 @@ Fault ShardedFactored::decide(const Team&, bool propagate) {
     mean_u_sq_.assign(n(), std::numeric_limits<double>::quiet_NaN());
     descents_.assign(n(), Descent{});
     separable_ = !literal_ && all_moments([&](const SecondMoment& moment) {
-        return eps_is_lost(moment, hyper_, is_all_float() ? 27 : 54);
+        return eps_is_lost(moment, hyper_, digits());
     });
     if (separable_ && !always_second()) {
         const bool is_finite = find_separable_u();
-        separable_ = !clips || is_finite;
+        separable_ = !clips() || is_finite;
     }
-    needs_second_ = always_second() || (!separable_ && clips);
-    if (needs_second_) wide_ = !float_will_do();
+    needs_second_ = always_second() || (!separable_ && clips());
+    if (!needs_second_) return found;
+    const bool was_wide = wide_;
+    wide_ = !float_will_do();
+    has_second_ = anticipates_ && !is_vague_ && !literal_ && wide_ == was_wide;
+    if (has_second_) take_u_squares();
+    anticipates_ = false;
     return found;
 }
 
@@ -232,12 +286,14 @@ void ShardedFactored::put_second_max(double* to) const {
         }
     to[n()] = is_unusable();
     to[n() + 1] = overflows_here();
+    to[n() + 2] = is_vague_;
 }
 
 void ShardedFactored::take_second_max(const double* from) {
     exponents_.assign(from, from + n());
     is_unusable_ = from[n()] == 1;
     overflows_ = overflows_ || from[n() + 1] == 1;
+    is_vague_ = from[n() + 2] == 1;
 }
 
 void ShardedFactored::put_second_sum(double* to) const {
@@ -253,14 +309,14 @@ void ShardedFactored::put_second_sum(double* to) const {
 }
 
 void ShardedFactored::take_second_sum(const double* from) {
-    std::vector<double> u_sq(n());
+    u_sq_.resize(n());
     for (std::size_t m = 0; m < n(); ++m)
-        u_sq[m] = sum_of_words(from + m * kWords, exponents_[m]).value();
-    take_u_squares(u_sq);
+        u_sq_[m] = sum_of_words(from + m * kWords, exponents_[m]).value();
+    take_u_squares();
 }
 
-void ShardedFactored::take_u_squares(const std::vector<double>& u_sq) {
-    mean_of(u_sq, mean_u_sq_);
+void ShardedFactored::take_u_squares() {
+    mean_of(u_sq_, mean_u_sq_);
     for (double& mean : mean_u_sq_) mean *= grad_sq_scale();
 }
 

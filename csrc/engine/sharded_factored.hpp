@@ -2,6 +2,7 @@
 // factors, by numbers of whole matrices that each rank has after the exchange.
 #pragma once
 
+#include <cmath>
 #include <vector>
 
 #include "engine/factored.hpp"
@@ -17,10 +18,11 @@ public:
     void finish_measure(const Team& team) override;
     void take_sum(double* from) override;
     bool scale_grad(double factor) override;
+    bool anticipates_second(const Team& team) override;
     Fault decide(const Team& team, bool propagate) override;
 
-    bool needs_second() const override { return needs_second_; }
-    std::size_t n_second_max() const override { return n() + 2; }
+    bool needs_second() const override { return needs_second_ && !has_second_; }
+    std::size_t n_second_max() const override { return n() + 3; }
     std::size_t n_second_sum() const override { return n() * kWords; }
     void measure_second(const Team& team) override;
     void put_second_max(double* to) const override;
@@ -67,15 +69,22 @@ protected:
     virtual bool is_unusable() const { return false; }    // of this rank's lines, in round B
     virtual bool overflows_here() const { return false; }
 
+    // Before round A is repeated with a scaled gradient, `sums` being those of the first: what
+    // fill_factors needs of this rank's boxes, the means of rows to within mean_margin() of
+    // themselves.
+    virtual void guess_moments(double* sums) { static_cast<void>(sums); }
+    virtual double mean_margin() const { return 0; }
+
     const std::vector<double>& second_exponents() const { return exponents_; }
-    void take_u_squares(const std::vector<double>& u_sq);  // of each matrix
+    void take_u_squares();  // u_sq_
 
     std::vector<LocalBox> boxes_;
     // Of each matrix of the whole tensor: the summaries of its axes; the sum of param^2; the
     // separable form's sum of u^2 over the mean of rows.
     std::vector<SecondMoment> moments_;
     std::vector<double> param_sq_, weighted_;
-    bool overflows_ = false;  // a new running mean exceeds the state's format
+    std::vector<double> u_sq_;  // the direct form's, after round B
+    bool overflows_ = false;    // a new running mean exceeds the state's format
     const KernelTable& kernels_;
 
 private:
@@ -86,6 +95,10 @@ private:
     void mean_of(const std::vector<double>& sums, std::vector<double>& mean) const;
     bool find_separable_u();
     bool float_will_do() const;
+    bool clips() const { return std::isfinite(hyper_.clip_threshold); }
+    int digits() const { return is_all_float() ? 27 : 54; }  // that eps must be below to be lost
+    bool may_be_direct(double factor) const;
+    bool margin_shows() const;
     void find_step_sizes();
     void fill_factors(LocalBox& at, bool wide, bool separable);
     bool sum_direct_u(const Team& team, LocalBox& at, bool wide);
@@ -95,6 +108,9 @@ private:
     std::vector<Descent> descents_;
     bool separable_ = false, wide_ = true, literal_ = false, needs_second_ = false;
     bool is_unusable_ = false;
+    // Round B beside a repeated round A: whether it may be of use, is under way, depends on what is
+    // guessed, and has given what one after it would.
+    bool may_need_second_ = false, anticipates_ = false, is_vague_ = false, has_second_ = false;
 };
 
 // Whole rows or whole columns, whole matrices, any boxes.

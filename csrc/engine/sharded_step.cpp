@@ -204,10 +204,10 @@ Exchange ShardedStep::put_sum() {
         place_.push_back(n);
         n += tensor->n_second_sum();
     }
-    // Sums of the first round stay where they are until the step is done.
-    RoundArray& array = is_first_         ? memory_.sum
-                        : second_.empty() ? memory_.sum_again
-                                          : memory_.second_sum;
+    // Sums of a round A stay where they are until the step is done.
+    RoundArray& array = is_first_        ? memory_.sum
+                        : first_.empty() ? memory_.second_sum
+                                         : memory_.sum_again;
     double* const to = filled(array, n, 0).data();
     for_each(first_, [&](std::size_t k) { first_[k]->put_sum(to + place_[k]); });
     for (std::size_t k = 0; k < second_.size(); ++k)
@@ -264,6 +264,8 @@ Exchange ShardedStep::after_sum() {
         }
     if (first_.empty() && second_.empty()) return finish();
     if (!first_.empty()) measure();
+    for (ShardedTensor* tensor : first_)
+        if (tensor->anticipates_second(team_)) second_.push_back(tensor);
     return put_max();
 }
 

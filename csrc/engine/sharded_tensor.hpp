@@ -56,6 +56,9 @@ public:
     // Then report.grad_sq is known. A gradient that is scaled has to be measured again and round A
     // repeated, if this returns true.
     virtual bool scale_grad(double factor) = 0;
+    // Then, measured again: whether round B may follow. It is taken beside the repeated round A,
+    // with u measured already by means that are guessed; decide() finds whether they were right.
+    virtual bool anticipates_second(const Team&) { return false; }
 
     // Decides how to step; with a fault only if it is to `propagate`.
     virtual Fault decide(const Team& team, bool propagate) = 0;

@@ -46,11 +46,15 @@ def test_as_many_all_reduces_for_one_tensor_as_for_148(layout):
         assert {calls for calls, _ in results} == {2 * ROUNDS[layout]}
 
 
-@pytest.mark.parametrize("layout", ["rows", "cols", "grid", "flat"])
-def test_clipping_by_the_global_norm_takes_at_most_two_rounds(layout):
-    shapes = {"w": (130, 16), "b": (40,)}
-    for max_grad_norm in (1e-3, 1e9):
-        (calls, _), *_ = on_ranks(4, exchanged, layout, shapes, max_grad_norm=max_grad_norm)
+@pytest.mark.parametrize("eps", [1e-30, 1e-3])
+@pytest.mark.parametrize("layout", ["rows", "cols", "grid", "flat", "batch"])
+def test_clipping_by_the_global_norm_takes_at_most_two_rounds(layout, eps):
+    shapes = {"w": (130, 160), "b": (40,)}
+    if layout == "batch":
+        shapes = {"w": (8, 200, 100)}
+    for max_grad_norm in (1e-3, 1.0, 1e9):
+        settings = {"max_grad_norm": max_grad_norm, "eps_mode": "both", "eps": eps}
+        (calls, _), *_ = on_ranks(4, exchanged, layout, shapes, **settings)
         assert calls <= 4
 
 
