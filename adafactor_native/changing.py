@@ -13,6 +13,7 @@ import numpy as np
 from adafactor_native._runtime import _core
 from adafactor_native.factoring import Axes, axes_of
 from adafactor_native.following import rounded
+from adafactor_native.given_arrays import as_array
 from adafactor_native.halves import Array, low_halves
 from adafactor_native.param_groups import ParamGroup, Tensor, new_tensor
 from adafactor_native.suggestions import no_such_name
@@ -179,7 +180,7 @@ def _chosen(rows: Any, n: int, of: str) -> Array:
             raise TypeError(f"rows is {rows!r}, {must_be}") from None
         return chosen
     try:
-        index = np.asarray(rows)
+        index = as_array(rows)
     except ValueError:  # of lists of several lengths
         raise TypeError(f"rows is {rows!r}, {must_be}") from None
     is_mask = index.dtype == bool and index.shape == (n,)

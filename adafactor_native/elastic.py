@@ -183,10 +183,11 @@ def convert_storage(
         converted["master"] = there.get("master", _whole(param, there.get("low")))
     if tensor.low is not None:
         if "master" in there and params:
-            bits = there["master"].astype(np.float32).view(np.uint32)
-            # of a tie the split param is the neighbour away from zero
-            arrays[f"param/{name}"] = ((bits + np.uint32(0x8000)) >> 16).astype(np.uint16)
-            converted["low"] = (bits & 0xFFFF).astype(np.uint16)
+            bits = np.array(there["master"], np.float32).view(np.uint32)
+            converted["low"] = bits.astype(np.uint16)
+            bits += np.uint32(0x8000)  # of a tie the split param is the neighbour away from zero
+            bits >>= np.uint32(16)
+            arrays[f"param/{name}"] = bits.astype(np.uint16)
         else:
             converted["low"] = there.get("low", np.zeros(tensor.low.shape, np.uint16))
     arrays.update({f"{kind}/{name}": array for kind, array in converted.items()})
@@ -218,14 +219,26 @@ def _as_dtype(array: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def _upper_halves(array: Array) -> Array:
-    return (array.astype(np.uint32) << 16).view(np.float32)
+    return _shifted_up(array).view(np.float32)
 
 
 def _whole(param: Array, low: Array | None) -> Array:
     """Return the float32 of a param, a bfloat16 as its bits, and of the signed lower half of it."""
     if param.dtype != np.uint16:
         return param.astype(np.float32)
-    if low is None:
-        return _upper_halves(param)
-    bits = (param.astype(np.uint32) << 16) | low
-    return (bits - ((low >= 0x8000).astype(np.uint32) << 16)).view(np.float32)
+    bits = _shifted_up(param)
+    if low is not None:
+        bits |= low
+        bits -= _shifted_up(low >= 0x8000)
+    return bits.view(np.float32)
+
+
+def _shifted_up(halves: Array) -> Array:
+    """Return the bits of uint32 that have these as their upper halves.
+
+    In place: of an array without axes an operator makes a scalar, which NumPy 1 widens to int64
+    where the other side is an int of Python's.
+    """
+    bits = np.array(halves, np.uint32)
+    bits <<= np.uint32(16)
+    return bits

@@ -1,6 +1,7 @@
 """Accumulated gradients are the gradient of one large batch, whatever dtypes they come in."""
 
 import copy
+import functools
 import re
 
 import ml_dtypes
@@ -37,7 +38,9 @@ def test_a_step_of_sums_is_that_of_the_sum(run, dtype, reduce):
         for part in parts:
             opt.accumulate(part)
         summed = {
-            name: sum(part[name].astype(dtype) for part in parts if part[name] is not None)
+            name: functools.reduce(
+                np.add, [part[name].astype(dtype) for part in parts if part[name] is not None]
+            )
             for name in parts[0]
         }
         one = opt.step(reduce=reduce)

@@ -164,6 +164,8 @@ def layouts(array):
 @pytest.mark.parametrize("has_array", [True, False])
 @pytest.mark.parametrize("name", SHAPES)
 def test_bfloat16_by_dlpack_is_read_exactly(name, has_array):
+    # NumPy 1.22 asks without options, as we do, and lets go of what it gets, unread.
+    asked = 1 if has_array or hasattr(np, "from_dlpack") else 2
     for seed in range(3):
         grad = arrays(seed, ml_dtypes.bfloat16)[name]
         for given in layouts(grad):
@@ -172,7 +174,7 @@ def test_bfloat16_by_dlpack_is_read_exactly(name, has_array):
             one.step([foreign])
             two.step([given])
             assert bits(one) == bits(two)
-            assert foreign.given == foreign.freed == 1
+            assert foreign.given == asked and foreign.freed == 1
     foreign = Bfloat16OfTorch(grad.view(np.uint16), in_c_order=True, has_array=has_array)
     param, other = np.ones(grad.shape), np.ones(grad.shape)
     AdaFactor(grad.shape).update(param, foreign)

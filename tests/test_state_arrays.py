@@ -1,6 +1,7 @@
 """State arrays are public: what a user makes of one between steps is refused, or harmless."""
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
@@ -26,7 +27,9 @@ def grown(array):
 
 
 def retyped(array):
-    array.dtype = np.uint8
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of old NumPys, for Fortran's order
+        array.dtype = np.uint8
 
 
 def swapped(array):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from adafactor_native.given_arrays import as_array
 from adafactor_native.halves import is_half
 from adafactor_native.optimizer import Optimizer
 from adafactor_native.param_groups import Array, Tensor
@@ -33,7 +34,7 @@ def require_one_process(opt: Optimizer) -> None:
 
 def count_of(shown: str, value: Any) -> int:
     try:
-        number = float(np.asarray(_readable(value)))
+        number = float(as_array(_readable(value)))
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise TypeError(f"{shown} is a {type(value).__name__}, must be an int >= 0") from None
     if not number.is_integer() or not 0 <= number <= 2**53:

@@ -170,6 +170,12 @@ std::string shape_text(int ndim, const std::ptrdiff_t* shape) {
 
 namespace {
 
+// What reads an object by one of the two protocols; NumPy 1.22 has DLPack under a private name.
+py::object reader_of(py::handle object, const py::module_& numpy) {
+    if (py::hasattr(object, "__array__")) return numpy.attr("asanyarray");
+    return numpy.attr(py::hasattr(numpy, "from_dlpack") ? "from_dlpack" : "_from_dlpack");
+}
+
 py::object array_made_from(py::handle object, const Name& name) {
     const py::module_ numpy = py::module_::import("numpy");
     if (py::isinstance(object, numpy.attr("floating")) ||
@@ -178,7 +184,7 @@ py::object array_made_from(py::handle object, const Name& name) {
     if (!becomes_array(object)) return py::reinterpret_borrow<py::object>(object);
     std::optional<py::error_already_set> error;  // no Python runs while it is being caught
     try {
-        return numpy.attr(py::hasattr(object, "__array__") ? "asanyarray" : "from_dlpack")(object);
+        return reader_of(object, numpy)(object);
     } catch (py::error_already_set& caught) {
         if (!caught.matches(PyExc_Exception) || caught.matches(PyExc_MemoryError)) throw;
         error = caught;

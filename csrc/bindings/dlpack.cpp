@@ -48,7 +48,8 @@ py::object with_values(const py::array& bits) {
         if (!error.matches(PyExc_ImportError)) throw;
     }
     const py::object wide = bits.attr("astype")("uint32");
-    wide.attr("__ilshift__")(16);
+    // of their own type: with Python's 16 NumPy 1 computes those without axes as int64
+    wide.attr("__ilshift__")(py::module_::import("numpy").attr("uint32")(16));
     return wide.attr("view")("float32");
 }
 
