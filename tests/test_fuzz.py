@@ -4,6 +4,7 @@ Hours by hand: see their docstrings. In the gate they run for a minute, with a s
 """
 
 import functools
+import os
 import re
 import subprocess
 import sys
@@ -166,6 +167,28 @@ def test_planted_faults_of_loading_are_found():
                 states.try_input(SEED, number, Tally(), load_by=load)
 
 
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK),
+    reason="the system does not tell the most memory that a process held since some moment",
+)
+@pytest.mark.parametrize("by", ["a load", "a pickle"])
+def test_planted_memory_is_found(monkeypatch, by):
+    def greedy(of):
+        def method(opt, *arguments, **options):
+            np.ones(states.MEMORY // 8 + 2**20)
+            return of(opt, *arguments, **options)
+
+        return method
+
+    if by == "a pickle":
+        for of in (an.AdaFactor, an.Optimizer):
+            monkeypatch.setattr(of, "__setstate__", greedy(of.__setstate__))
+    load = greedy(states.load) if by == "a load" else states.load
+    with pytest.raises(Fault, match="MiB of memory for a state of a few hundred bytes"):
+        for number in range(60):
+            states.try_input(SEED, number, Tally(), load_by=load)
+
+
 def test_a_crash_is_told_with_the_line_that_repeats_it(tmp_path):
     script = tmp_path / "steps.py"
     script.write_text(f"""
@@ -189,3 +212,16 @@ main_loop(argparse.ArgumentParser(), "steps.py", try_one)
     assert "FOUND the process ended with -11" in done.stdout
     assert "python tests/fuzz/steps.py --seed 1 --model 3" in done.stdout
     assert "--first 4" in done.stdout
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("script", ["steps.py", "states.py"])
+def test_a_quarter_of_a_minute_of_a_new_seed(script):
+    done = subprocess.run(
+        [sys.executable, FOLDER / script, "--seconds", "15"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

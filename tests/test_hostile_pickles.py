@@ -41,8 +41,8 @@ class Writer(pickle.Pickler):
         return None
 
 
-class Reader(pickle.Unpickler):
-    """An unpickler that finds kept arrays, other ones where their numbers were changed."""
+class OfOurs:
+    """What an unpickler finds: kept arrays, other ones where their numbers were changed; our names."""
 
     def __init__(self, file, kept):
         super().__init__(file)
@@ -62,6 +62,18 @@ class Reader(pickle.Unpickler):
         ):
             raise pickle.UnpicklingError(f"{module}.{name} is not needed")
         return super().find_class(module, name)
+
+
+class Reader(OfOurs, pickle.Unpickler):
+    """Python's unpickler, which allocates for a number in the bytes what it says: 3 GB for some."""
+
+
+class FrugalReader(OfOurs, pickle._Unpickler):
+    """The one written in Python, that allocates nothing for them: what memory it takes, objects ask for."""
+
+    dispatch = pickle._Unpickler.dispatch | {
+        pickle.BYTEARRAY8[0]: pickle._Unpickler.dispatch[pickle.BINBYTES8[0]]
+    }
 
 
 def subjects():
@@ -131,21 +143,24 @@ def use(subject):
         repr(subject), subject.memory
 
 
-def outcome(data, kept):
+def outcome(data, kept, reader=Reader):
     """Return whether a pickle was refused, read, or gave what works; any error says so."""
     result = "refused"
     with suppress(Exception):
-        read = Reader(io.BytesIO(data), kept).load()
-        result = "read"
-        use(read)
-        result = "worked"
+        try:
+            read = reader(io.BytesIO(data), kept).load()
+            result = "read"
+            use(read)
+            result = "worked"
+        except MemoryError:
+            result = "no memory"
     return result
 
 
 def fuzz(cases, seed):
     """Return how many changed pickles were refused, and how many gave what works or says why not."""
     rng = np.random.default_rng(seed)
-    outcomes = {"refused": 0, "read": 0, "worked": 0}
+    outcomes = dict.fromkeys(("refused", "no memory", "read", "worked"), 0)
     all_subjects = list(subjects())
     for subject in all_subjects:
         for protocol in (3, 4):
