@@ -75,6 +75,7 @@ class Ranks:
         self.tensors = []
         self.models = []
         self.stops: Callable[[int], bool] = lambda number: False  # abandons at this exchange
+        self.withholds: Callable[[int, int], bool] = lambda rank, k: False  # tensor k's gradient
         for rank in range(n_ranks):
             groups = [[self._piece(t, rank) for t in group.tensors] for group in opt.param_groups]
             model = _core.Tensors()
@@ -122,8 +123,8 @@ class Ranks:
         steps = []
         for rank, model in enumerate(self.models):
             pieces = [
-                None if g is None else self.cut_of[name].of(g, rank)
-                for name, g in zip(self.opt.names, grads)
+                None if g is None or self.withholds(rank, k) else self.cut_of[name].of(g, rank)
+                for k, (name, g) in enumerate(zip(self.opt.names, grads))
             ]
             steps.append(
                 model.begin_sharded_step(
@@ -164,15 +165,22 @@ class Ranks:
         shape = tensor.param.shape
         for rank in range(self.n):
             piece = getattr(self.tensors[rank][k], kind)
+            if whole.size and not self.tensors[rank][k].param.size:
+                continue  # who has nothing need not keep up lines of others
             if kind not in ("exp_row", "exp_col"):
                 cut.put(whole, rank, piece)
             elif cut.is_flat:
                 start, end = cut.by_rank[rank][0]
                 row, col = tensor.axes
                 size = shape[col] if kind == "exp_row" else shape[row] * shape[col]
-                if end > start:
-                    view = whole.reshape(-1) if kind == "exp_row" else whole.reshape(-1, shape[col])
-                    view[start // size : -(-end // size)] = piece
+                if end > start and kind == "exp_row":
+                    whole.reshape(-1)[start // size : -(-end // size)] = piece
+                elif end > start:  # columns of which it has no element are others'
+                    matrices = slice(start // size, -(-end // size))
+                    has = np.zeros((whole.size // shape[col], *shape[-2:]), bool)
+                    has.reshape(-1)[start:end] = True
+                    view = whole.reshape(-1, shape[col])[matrices]
+                    np.copyto(view, piece, where=has[matrices].any(axis=1))
             else:
                 row, col = tensor.axes
                 axes = [a for a in range(len(shape)) if a not in (row, col)]

@@ -381,6 +381,7 @@ def test_a_rank_without_elements_gives_what_the_others_give(layout: str) -> None
             step.apply()
         beside.step([grad])
         assert [m.counts().tolist() for m in ranks.models] == [[1], [1]]
+        assert [m.t for m in ranks.models] == [1 if grad is not None else 2] * 2
         assert everything(ranks) == everything(beside)
 
 
@@ -474,3 +475,33 @@ def test_a_measured_gradient_is_taken_over() -> None:
     beside.step([grad])
     np.testing.assert_array_equal(ranks.gathered("param", 0), beside.gathered("param", 0))
     assert not any(m.has_measured for m in ranks.models)
+
+
+@pytest.mark.parametrize("nonfinite", ["raise", "propagate"])
+def test_tensors_without_elements_and_infinite_gradients_are_as_in_one_process(
+    nonfinite: str,
+) -> None:
+    """Reports of nothing are nan, the norm goes by the rest; an infinity is no nan."""
+    shapes = [(0, 64), (300, 64), (3, 200, 100), (97,)]
+    rng = np.random.default_rng(24)
+    params = {str(k): rng.standard_normal(shape) for k, shape in enumerate(shapes)}
+    opt = Optimizer(params, nonfinite=nonfinite)
+    cut_of = {
+        "0": cuts("batch", shapes[0], [0], 0),
+        "1": cuts("rows", shapes[1], [128], 0),
+        "2": cuts("batch", shapes[2], [1], 0),
+        "3": cuts("elements", shapes[3], [97], 0),
+    }
+    ranks = Ranks(opt, cut_of, 2)
+    grads = [rng.standard_normal(shape) for shape in shapes]
+    if nonfinite == "propagate":
+        for grad in grads[1:]:
+            grad[(0,) * grad.ndim] = np.inf
+    with np.errstate(invalid="ignore"):
+        (numbers, norms, *_), _ = ranks.step(grads)
+        report = opt.step(grads)
+    np.testing.assert_allclose(norms[0], report.grad_norm)
+    names = ("rms_grad", "rms_u", "clip_divisor", "rms_param", "step_size")
+    np.testing.assert_allclose(numbers, np.transpose([getattr(report, name) for name in names]))
+    for k in range(len(shapes)):
+        np.testing.assert_allclose(ranks.gathered("param", k), params[str(k)], atol=1e-13)

@@ -8,6 +8,7 @@
 
 #include "bindings/bindings.hpp"
 #include "bindings/constructor.hpp"
+#include "bindings/take_step.hpp"
 #include "bindings/without_gil.hpp"
 
 namespace adafactor {
@@ -59,6 +60,8 @@ std::string sharded_fault_text(const ShardedOutcome& of, const Tensor& tensor, c
         return (tensor.v != nullptr ? "v" : "exp_row or exp_col") + of_tensor +
                " would have a mean of squares above 3.4e38, must be at most that in float32: "
                "state_dtype='float64' holds it";
+    if (fault == Fault::second_moment && !of.has_unsound_state)
+        return useless_second_moment(tensor.v != nullptr, of_tensor);
     if (fault == Fault::second_moment)
         return (tensor.v != nullptr ? "v" : "exp_row and exp_col") + of_tensor +
                (tensor.v != nullptr ? " is" : " are") +

@@ -100,6 +100,15 @@ Outcome take_step(const Tensor* tensors, std::size_t n_tensors, const Options& o
     return step(tensors, n_tensors, options, reports);
 }
 
+std::string useless_second_moment(bool is_v, const std::string& of_tensor) {
+    if (is_v)
+        return "v" + of_tensor +
+               " is not finite, or holds a zero while eps is zero: the update would not be finite";
+    return "exp_row and exp_col" + of_tensor +
+           " are not finite, or hold a zero while eps is zero, or are all zero: the update "
+           "would not be finite";
+}
+
 std::string fault_text(const Outcome& outcome, const Tensor& tensor, const NamedArray& param,
                        const NamedArray& grad, const NamedArray& m, const HeldTensor* held) {
     if (outcome.fault == Fault::grad) return bad_element(grad, tensor.grad, outcome.index);
@@ -112,13 +121,7 @@ std::string fault_text(const Outcome& outcome, const Tensor& tensor, const Named
                "state_dtype='float64' holds it";
     const std::string bad = held != nullptr ? bad_second_moment(tensor, *held) : "";
     if (!bad.empty()) return bad;
-    const std::string of = param.name.of_tensor();
-    if (tensor.v != nullptr)
-        return "v" + of +
-               " is not finite, or holds a zero while eps is zero: the update would not be finite";
-    return "exp_row and exp_col" + of +
-           " are not finite, or hold a zero while eps is zero, or are all zero: the update "
-           "would not be finite";
+    return useless_second_moment(tensor.v != nullptr, param.name.of_tensor());
 }
 
 void throw_floating_point_error(const std::string& message) {

@@ -25,6 +25,8 @@ struct NamedArray {
 
 // What FloatingPointError says of a tensor: which number is bad, and why. `m` matters with a first
 // moment; `held`, which may be null, holds the running means whose bad element is to be named.
+// What is wrong with running means that are what gradients made them.
+std::string useless_second_moment(bool is_v, const std::string& of_tensor);
 std::string fault_text(const Outcome& outcome, const Tensor& tensor, const NamedArray& param,
                        const NamedArray& grad, const NamedArray& m, const HeldTensor* held);
 

@@ -477,13 +477,16 @@ private:
                            const std::string& message) {
         begin_list();
         reports_.clear();
+        const Outcome& outcome = sharded.outcome;
         for (std::size_t k = 0; k < held_.size(); ++k) {
+            // Of what this rank has nothing of, none is given if none was anywhere.
+            const bool was_stepped = step.reports[k].stepped || !is_well(outcome);
+            step.given[k] = step.given[k] && (held_[k]->part->has_a_say || was_stepped);
             if (!step.given[k]) continue;
             positions_.push_back(k);
             tensors_.push_back(step.tensors[k]);
             reports_.push_back(step.reports[k]);
         }
-        const Outcome& outcome = sharded.outcome;
         const bool differs = sharded.presence_differs || sharded.grad_format_differs;
         {
             Spending spending(*this);

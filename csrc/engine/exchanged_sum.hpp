@@ -19,9 +19,10 @@ inline double for_maximum(double x) {
     return std::isnan(x) ? std::numeric_limits<double>::infinity() : x;
 }
 
-// What ranks take the maximum of before they add. A sum that is not finite has the largest.
+// What ranks take the maximum of before they add. A sum that is not finite has the largest, and one
+// that is nan a larger still.
 inline double exponent_of(const TwoWords& sum) {
-    if (!std::isfinite(sum.high)) return 4096;
+    if (!std::isfinite(sum.high)) return std::isnan(sum.high) ? 4097 : 4096;
     return sum.high == 0 ? kNeutral : std::ilogb(sum.high) + 2;
 }
 
@@ -38,9 +39,15 @@ inline void put_words(TwoWords sum, double exponent, double* words) {
         }
 }
 
+// What sums of squares that are not finite make together.
+inline double infinity_or_nan(double exponent) {
+    return exponent > 4096 ? std::numeric_limits<double>::quiet_NaN()
+                           : std::numeric_limits<double>::infinity();
+}
+
 inline TwoWords sum_of_words(const double* words, double exponent) {
     TwoWords sum;
-    if (exponent >= 4096) sum.high = std::numeric_limits<double>::quiet_NaN();
+    if (exponent >= 4096) sum.high = infinity_or_nan(exponent);
     if (!(exponent > kNeutral) || exponent >= 4096) return sum;
     for (std::size_t k = 0; k < kWords; ++k)
         sum.add(std::ldexp(words[k], int(exponent) - 40 * int(k + 1)));

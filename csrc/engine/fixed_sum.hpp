@@ -20,7 +20,7 @@ inline void raise(double& largest, double x) {
 
 // 2 to this is above x. Neutral for zero; the largest for what is not finite.
 inline double fixed_exponent_of(double x) {
-    if (!std::isfinite(x)) return 4096;
+    if (!std::isfinite(x)) return std::isnan(x) ? 4097 : 4096;
     return x > 0 ? std::ilogb(x) + 1 : kNeutral;
 }
 
@@ -48,7 +48,7 @@ inline void put_fixed(Int128 sum, double* words) {
 
 // The nearest double to the sum of the ranks' words.
 inline double fixed_value(const double* words, double exponent) {
-    if (exponent >= 4096) return std::numeric_limits<double>::quiet_NaN();
+    if (exponent >= 4096) return infinity_or_nan(exponent);
     if (!is_summable(exponent)) return 0;
     const Int128 sum = (Int128(std::int64_t(words[0])) << 80) +
                        (Int128(std::int64_t(words[1])) << 40) + Int128(std::int64_t(words[2]));

@@ -55,8 +55,8 @@ protected:
         for (std::size_t m = 0; m < n(); ++m) {
             const double* const of = heard_.data() + m * kNumbers;
             take_moment(m, of);
-            weighted_[m] = of[10];
-            param_sq_[m] = of[11];
+            weighted_[m] = told(of[10]);
+            param_sq_[m] = told(of[11]);
         }
     }
 
@@ -70,7 +70,16 @@ protected:
 private:
     static constexpr std::size_t kNumbers = 12;  // of each matrix
 
-    void tell(double x) { told_.push_back(for_maximum(x)); }
+    // A maximum carries no nan: an infinity stands for one, and the largest double for an infinity.
+    static constexpr double kInfinite = std::numeric_limits<double>::max();
+    void tell(double x) {
+        told_.push_back(std::isnan(x) ? for_maximum(x) : std::min(x, kInfinite));
+    }
+    static double told(double x) {
+        if (x < kInfinite) return x;
+        return x > kInfinite ? std::numeric_limits<double>::quiet_NaN()
+                             : std::numeric_limits<double>::infinity();
+    }
     void tell(const AxisSummary& of) {
         for (const double x : {of.sum, of.sum_sq, -of.smallest, -of.smallest_live, of.largest_live})
             tell(x);
@@ -78,7 +87,7 @@ private:
 
     void take_moment(std::size_t m, const double* of) {
         const auto summary = [](const double* x) {
-            return AxisSummary{x[0], x[1], -x[2], -x[3], x[4]};
+            return AxisSummary{told(x[0]), told(x[1]), -told(x[2]), -told(x[3]), told(x[4])};
         };
         SecondMoment& moment = moments_[m];
         moment.row_summary = summary(of);

@@ -99,9 +99,11 @@ Exchange ShardedStep::exchange(const RoundArray& array, bool is_max, Stage stage
 
 Exchange ShardedStep::end() {
     stage_ = Stage::done;
-    for (ShardedTensor* tensor : stepping_)
-        finish_report(tensor->report(), tensor->part().n_elements(),
-                      tensor->tensor().hyper.grad_scale);
+    for (ShardedTensor* tensor : stepping_) {
+        const double n = tensor->part().n_elements();
+        if (n == 0) tensor->report() = {};  // as of a tensor without a step
+        finish_report(tensor->report(), n, tensor->tensor().hyper.grad_scale);
+    }
     return {};
 }
 
@@ -302,6 +304,7 @@ Exchange ShardedStep::after_look() {
 Exchange ShardedStep::faulty(Fault fault, std::size_t tensor) {
     outcome_.outcome.fault = fault;
     outcome_.outcome.tensor = tensor;
+    outcome_.has_unsound_state = all_[tensor]->has_unsound_state();
     own_index_ = all_[tensor]->bad_index(fault, own_value_);
     filled(memory_.fault, 1, own_index_ < 0 ? kNeutral : -double(own_index_));
     return exchange(memory_.fault, true, Stage::index);

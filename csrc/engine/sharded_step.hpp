@@ -39,6 +39,7 @@ struct ShardedOutcome {
     Outcome outcome;   // the index is one of the whole tensor
     double value = 0;  // of the bad element, if there is an index
     bool presence_differs = false, grad_format_differs = false;  // of that tensor, on some ranks
+    bool has_unsound_state = false;  // likewise: running means that no gradient makes
 
     bool is_fault() const {
         return outcome.fault != Fault::none || presence_differs || grad_format_differs;

@@ -139,13 +139,15 @@ std::ptrdiff_t ShardedTensor::bad_index(Fault fault, double& value) const {
         });
     });
     if (index < 0) return -1;
-    value = number_of({element_at(*array, std::size_t(index)), 0, 1, 1, array->format, array->low});
+    // Of a param in two halves its upper one, which is the caller's array.
+    const Format format = array->format == Format::split ? Format::bfloat16 : array->format;
+    value = number_of({element_at(*array, std::size_t(index)), 0, 1, 1, format, 0});
     return part_.index_of(index, *array);
 }
 
 std::unique_ptr<ShardedTensor> make_sharded(const Tensor& tensor, bool given, TensorReport& report,
                                             const ShardedPlaces& places) {
-    if (tensor.part->layout == Layout::elements)
+    if (tensor.part->layout == Layout::elements || tensor.part->n_elements() == 0)
         return make_sharded_elements(tensor, given, report, places);
     if (places.exact) return make_sharded_exact(tensor, given, report, places);
     if (is_small(tensor)) return make_sharded_elements(tensor, given, report, places);

@@ -88,6 +88,7 @@ public:
     // Whether ranks disagree on whether there is a gradient, or of what dtype it is.
     bool presence_differs() const { return presence_differs_; }
     bool grad_format_differs() const { return grad_format_differs_; }
+    bool has_unsound_state() const { return is_unsound_; }  // on any rank
     bool is_given_anywhere() const { return is_given_anywhere_; }
 
     // The first bad element of this rank for a fault, as an index of the whole tensor, or -1.
