@@ -445,6 +445,7 @@ def test_what_is_refused_changes_nothing(wrong):
     assert values(run(opt, range(3, 5))) == values(run(other, range(3, 5)))
 
 
+@pytest.mark.filterwarnings("ignore:Setting the shape:DeprecationWarning")  # of NumPy 2.5
 def test_an_array_of_another_tensor_that_was_reshaped_refuses_it_all():
     opt = run(Optimizer(model(), beta1=0.9), range(2))
     tensors = opt.tensors

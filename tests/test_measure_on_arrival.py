@@ -327,6 +327,7 @@ def test_params_that_were_said_to_have_changed_are_measured_again(carries):
     assert_same(opt, twin)
 
 
+@pytest.mark.filterwarnings("ignore:Setting the shape:DeprecationWarning")  # of NumPy 2.5
 def test_a_gradient_that_is_another_array_now_is_refused():
     opt = optimizer()
     grads = gradients(0)
