@@ -484,6 +484,7 @@ def interrupted(act, opt, at):
         return count
 
     before = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # Python 3.12 looks at it when tracing begins
     sys.settrace(count)
     try:
         act(opt)
