@@ -60,12 +60,14 @@ def step(
     maximize=False,
     grad_scale=1.0,
     state_dtype=np.float64,
+    terms=None,
 ):
     """Return (param, state) after step number t, in float64; nothing given is changed.
 
     lr and schedule are their values at this step. Divisions 0/0 give NaN. A tensor without elements
     is left as it is. With a state_dtype of float32 the running means returned are rounded to it;
-    param moves by what they are before that.
+    param moves by what they are before that. `terms`, a dict, is given what is subtracted from param:
+    "decay" and "update".
     """
     param = np.array(param, np.float64)
     g = np.array(grad, np.float64) / grad_scale * (-1 if maximize else 1)
@@ -135,12 +137,17 @@ def step(
         scale = np.maximum(eps_scale, rms(keep * param, matrices))
 
     if beta1 is None:
-        return keep * param - rate * scale * u, state
-    if momentum_of == "step":
-        m = average(state.m, beta1, rate * scale * u)
-        return keep * param - m, replace(state, m=m)
-    m = average(state.m, beta1, u)
-    return keep * param - rate * scale * m, replace(state, m=m)
+        update = rate * scale * u
+    elif momentum_of == "step":
+        update = m = average(state.m, beta1, rate * scale * u)
+        state = replace(state, m=m)
+    else:
+        m = average(state.m, beta1, u)
+        update = rate * scale * m
+        state = replace(state, m=m)
+    if terms is not None:
+        terms.update(decay=(1 - keep) * param, update=update)
+    return keep * param - update, state
 
 
 def axes_to_factor(shape, factored_axes, min_dim_size_to_factor):
@@ -201,10 +208,12 @@ class Run:
     t : int
     counts : dict of name -> int
         Steps of the model and of each tensor.
+    terms : dict of name -> dict
+        What each tensor's latest step was a difference of, as `step` says.
     """
 
     def __init__(self, groups, *, max_grad_norm=None, **switches):
-        self.params, self.states, self.counts = {}, {}, {}
+        self.params, self.states, self.counts, self.terms = {}, {}, {}, {}
         self.t = 0
         self._max_grad_norm = max_grad_norm
         self._switches = {}
@@ -244,6 +253,7 @@ class Run:
                 grad,
                 self.states[name],
                 grad_scale=grad_scale,
+                terms=self.terms.setdefault(name, {}),
                 **self._at_this_step(name),
             )
 
