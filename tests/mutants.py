@@ -157,7 +157,7 @@ class Copy:
         for before, after in {
             "-O3": "-O1",
             "UNITY_BUILD ON": "UNITY_BUILD OFF",
-            'if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")': "if(FALSE)",
+            'if(machine MATCHES "x86_64|AMD64")': "if(FALSE)",
         }.items():
             assert before in text, before
             text = text.replace(before, after)
@@ -268,6 +268,8 @@ class Copy:
         name = Path(mutant.path).name
         if name.startswith(("torch_", "dlpack", "held_tensor", "measured")):
             tests.insert(0, "tests/torch_adapter")
+        if name.startswith("sharded"):
+            tests.insert(0, "tests/sharded")
         return tests
 
 
