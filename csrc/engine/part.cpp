@@ -25,6 +25,7 @@ double Part::n_elements() const {
 
 void Part::place(const std::vector<std::ptrdiff_t>& local, int row_axis, int col_axis) {
     boxes.clear();
+    n_row_lines = n_col_lines = 0;
     const bool is_empty =
         std::any_of(local.begin(), local.end(), [](std::ptrdiff_t n) { return n == 0; });
     has_a_say = !is_empty || n_elements() == 0;
@@ -98,12 +99,13 @@ void Part::place_box(const std::vector<std::ptrdiff_t>& local, int row_axis, int
         }
         box.matrices.push_back(matrix);
     }
+    n_row_lines = n * std::size_t(local[std::size_t(row_axis)]);
+    n_col_lines = n * std::size_t(local[std::size_t(col_axis)]);
     boxes.push_back(std::move(box));
 }
 
 // Whole matrices together; of a cut one the end of a row, whole rows, the beginning of a row.
 void Part::place_range(std::size_t n) {
-    n_row_lines = n_col_lines = 0;
     if (n == 0) return;
     const std::size_t size = n_rows * n_cols, first = std::size_t(start[0]), end = first + n;
     const std::size_t first_line = first / n_cols, first_matrix = first / size;

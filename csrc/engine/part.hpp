@@ -45,7 +45,7 @@ struct Part {
     std::size_t n_matrices = 1, n_rows = 1, n_cols = 1;  // of the whole tensor, if factored
     bool has_a_say = true;   // on the gradient: has elements, or no rank has
     std::vector<Box> boxes;  // of this rank; none without elements, several if flat
-    std::size_t n_row_lines = 0, n_col_lines = 0;  // of the state, if flat
+    std::size_t n_row_lines = 0, n_col_lines = 0;  // of the state, if factored
 
     bool is_range() const { return start.size() == 1 && shape.size() != 1; }
     double n_elements() const;

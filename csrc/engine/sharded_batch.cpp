@@ -14,7 +14,7 @@ public:
     using ShardedFactored::ShardedFactored;
 
     std::size_t n_sum() const override { return 0; }
-    void put_sum(double*) const override {}
+    void put_sum(double*) override {}
 
     void finish_measure(const Team& team) override {
         ShardedFactored::finish_measure(team);

@@ -63,7 +63,7 @@ public:
             for (std::size_t k = 0; k < kSums; ++k) fixed_[k] += sums[k];
     }
 
-    void put_sum(double* to) const override {
+    void put_sum(double* to) override {
         std::fill_n(to, n_sum(), 0.0);
         if (!part_.speaks || steps_.empty()) return;
         const TwoWords* const sums[kSums] = {&own_.grad_sq, &own_.u_sq, &own_.param_sq};

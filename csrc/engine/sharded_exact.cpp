@@ -50,7 +50,7 @@ public:
             }
     }
 
-    void put_sum(double* to) const override {
+    void put_sum(double* to) override {
         for (std::size_t k = 0; k < sums_.size(); ++k)
             put_fixed(part_.speaks ? sums_[k] : 0, to + k * kWords);
     }
@@ -67,6 +67,7 @@ public:
         for (std::size_t m = 0; m < n(); ++m) to[m] = fixed_exponent_of(largest_u_[m]);
         to[n()] = is_unusable();
         to[n() + 1] = overflows_here();
+        put_extremes(to + ShardedFactored::n_second_max());
     }
 
     void add_up_second(const Team& team) override {
@@ -103,20 +104,24 @@ protected:
         ShardedGrid::take_own_max(from);
         from += ShardedGrid::n_own_max();
         bounds_.assign(from, from + n() * n_lines_and_sums());
-        lines_.resize(n() * n_lines());
     }
+
+    void take_sum(double* from) override { ShardedFactored::take_sum(from); }
 
     void derive(double* sums) override {
         const auto value = [&](std::size_t k) {
             return fixed_value(sums + k * kWords, bounds_[k]);
         };
         for (std::size_t m = 0; m < n(); ++m) {
-            for (std::size_t line = 0; line < n_lines(); ++line)
-                lines_[m * n_lines() + line] = value(place(m) + line);
-            param_sq_[m] = value(place(m) + n_lines() + 1);
-            derive_matrix(m, lines_.data(), value(place(m) + n_lines()));
+            TwoWords grad_sq;
+            for (std::size_t row = 0; row < part_.n_rows; ++row) grad_sq.add(value(place(m) + row));
+            const std::size_t rest = place(m) + n_lines();
+            derive_matrix(m, value(rest), value(rest + 1), grad_sq.value());
         }
-        finish_lines(lines_.data());
+        for_lines_of_all([&](double& line, std::size_t at) {
+            line = value(place(at / n_lines()) + at % n_lines());
+        });
+        finish_lines();
     }
 
 private:
@@ -211,7 +216,7 @@ private:
         }
     }
 
-    std::vector<double> largest_, bounds_, largest_u_, lines_;
+    std::vector<double> largest_, bounds_, largest_u_;
     std::vector<Int128> sums_, sums_u_;
 };
 

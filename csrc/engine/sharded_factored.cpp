@@ -223,6 +223,12 @@ bool ShardedFactored::find_separable_u() {
     return all_are_finite(mean_u_sq_);
 }
 
+bool ShardedFactored::is_separable() const {
+    return !literal_ && all_moments([&](const SecondMoment& moment) {
+        return eps_is_lost(moment, hyper_, digits());
+    });
+}
+
 bool ShardedFactored::float_will_do() const {
     if (!is_all_float() || literal_) return false;
     for (std::size_t m = 0; m < n(); ++m)
@@ -241,10 +247,8 @@ Fault ShardedFactored::decide(const Team&, bool propagate) {
         mean_param_sq_.assign(n(), std::numeric_limits<double>::quiet_NaN());
     mean_u_sq_.assign(n(), std::numeric_limits<double>::quiet_NaN());
     descents_.assign(n(), Descent{});
-    separable_ = !literal_ && all_moments([&](const SecondMoment& moment) {
-        return eps_is_lost(moment, hyper_, digits());
-    });
-    if (separable_ && !always_second()) {
+    separable_ = !always_second() && is_separable();
+    if (separable_) {
         const bool is_finite = find_separable_u();
         separable_ = !clips() || is_finite;
     }
@@ -329,6 +333,7 @@ Fault ShardedFactored::finish(bool propagate) {
         literal_ = literal_ || (found != Fault::none && found != Fault::state_format);
         if (literal_) separable_ = false;
     }
+    if (always_second()) separable_ = is_separable();
     find_step_sizes();
     wide_ = !float_will_do();
     return found;

@@ -65,7 +65,8 @@ protected:
 
     // Fills moments_, param_sq_ and weighted_ by what was exchanged and hyper_; and overflows_.
     virtual void derive(double* sums) = 0;
-    virtual bool always_second() const { return false; }  // measures u in a sweep of its own
+    // Measures u in a sweep of its own; live means' extremes are those of all ranks after it only.
+    virtual bool always_second() const { return false; }
     virtual bool is_unusable() const { return false; }    // of this rank's lines, in round B
     virtual bool overflows_here() const { return false; }
 
@@ -94,6 +95,7 @@ private:
     Fault fault() const;
     void mean_of(const std::vector<double>& sums, std::vector<double>& mean) const;
     bool find_separable_u();
+    bool is_separable() const;
     bool float_will_do() const;
     bool clips() const { return std::isfinite(hyper_.clip_threshold); }
     int digits() const { return is_all_float() ? 27 : 54; }  // that eps must be below to be lost

@@ -11,111 +11,130 @@
 namespace adafactor {
 
 // Neither axis is known before the exchange, which sums both, so that u is measured in one more
-// sweep, and its sum exchanged. Each line of the state is spoken for by the box that has its first
-// element.
+// sweep, and its sum exchanged. A rank has the sums of its own lines only, and of the whole matrix
+// a few numbers. Each line of the state is spoken for by the box that has its first element.
 class ShardedGrid : public ShardedFactored {
 public:
-    using ShardedFactored::ShardedFactored;
-
-    std::size_t n_sum() const override {
-        return n() * (kSums * kWords + part_.n_rows + part_.n_cols);
+    ShardedGrid(const Tensor& tensor, bool given, TensorReport& report, const ShardedPlaces& places)
+        : ShardedFactored(tensor, given, report, places) {
+        if (given) lines_.resize(part_.n_row_lines + part_.n_col_lines);
     }
+
+    std::size_t n_sum() const override { return n() * kSums * kWords + n_lines_of_all(); }
 
     void finish_measure(const Team& team) override {
         ShardedFactored::finish_measure(team);
-        if (!old_.empty()) return;  // measured again, with the same state
-        old_.resize(n());
+        if (!own_.empty()) return;  // measured again, with the same state
+        own_.resize(n());
         for (const LocalBox& at : boxes_)
             for (std::size_t k = 0; k < at.n; ++k) {
-                OfMatrix& old = old_[at.box->matrices[k]];
-                old.rows.add(at.old_row + k * at.rows, at.rows);
-                old.cols.add(at.old_col + k * at.cols, at.cols);
+                OfMatrix& own = own_[at.box->matrices[k]];
                 if (at.box->col == 0)
                     for (std::size_t i = 0; i < at.rows; ++i)
-                        old.sum.add(at.old_row[k * at.rows + i]);
-                if (hyper_.scale_parameter) old.param_sq.add(at.param_sq[k]);
+                        own.old_sum.add(at.old_row[k * at.rows + i]);
+                if (hyper_.scale_parameter) own.param_sq.add(at.param_sq[k]);
+                const bool by_rows = owns_rows(at);
+                const double* const of_lines = by_rows ? at.row_sq : at.col_sq;
+                const std::size_t n_lines = by_rows ? at.rows : at.cols;
+                for (std::size_t i = 0; i < n_lines; ++i)
+                    own.grad_sq.add(of_lines[k * n_lines + i]);
             }
     }
 
-    void put_sum(double* to) const override {
+    void put_sum(double* to) override {
         std::fill_n(to, n_sum(), 0.0);
+        std::fill(lines_.begin(), lines_.end(), 0.0);
+        for (const LocalBox& at : boxes_)
+            for (std::size_t k = 0; k < at.n; ++k) add_lines(at, k);
         if (!part_.speaks) return;
         for (std::size_t m = 0; m < n(); ++m) {
-            put_words(old_[m].sum, exponents_[m * kSums], to + m * kSums * kWords);
-            put_words(old_[m].param_sq, exponents_[m * kSums + 1], to + (m * kSums + 1) * kWords);
+            const TwoWords* const sums[kSums] = {&own_[m].old_sum, &own_[m].param_sq,
+                                                 &own_[m].grad_sq};
+            for (std::size_t k = 0; k < kSums; ++k)
+                put_words(*sums[k], exponents_[m * kSums + k], to + (m * kSums + k) * kWords);
         }
-        double* const lines = to + n() * kSums * kWords;
-        for (const LocalBox& at : boxes_)
-            for (std::size_t k = 0; k < at.n; ++k) {
-                const std::size_t m = at.box->matrices[k];
-                double* const rows = row_sums(lines, m) + at.box->row;
-                double* const cols = col_sums(lines, m) + at.box->col;
-                const bool by_rows = owns_rows(at);
-                const double* const own =
-                    by_rows ? at.row_sq + k * at.rows : at.col_sq + k * at.cols;
-                double* const to_own = by_rows ? rows : cols;
-                for (std::size_t i = 0; i < (by_rows ? at.rows : at.cols); ++i) to_own[i] += own[i];
-                add_crossed(at, k, by_rows ? cols : rows, nullptr);
+        double* const all = to + n() * kSums * kWords;
+        for_lines_of_all([&](double& line, std::size_t place) { all[place] += line; });
+    }
+
+    void take_sum(double* from) override {
+        const double* const all = from + n() * kSums * kWords;
+        for_lines_of_all([&](double& line, std::size_t place) { line = all[place]; });
+        ShardedFactored::take_sum(from);
+    }
+
+    std::size_t n_second_max() const override {
+        return ShardedFactored::n_second_max() + n() * kExtremes;
+    }
+
+    void put_second_max(double* to) const override {
+        ShardedFactored::put_second_max(to);
+        put_extremes(to + ShardedFactored::n_second_max());
+    }
+
+    void take_second_max(const double* from) override {
+        ShardedFactored::take_second_max(from);
+        from += ShardedFactored::n_second_max();
+        for (SecondMoment& moment : moments_)
+            for (AxisSummary* summary : {&moment.row_summary, &moment.col_summary}) {
+                summary->smallest_live = -*from++;
+                summary->largest_live = *from++;
             }
     }
 
 protected:
-    std::size_t n_own_max() const override { return n() * kMaxima; }
+    std::size_t n_own_max() const override { return n() * kSums; }
 
     void put_own_max(double* to) const override {
-        for (std::size_t m = 0; m < n() && !old_.empty(); ++m, to += kMaxima) {
-            const OfMatrix& old = old_[m];
-            to[0] = exponent_of(old.sum);
-            to[1] = exponent_of(old.param_sq);
-            to[2] = old.rows.largest_negated;
-            to[3] = old.rows.largest;
-            to[4] = old.cols.largest_negated;
-            to[5] = old.cols.largest;
-        }
+        for (const OfMatrix& own : own_)
+            for (const TwoWords* sum : {&own.old_sum, &own.param_sq, &own.grad_sq})
+                *to++ = exponent_of(*sum);
     }
 
     void take_own_max(const double* from) override {
-        exponents_.clear();
-        all_old_.clear();
-        for (std::size_t m = 0; m < n(); ++m, from += kMaxima) {
-            exponents_.insert(exponents_.end(), from, from + kSums);
-            all_old_.push_back({{from[2], from[3]}, {from[4], from[5]}, {}, {}});
-        }
+        exponents_.assign(from, from + n() * kSums);
     }
 
     void derive(double* sums) override {
-        double* const lines = sums + n() * kSums * kWords;
         for (std::size_t m = 0; m < n(); ++m) {
-            const double old_sum =
-                sum_of_words(sums + m * kSums * kWords, exponents_[m * kSums]).value();
-            param_sq_[m] =
-                sum_of_words(sums + (m * kSums + 1) * kWords, exponents_[m * kSums + 1]).value();
-            derive_matrix(m, lines, old_sum);
+            double value[kSums];
+            for (std::size_t k = 0; k < kSums; ++k)
+                value[k] = sum_of_words(sums + (m * kSums + k) * kWords, exponents_[m * kSums + k])
+                               .value();
+            derive_matrix(m, value[0], value[1], value[2]);
         }
-        finish_lines(lines);
+        finish_lines();
     }
 
-    // Of the sums of grad^2 over all lines, and of the old running means over rows.
-    void derive_matrix(std::size_t m, double* lines, double old_sum) {
+    // Of the sums of the old running means over rows, of param^2 and of grad^2.
+    void derive_matrix(std::size_t m, double old_sum, double param_sq, double grad_sq) {
+        const double infinity = std::numeric_limits<double>::infinity();
         SecondMoment& moment = moments_[m];
-        moment.row_summary =
-            summary_of(row_sums(lines, m), part_.n_rows, part_.n_cols, all_old_[m].rows);
-        moment.col_summary =
-            summary_of(col_sums(lines, m), part_.n_cols, part_.n_rows, all_old_[m].cols);
+        for (AxisSummary* summary : {&moment.row_summary, &moment.col_summary}) {
+            *summary = {};
+            summary->sum_sq = grad_sq;
+            summary->smallest = infinity;  // whether any is zero or less is found in round B
+            summary->smallest_live = infinity;
+        }
         // Running means are linear in the old ones and the sums: so is the sum of them.
+        const double now = grad_sq * grad_sq_scale() / double(part_.n_cols);
         moment.row_summary.sum =
-            running_mean(old_sum, moment.row_summary.sum_sq, double(part_.n_rows), part_.n_cols);
+            hyper_.beta2 * old_sum +
+            (1 - hyper_.beta2) * (now + double(part_.n_rows) * hyper_.eps_squares);
         moment.mean = mean_of_rows(moment.row_summary);
+        param_sq_[m] = param_sq;
     }
 
-    void finish_lines(double* lines) {
+    // The running means of this rank's lines. Their extremes are those of the whole matrices from
+    // round B on; before, they tell in which format this rank measures u.
+    void finish_lines() {
         for (const LocalBox& at : boxes_)
             for (std::size_t k = 0; k < at.n; ++k) {
-                const std::size_t m = at.box->matrices[k];
-                finish_axis(rows_of(at, k), row_sums(lines, m) + at.box->row, part_.n_cols,
-                            at.old_row + k * at.rows);
-                finish_axis(cols_of(at, k), col_sums(lines, m) + at.box->col, part_.n_rows,
-                            at.old_col + k * at.cols);
+                SecondMoment& moment = moments_[at.box->matrices[k]];
+                finish_axis(rows_of(at, k), rows_at(at, k), part_.n_cols,
+                            at.old_row + k * at.rows, moment.row_summary);
+                finish_axis(cols_of(at, k), cols_at(at, k), part_.n_rows,
+                            at.old_col + k * at.cols, moment.col_summary);
             }
     }
 
@@ -134,64 +153,83 @@ protected:
                any_mean([](double mean) { return mean > kLargestFloat; });
     }
 
-    static constexpr std::size_t kSums = 2, kMaxima = kSums + 4;  // of each matrix
+    // Of each matrix: its sums, and the smallest and largest of its lines that are live.
+    static constexpr std::size_t kSums = 3, kExtremes = 4;
 
-    struct Extremes {
-        double largest_negated = kNeutral, largest = kNeutral;
-        void add(const double* x, std::size_t size) {
-            for (std::size_t i = 0; i < size; ++i) {
-                largest_negated = std::max(largest_negated, -x[i]);
-                largest = std::max(largest, x[i]);
-            }
-        }
-    };
-    // Of the old running means, and the sum of those of rows; of param.
+    // Sums over what this rank has of a matrix.
     struct OfMatrix {
-        Extremes rows, cols;
-        TwoWords sum, param_sq;
+        TwoWords old_sum, param_sq, grad_sq;
     };
 
-    double* row_sums(double* lines, std::size_t m) const {
-        return lines + m * (part_.n_rows + part_.n_cols);
+    // Where the sums of a box's lines of matrix k begin in lines_: rows as in the state, then
+    // columns.
+    double* rows_at(const LocalBox& at, std::size_t k) {
+        return lines_.data() + at.box->row_line + k * at.rows;
     }
-    double* col_sums(double* lines, std::size_t m) const {
-        return row_sums(lines, m) + part_.n_rows;
-    }
-
-    // Of n lines' sum, each having `length` elements.
-    double running_mean(double old, double sum_sq, double n_lines, std::size_t length) const {
-        const double now = sum_sq * grad_sq_scale() / double(length);
-        return hyper_.beta2 * old + (1 - hyper_.beta2) * (now + n_lines * hyper_.eps_squares);
+    double* cols_at(const LocalBox& at, std::size_t k) {
+        return lines_.data() + part_.n_row_lines + at.box->col_line + k * at.cols;
     }
 
-    // The sum of squares, and bounds of the running means, which are close enough to choose the
-    // form of u by. Whether any is zero or less is found in round B.
-    AxisSummary summary_of(const double* sum_sq, std::size_t size, std::size_t length,
-                           const Extremes& old) const {
-        TwoWords total;
-        double least = std::numeric_limits<double>::infinity(), most = 0;
-        for (std::size_t i = 0; i < size; ++i) {
-            total.add(sum_sq[i]);
-            if (sum_sq[i] != 0) least = std::min(least, sum_sq[i]);
-            most = std::max(most, sum_sq[i]);
+    void add_lines(const LocalBox& at, std::size_t k) {
+        double* const rows = rows_at(at, k);
+        double* const cols = cols_at(at, k);
+        const bool by_rows = owns_rows(at);
+        const std::size_t n_lines = by_rows ? at.rows : at.cols;
+        const double* const own = (by_rows ? at.row_sq : at.col_sq) + k * n_lines;
+        double* const to_own = by_rows ? rows : cols;
+        for (std::size_t i = 0; i < n_lines; ++i) to_own[i] += own[i];
+        add_crossed(at, k, by_rows ? cols : rows, nullptr);
+    }
+
+    // The lines of all matrices, which all ranks exchange.
+    std::size_t n_lines_of_all() const { return n() * (part_.n_rows + part_.n_cols); }
+
+    // Calls body(line of this rank, its place among those of all), for each line once.
+    template <class Body>
+    void for_lines_of_all(const Body& body) {
+        const std::size_t n_lines = part_.n_rows + part_.n_cols;
+        double* const rows = lines_.data();
+        double* const cols = rows + part_.n_row_lines;
+        if (part_.is_range()) {  // its boxes have columns in common
+            for (std::size_t i = 0; i < part_.n_row_lines; ++i) {
+                const std::size_t row = std::size_t(part_.start[0]) / part_.n_cols + i;
+                body(rows[i], row / part_.n_rows * n_lines + row % part_.n_rows);
+            }
+            for (std::size_t j = 0; j < part_.n_col_lines; ++j) {
+                const std::size_t m = first_matrix() + j / part_.n_cols;
+                body(cols[j], m * n_lines + part_.n_rows + j % part_.n_cols);
+            }
+            return;
         }
-        const double infinity = std::numeric_limits<double>::infinity();
-        AxisSummary summary{};
-        summary.sum_sq = total.value();
-        summary.smallest = infinity;
-        summary.smallest_live = infinity;
-        if (most > 0) {
-            const double floor = std::max(0., -old.largest_negated);
-            summary.smallest_live = running_mean(floor, least, 1, length) + hyper_.eps_means;
-            summary.largest_live = running_mean(old.largest, most, 1, length) + hyper_.eps_means;
-        }
-        return summary;
+        for (const LocalBox& at : boxes_)
+            for (std::size_t k = 0; k < at.n; ++k) {
+                const std::size_t first = at.box->matrices[k] * n_lines;
+                for (std::size_t i = 0; i < at.rows; ++i)
+                    body(rows_at(at, k)[i], first + at.box->row + i);
+                for (std::size_t j = 0; j < at.cols; ++j)
+                    body(cols_at(at, k)[j], first + part_.n_rows + at.box->col + j);
+            }
     }
 
-    void finish_axis(const Axis& axis, double* sum_sq, std::size_t length,
-                     const double* old) const {
+    std::size_t first_matrix() const {
+        return std::size_t(part_.start[0]) / (part_.n_rows * part_.n_cols);
+    }
+
+    void finish_axis(const Axis& axis, double* sum_sq, std::size_t length, const double* old,
+                     AxisSummary& of_matrix) {
         kernels_.add_groups({sum_sq, nullptr, 1, moment(), double(length), old}, 0, axis.size,
                             axis);
+        const AxisSummary here = kernels_.summarize(axis);
+        of_matrix.smallest_live = std::min(of_matrix.smallest_live, here.smallest_live);
+        of_matrix.largest_live = std::max(of_matrix.largest_live, here.largest_live);
+    }
+
+    void put_extremes(double* to) const {
+        for (const SecondMoment& moment : moments_)
+            for (const AxisSummary* summary : {&moment.row_summary, &moment.col_summary}) {
+                *to++ = for_maximum(-summary->smallest_live);
+                *to++ = for_maximum(summary->largest_live);
+            }
     }
 
     template <class Test>
@@ -204,8 +242,8 @@ protected:
         });
     }
 
-    std::vector<OfMatrix> old_, all_old_;  // of this rank, and of all
-    std::vector<double> exponents_;
+    std::vector<OfMatrix> own_;
+    std::vector<double> exponents_, lines_;
 };
 
 }  // namespace adafactor

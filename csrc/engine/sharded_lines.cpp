@@ -36,7 +36,7 @@ public:
         }
     }
 
-    void put_sum(double* to) const override {
+    void put_sum(double* to) override {
         std::fill_n(to, n_sum(), 0.0);
         if (!part_.speaks || boxes_.empty()) return;
         for (std::size_t m = 0; m < n(); ++m) {

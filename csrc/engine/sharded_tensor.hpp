@@ -50,7 +50,7 @@ public:
     void put_max(double* to) const;
     void take_max(const double* from);
     virtual void add_up(const Team&) {}  // where a sum is to be cut by the maximum of all ranks
-    virtual void put_sum(double* to) const = 0;
+    virtual void put_sum(double* to) = 0;
     virtual void take_sum(double* from) = 0;  // from stays until the step is done
 
     // Then report.grad_sq is known. A gradient that is scaled has to be measured again and round A
