@@ -53,7 +53,12 @@ class Plan:
 
 class Part:
     def __init__(
-        self, shape: Sequence[int], start: Sequence[int], layout: str, speaks: bool = True
+        self,
+        shape: Sequence[int],
+        start: Sequence[int],
+        layout: str,
+        speaks: bool = True,
+        shared: Sequence[tuple[bool, int, int, int]] | None = None,
     ) -> None: ...
     @property
     def shape(self) -> list[int]: ...

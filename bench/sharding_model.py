@@ -43,6 +43,8 @@ MEMORY_BYTES_PER_S = 25e9  # of one rank, while all others of the host read as w
 SWEEPS_BYTES = 20  # for each float32: gradient and param are read twice, the param is written
 READ_BYTES = 4  # of the gradient, once more
 WAYS = ("rows", "grid", "flat")
+# Of each matrix, in the maxima and sums over all ranks.
+SCALARS = {"rows": (15, 12), "grid": (10, 9, 8, 3), "flat": (10, 9, 8, 3)}
 
 
 @dataclass(frozen=True)
@@ -68,30 +70,43 @@ class Cost:
         return self.sweeps + self.again + self.exchange
 
 
-def words(shapes: Sequence[Shape], way: str, ranks: int) -> list[float]:
-    """Return how many float64 each round's sums have, of all matrices together.
+def messages(shapes: Sequence[Shape], way: str, ranks: int) -> list[tuple[float, int]]:
+    """Return the float64s and the number of ranks of each all-reduce of a step, all matrices together.
 
-    Rows: the sums of each column, with and without R. A grid of `HOST` columns of ranks and flat ranges:
-    the sums of each row and column, then one number a matrix; all ranks of a group reduce the
-    same arrays, with zeros for the lines that are others'. Every round begins with a maximum of a few
-    words for each matrix.
+    Every round begins with a maximum over all ranks, and both have a few numbers of each matrix. Rows: the
+    sums of each column, with and without R. A grid of `HOST` columns of ranks: the sums of a rank's own rows,
+    over those in its row of the grid, and of its own columns. Flat ranges, of all matrices in one: the sums
+    of columns and of the two rows that a range cuts, over the ranks of each matrix that is on several;
+    here those of the rank that sends most.
     """
+    scalars = [(float(n * len(shapes)), ranks) for n in SCALARS[way]]
     rows = sum(shape[-2] * prod(shape[:-2]) for shape in shapes)
     cols = sum(shape[-1] * prod(shape[:-2]) for shape in shapes)
-    few = 3.0 * len(shapes)
     if way == "rows":
-        return [few, 2 * cols + few]
+        return [*scalars, (2.0 * cols, ranks)]
     if way == "grid":
-        return [few, rows + cols + few, few, few]
-    cut_rows = min(rows, (ranks - 1.0) + len(shapes))
-    return [few, cols + cut_rows + few, few, few]
+        across = min(ranks, HOST)
+        down = ranks // across
+        return [*scalars, (rows / down, across), (cols / across, down)]
+    of_rank: dict[int, list[tuple[float, int]]] = {0: []}
+    size = sum(map(prod, shapes)) / ranks
+    at = 0
+    for shape in shapes:
+        first, last = int(at / size), min(int((at + prod(shape) - 1) / size), ranks - 1)
+        at += prod(shape)
+        if last > first:
+            for rank in range(first, last + 1):
+                cut = shape[-1] + 2 - (rank == first) - (rank == last)
+                of_rank.setdefault(rank, []).append((float(cut), last - first + 1))
+    return [*scalars, *max(of_rank.values(), key=lambda sent: sum(n for n, _ in sent))]
 
 
 def cost(
     shapes: Sequence[Shape], way: str, ranks: int, network: Network, all_reduce: AllReduce
 ) -> Cost:
     elements = sum(map(prod, shapes)) / ranks
-    exchange = sum(all_reduce(WORD * n, ranks, network) for n in words(shapes, way, ranks))
+    sent = messages(shapes, way, ranks)
+    exchange = sum(all_reduce(WORD * n, size, network) for n, size in sent)
     again = 0.0 if way == "rows" else elements * READ_BYTES / MEMORY_BYTES_PER_S
     return Cost(elements * SWEEPS_BYTES / MEMORY_BYTES_PER_S, again, exchange)
 

@@ -1,7 +1,7 @@
 """Ranks of a sharded step in one process: the model of an `Optimizer` cut to pieces.
 
 Each rank has a native `Tensors` of its own with copies of its pieces; `step` drives all of them and
-reduces their arrays by NumPy. No Python of adafactor_native.sharding takes part.
+reduces their arrays by NumPy. Of adafactor_native.sharding only what it tells of groups takes part.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import numpy.typing as npt
 
 from adafactor_native import Optimizer
 from adafactor_native._runtime import _core
+from adafactor_native.sharding.pieces import Box, FlatRange
+from adafactor_native.sharding.tensor_shard import TensorShard
 
 Array = npt.NDArray[Any]
 Ranges = Sequence[tuple[int, int]]  # of each axis; of a flat range the one of its elements
@@ -66,9 +68,26 @@ class Ranks:
     """The ranks of `opt`, whose tensors are cut by `cuts`, in order."""
 
     def __init__(
-        self, opt: Optimizer, cut_of: dict[str, Cut], n_ranks: int, exact: bool = False
+        self,
+        opt: Optimizer,
+        cut_of: dict[str, Cut],
+        n_ranks: int,
+        exact: bool = False,
+        groups: bool = False,
     ) -> None:
         self.opt = opt
+        self.groups: list[list[tuple[int, ...]]] | None = None
+        if groups:
+            everyone = tuple(range(n_ranks))
+            shards = [
+                [self._shard(t, cut_of[t.name], rank) for t in opt._all_tensors()]
+                for rank in range(n_ranks)
+            ]
+            sets = [
+                {lines.ranks for shard in own for lines in shard.shared_lines or ()}
+                for own in shards
+            ]
+            self.groups = [[everyone, *sorted(own - {everyone})] for own in sets]
         self.exact = exact
         self.cut_of = cut_of
         self.n = n_ranks
@@ -115,8 +134,23 @@ class Ranks:
         layout = "elements" if tensor.axes is None else cut.layout
         if tensor.axes is not None and tensor.axes[0] > tensor.axes[1]:
             layout = {"rows": "cols", "cols": "rows"}.get(layout, layout)
-        piece.part = _core.Part(shape, start, layout, cut.speaks[rank])
+        shared = None
+        if self.groups is not None:
+            lines = self._shard(tensor, cut, rank).shared_lines
+            numbers = {ranks: k for k, ranks in enumerate(self.groups[rank])}
+            if lines is not None:
+                shared = [(x.are_rows, numbers[x.ranks], x.begin, x.end) for x in lines]
+        piece.part = _core.Part(shape, start, layout, cut.speaks[rank], shared)
         return piece
+
+    @staticmethod
+    def _shard(tensor: Any, cut: Cut, rank: int) -> TensorShard:
+        pieces: list[Any] = []
+        for ranges in cut.by_rank:
+            start = tuple(a for a, _ in ranges)
+            lengths = tuple(b - a for a, b in ranges)
+            pieces.append(FlatRange(start[0], lengths[0]) if cut.is_flat else Box(start, lengths))
+        return TensorShard(tensor.name, tensor.param.shape, pieces, rank, tensor.axes)
 
     def begin(self, grads: Sequence[Array | None], grad_scale: float = 1.0) -> list[Any]:
         plan = self.opt._new_plan()
@@ -143,7 +177,7 @@ class Ranks:
     def step(self, grads: Sequence[Array | None], grad_scale: float = 1.0) -> list[Any]:
         """Step all ranks; return each one's report arrays, or its error."""
         steps = self.begin(grads, grad_scale)
-        self.exchanges = exchange(steps, self.stops)
+        self.exchanges = exchange(steps, self.stops, self.groups)
         if self.exchanges is None:
             for step in steps:
                 step.abandon()
@@ -190,10 +224,19 @@ class Ranks:
         return whole
 
 
-def exchange(steps: Sequence[Any], stops: Callable[[int], bool] = lambda n: False) -> Any:
-    """Reduce all arrays; return [(op, length)], or None if it stopped before the end."""
+def exchange(
+    steps: Sequence[Any],
+    stops: Callable[[int], bool] = lambda n: False,
+    groups: Sequence[Sequence[tuple[int, ...]]] | None = None,
+) -> Any:
+    """Reduce all arrays; return [(op, length)] of those over all ranks, or None if it stopped before the end.
+
+    `groups` are those of each rank, by its own numbers, all ranks being the first.
+    """
+    if groups is None:
+        groups = [[tuple(range(len(steps)))]] * len(steps)
     done: list[tuple[str, int]] = []
-    under_way: deque[tuple[str, list[Array]]] = deque()
+    under_way: list[deque[tuple[tuple[int, ...], str, Array]]] = [deque() for _ in steps]
     while True:
         exchanges = [step.next_exchange() for step in steps]
         if exchanges[0] is None:
@@ -201,15 +244,23 @@ def exchange(steps: Sequence[Any], stops: Callable[[int], bool] = lambda n: Fals
             return done
         if stops(len(done)):
             return None
-        (n_over,) = {n for _, n in exchanges}
-        for messages in zip(*(messages for messages, _ in exchanges)):
-            ((op, group),) = {(op, group) for _, op, group in messages}
-            assert group == 0
-            under_way.append((op, [array for array, _, _ in messages]))
-        for _ in range(n_over):
-            op, arrays = under_way.popleft()
+        for (messages, _), own, begun in zip(exchanges, groups, under_way):
+            begun.extend((own[group], op, array) for array, op, group in messages)
+        left = [n_over for _, n_over in exchanges]
+        while any(left):
+            # Some group has come to its message on all its ranks, or blocking engines would wait for ever.
+            heads = {rank: under_way[rank][0] for rank, n in enumerate(left) if n}
+            ranks, op, _ = next(
+                (ranks, op, array)
+                for ranks, op, array in heads.values()
+                if all(other in heads and heads[other][0] == ranks for other in ranks)
+            )
+            arrays = [under_way[rank].popleft()[2] for rank in ranks]
+            assert {heads[rank][1] for rank in ranks} == {op}
             assert len({array.size for array in arrays}) == 1
             total = np.max(arrays, axis=0) if op == "max" else sum(arrays, np.zeros(arrays[0].size))
-            for array in arrays:
+            for rank, array in zip(ranks, arrays):
                 array[...] = total
-            done.append((op, total.size))
+                left[rank] -= 1
+            if len(ranks) == len(steps):
+                done.append((op, total.size))

@@ -2,11 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
 
+from adafactor_native import Optimizer
+from adafactor_native.sharding import FlatShard, Shard
 from exchange_costs import Network, Timing, fitted, halving_doubling, relative_errors, ring
 from models import llama3_70b
-from sharding_model import cost, words
+from sharded.thread_engine import on_ranks
+from sharding_model import cost, messages
 
 NETWORK = Network("exact", 3e-6, 2e-9)
 
@@ -48,18 +52,49 @@ def test_llama_has_the_matrices_that_its_paper_and_users_count():
     assert sum(cols for _, cols in shapes) == 6_242_304
 
 
-def test_rows_exchange_two_sums_a_column_and_a_grid_one_a_line():
+def test_rows_exchange_two_sums_a_column_and_a_grid_one_a_line_of_its_own():
     shapes = [(100, 30), (50, 20)]
-    few = 3 * 2
-    assert words(shapes, "rows", 4) == [few, 2 * 50 + few]
-    assert words(shapes, "grid", 4) == [few, 150 + 50 + few, few, few]
-    assert words(shapes, "flat", 4) == [few, 50 + (3 + 2) + few, few, few]
+    few = [(30, 16), (24, 16)]
+    assert messages(shapes, "rows", 16) == [*few, (2 * 50, 16)]
+    few = [(20, 16), (18, 16), (16, 16), (6, 16)]
+    assert messages(shapes, "grid", 16) == [*few, (150 / 2, 8), (50 / 8, 2)]
+    # Of four ranges of 1000 elements three are of the first matrix, the last one has its end too.
+    assert messages(shapes, "flat", 4)[4:] == [(30 + 2, 3)]
+
+
+def shards_of(way, shape, rank, size):
+    """Return the piece of a rank as the model has it."""
+    rows, cols = shape
+    if way == "rows":
+        n = rows // size
+        return Shard(shape, (rank * n, 0)), (n, cols)
+    if way == "grid":
+        down, across = size // 8, 8
+        n, m = rows // down, cols // across
+        return Shard(shape, (rank // across * n, rank % across * m)), (n, m)
+    n = rows * cols // size
+    return FlatShard(shape, rank * n), (n,)
+
+
+@pytest.mark.parametrize(("way", "ranks"), [("rows", 4), ("grid", 16), ("flat", 4)])
+def test_a_step_sends_what_the_model_reckons(way, ranks):
+    def step(engine):
+        shard, local = shards_of(way, shape, engine.rank, engine.size)
+        opt = Optimizer({"w": np.ones(local)}, comm=engine, shards={"w": shard})
+        before = engine.n_bytes
+        opt.step({"w": np.ones(local)})
+        return engine.n_bytes - before
+
+    shape = (253, 516) if way == "flat" else (256, 512)  # ranges end within rows
+    header = 5
+    sent = on_ranks(ranks, step)
+    assert max(sent) == 8 * (header + sum(n for n, _ in messages([shape], way, ranks)))
 
 
 def test_a_step_costs_its_sweeps_and_its_rounds():
     one = cost([(1000, 500)], "rows", 4, NETWORK, ring)
     assert one.sweeps == pytest.approx(500_000 / 4 * 20 / 25e9)
     assert one.again == 0
-    rounds = [ring(8 * n, 4, NETWORK) for n in words([(1000, 500)], "rows", 4)]
+    rounds = [ring(8 * n, size, NETWORK) for n, size in messages([(1000, 500)], "rows", 4)]
     assert one.exchange == pytest.approx(sum(rounds))
     assert one.step == pytest.approx(one.sweeps + sum(rounds))

@@ -105,12 +105,17 @@ def gradients(shape: tuple[int, ...], n: int, seed: int, over: float = 1e4) -> l
 
 
 def assert_beside(
-    cut: Cut, shape: tuple[int, ...], dtype: Any, settings: dict[str, Any], steps: int = 3
+    cut: Cut,
+    shape: tuple[int, ...],
+    dtype: Any,
+    settings: dict[str, Any],
+    steps: int = 3,
+    groups: bool = False,
 ) -> None:
     rng = np.random.default_rng(1)
     param = rng.standard_normal(shape).astype(dtype)
     opt = optimizer({"w": param}, **settings)
-    ranks = Ranks(opt, {"w": cut}, len(cut.by_rank))
+    ranks = Ranks(opt, {"w": cut}, len(cut.by_rank), groups=groups)
     for grad in gradients(shape, steps, 2):
         grad = grad.astype(dtype)
         before = param.astype(float).copy()
@@ -155,6 +160,63 @@ def test_ranks_take_the_step_of_one_process(cut: str, convention: str, dtype: An
             assert_beside(by_rank, shape, dtype, settings)
     else:
         assert_beside(by_rank, shape, dtype, settings)
+
+
+def cells(shape: tuple[int, int], rows: int, cols: int, replicas: int = 1) -> Cut:
+    """Return a grid of cells about as large, the first row of cells without elements, and copies of it."""
+    row_ends = np.linspace(0, shape[0], rows).astype(int).tolist()
+    col_ends = np.linspace(0, shape[1], cols + 1).astype(int).tolist()
+    own = [
+        [(a, b), (c, d)]
+        for a, b in zip([0, *row_ends], row_ends)
+        for c, d in zip(col_ends, col_ends[1:])
+    ]
+    speaks = [True] * len(own) + [False] * len(own) * (replicas - 1)
+    has = [all(b > a for a, b in ranges) for ranges in own] * replicas
+    return Cut("grid", own * replicas, [a and b for a, b in zip(speaks, has)])
+
+
+GROUPED = {
+    **{name: CUTS[name] for name in ("grid", "flat", "flat rows", "irregular boxes")},
+    **{name: CUTS[name] for name in ("grid of a batch", "flat over a batch")},
+    "8 x 6": (MATRIX, cells(MATRIX, 8, 6)),
+    "5 x 16": ((300, 260), cells((300, 260), 5, 16)),
+    "4 x 3, three times": (MATRIX, cells(MATRIX, 4, 3, 3)),
+    "flat, some shorter than a row": (MATRIX, flat(MATRIX, [10, 30, 130, 333, 9000, 24970])),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.parametrize("cut", GROUPED)
+def test_groups_of_ranks_take_the_step_of_one_process(
+    cut: str, convention: str, dtype: Any
+) -> None:
+    shape, by_rank = GROUPED[cut]
+    settings = dict(CONVENTIONS[convention])
+    axes = optimizer({"w": np.ones(shape)}, **settings).tensors[0].axes
+    if by_rank.layout != "flat" or axes is None or axes[0] < axes[1]:
+        assert_beside(by_rank, shape, dtype, settings, groups=True)
+
+
+@pytest.mark.parametrize("cut", GROUPED)
+def test_groups_and_all_ranks_write_the_same_but_for_rounding(cut: str) -> None:
+    shape, by_rank = GROUPED[cut]
+    found = []
+    for groups in (False, True):
+        param = np.random.default_rng(30).standard_normal(shape)
+        ranks = Ranks(Optimizer({"w": param}), {"w": by_rank}, len(by_rank.by_rank), groups=groups)
+        for grad in gradients(shape, 3, 31):
+            ranks.step([grad])
+        kinds = (
+            "param",
+            *(kind for kind in STATES if getattr(ranks.tensors[0][0], kind) is not None),
+        )
+        found.append([ranks.gathered(kind, 0) for kind in kinds])
+        if groups and cut in ("grid", "8 x 6", "5 x 16", "4 x 3, three times"):
+            assert ranks.exchanges[1] == ("sum", 1 + 9)  # a header, and three sums of three words
+    for mine, other in zip(*found):
+        np.testing.assert_allclose(mine, other, rtol=1e-13)
 
 
 ALIGNED = {

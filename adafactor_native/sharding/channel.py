@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy.typing as npt
 
 from adafactor_native.sharding.engine import Engine
 from adafactor_native.sharding.errors import CommunicationError
+from adafactor_native.sharding.shared_lines import Ranks
 
 
 class Channel:
@@ -23,6 +24,8 @@ class Channel:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._engines = [engine]  # by number of the group
+        self._numbers: dict[Ranks, int] = {tuple(range(engine.size)): 0}
         self.rank = engine.rank
         self.size = engine.size
         self.is_lost = False
@@ -43,13 +46,32 @@ class Channel:
         group : int
             Which of this rank's groups of ranks: 0 is all of them.
         """
-        if group != 0:
-            raise ValueError(f"group is {group}, must be 0: all ranks")
-        start: Any = getattr(self._engine, "start_all_reduce", None)
+        engine = self._engines[group]
+        start: Any = getattr(engine, "start_all_reduce", None)
         if start is None:
-            self.all_reduce(array, op)
+            self.watch(engine.all_reduce, array, op)
             return Started(self, None)
         return Started(self, self.watch(start, array, op))
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether the engine can connect some of its ranks apart from the others."""
+        return getattr(self._engine, "subset", None) is not None
+
+    def number_groups(self, sets: Iterable[Ranks]) -> Mapping[Ranks, int]:
+        """Return the number of each group of ranks that this rank is in, and connect the new ones.
+
+        All ranks of a group must call it with that group, and with all others that they share and that
+        are new, at once. Numbers follow one order on all ranks, in which a step begins sums over groups.
+        """
+        for ranks in sorted(set(sets).difference(self._numbers)):
+            self._connect(ranks)
+            self._numbers[ranks] = len(self._engines) - 1
+        return self._numbers
+
+    def _connect(self, ranks: Ranks) -> None:
+        subset: Any = getattr(self._engine, "subset", None)
+        self._engines.append(self.watch(subset, list(ranks)))
 
     def watch(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """Call what belongs to an exchange; any error is a `CommunicationError`, and loses the channel."""
@@ -76,6 +98,10 @@ class Channel:
         renew: Any = getattr(self._engine, "renew", None)
         if renew is not None:
             renew()
+        del self._engines[1:]
+        for ranks, number in self._numbers.items():
+            if number:
+                self._connect(ranks)
 
 
 class Started:

@@ -32,8 +32,13 @@ class Engine(Protocol):
     then the array is kept and nobody touches it. Of an engine whose all-reduces move on only within its
     calls the handle has a ``test()`` too, which lets them, waits for nothing, and is called now and then.
 
+    A ``subset(ranks)``, if there is one, returns such an engine of these ranks only, called by all of them and
+    by no other, in one order. Over it go the sums of rows and columns of grids and flat ranges; without it
+    all ranks exchange all of these.
+
     A ``renew()``, if there is one, is called by all ranks
-    before a state is loaded after such an error: a fresh channel, on which nothing of before is left.
+    before a state is loaded after such an error: a fresh channel, on which nothing of before is left. Then
+    they ask for subsets again.
     """
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import prod
 from typing import NamedTuple
 
@@ -115,7 +115,7 @@ def _require_whole_range(name: str, shape: Shape, flat: dict[FlatRange, int]) ->
 
 def _require_tiling(name: str, shape: Shape, boxes: dict[Box, int]) -> None:
     """Raise a ValueError unless boxes are disjoint and cover the whole."""
-    if _is_grid(shape, boxes):
+    if is_grid(shape, boxes):
         return
     every = list(boxes)
     starts = np.array([box.start for box in every]).reshape(len(every), -1)
@@ -130,7 +130,7 @@ def _require_tiling(name: str, shape: Shape, boxes: dict[Box, int]) -> None:
         raise ValueError(_gap(name, f"{n} of its {prod(shape)} elements"))
 
 
-def _is_grid(shape: Shape, boxes: dict[Box, int]) -> bool:
+def is_grid(shape: Shape, boxes: Collection[Box]) -> bool:
     """Whether boxes are all cells of a grid, which needs no comparison of each with each other."""
     n_cells = 1
     for axis, total in enumerate(shape):

@@ -25,6 +25,7 @@ from adafactor_native.sharding.exchange import (
     take_sharded_step,
 )
 from adafactor_native.sharding.ranks import Ranks
+from adafactor_native.sharding.tensor_shard import number_lines
 
 if TYPE_CHECKING:
     from adafactor_native._runtime import _core
@@ -52,13 +53,16 @@ class ModelSharding(Model):
             groups = read()
             self._require_shardable()
             given = read_given(groups, self._convention, self._defaults, ())
-            return given, describe_model(given, shards or {}, self._settings())
+            settings = {**self._settings(), "whether comm has subset": channel.has_groups}
+            return given, describe_model(given, shards or {}, settings)
 
         given, description = together(channel, described)
         everyones = all_gather(channel, description)
         agreed = agreed_groups(everyones, channel.rank, given)
-        n_first = together(channel, lambda: self._take_groups(given, agreed))
         everything = {tensor.shard.name: tensor.shard for group in agreed for tensor in group}
+        together(channel, lambda: [shard.shared_lines for shard in everything.values()])
+        number_lines(channel, everything.values())
+        n_first = together(channel, lambda: self._take_groups(given, agreed))
         here = {name for group in given for name in group.arrays}
         self._ranks = Ranks(
             channel,

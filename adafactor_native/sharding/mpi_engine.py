@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -63,6 +65,20 @@ class MPIEngine:
         self.all_reduce(some_are_lost, "max")
         if not some_are_lost[0]:  # nothing is under way on the old one
             old.Free()
+
+    def subset(self, ranks: Sequence[int]) -> MPIEngine:
+        """Return the engine of some ranks; all of these must call it, in one order.
+
+        MPI waits here without a timeout, so they have to come from a common exchange.
+        """
+        assert self._comm is not None
+        other = copy.copy(self)
+        group = self._comm.Get_group().Incl(ranks)
+        comm = self._translated(lambda: self._comm.Create_group(group))
+        comm.Set_errhandler(self._mpi.ERRORS_RETURN)
+        other.rank, other.size = comm.Get_rank(), comm.Get_size()
+        other._comm, other._abandoned = comm, []
+        return other
 
     def all_reduce(self, array: npt.NDArray[Any], op: str) -> None:
         """Replace an array of float64 or int64 by its sum or maximum over all ranks."""

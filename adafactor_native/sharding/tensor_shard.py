@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from math import prod
 
 from adafactor_native._runtime import _core
 from adafactor_native.factoring import Axes
+from adafactor_native.sharding.channel import Channel
 from adafactor_native.sharding.layouts import empty_piece, roles_of
 from adafactor_native.sharding.pieces import Box, Piece, Shape
+from adafactor_native.sharding.shared_lines import Ranks, SharedLines, shared_lines
 
 
 class TensorShard:
@@ -37,6 +40,9 @@ class TensorShard:
         See `layouts.Role`.
     is_owner : bool
         Whether this rank has to say if there is a gradient: it has elements, or nobody has.
+    group_of : mapping of tuple of int to int, or None
+        Numbers of the groups of ranks that this rank is in, as `Channel.number_groups` gives them. None, as
+        at first: sums of lines go over all ranks.
 
     Raises
     ------
@@ -55,6 +61,7 @@ class TensorShard:
         self.layout, self.speaks = roles_of(name, shape, pieces, axes)[rank]
         own = pieces[rank]
         self.is_owner = own.size > 0 or prod(shape) == 0
+        self.group_of: Mapping[Ranks, int] | None = None
         self.piece: Piece = own if self.is_owner else empty_piece(shape, self.layout, axes)
         ndim = len(shape)
         if axes is not None and self.layout == "flat" and axes != (ndim - 2, ndim - 1):
@@ -68,6 +75,7 @@ class TensorShard:
         other = copy.copy(self)
         other.piece = empty_piece(self.shape, self.layout, self.axes)
         other.speaks = other.is_owner = False
+        other.group_of = None
         return other
 
     @property
@@ -78,7 +86,18 @@ class TensorShard:
     def part(self) -> _core.Part:
         """Return what the extension is told."""
         start = self.piece.start if isinstance(self.piece, Box) else [self.piece.start]
-        return _core.Part(list(self.shape), list(start), self.layout, self.speaks)
+        shared = None
+        if self.group_of is not None and self.shared_lines is not None:
+            shared = [
+                (lines.are_rows, self.group_of[lines.ranks], lines.begin, lines.end)
+                for lines in self.shared_lines
+            ]
+        return _core.Part(list(self.shape), list(start), self.layout, self.speaks, shared)
+
+    @cached_property
+    def shared_lines(self) -> list[SharedLines] | None:
+        """What `shared_lines.shared_lines` returns for this rank."""
+        return shared_lines(self.shape, self.axes, self.layout, self.pieces, self.rank)
 
     def state_shapes(self) -> tuple[Shape, Shape]:
         """Return the shapes of exp_row and exp_col here.
@@ -94,3 +113,16 @@ class TensorShard:
         first, end = self.piece.lines(cols)
         first_matrix, end_matrix = self.piece.lines(rows * cols)
         return (end - first,), (end_matrix - first_matrix, cols)
+
+
+def number_lines(channel: Channel, shards: Iterable[TensorShard]) -> None:
+    """Connect the groups of ranks whose sums some tensors need, and number these; called by all ranks.
+
+    Where the engine connects no groups the sums go over all ranks.
+    """
+    new = [shard for shard in shards if shard.group_of is None]
+    if new and channel.has_groups:
+        sets = [lines.ranks for shard in new for lines in shard.shared_lines or ()]
+        numbers = channel.number_groups(sets)
+        for shard in new:
+            shard.group_of = numbers

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,17 @@ import numpy.typing as npt
 from adafactor_native.sharding.errors import CommunicationError
 
 _TYPES = (np.float64, np.int64)
+
+_subsets_made: dict[tuple[int, ...], int] = {}  # of these global ranks: alike on all of them
+
+
+def _by_backend(backend: Any, tensor: Any, op: Any, group: Any, async_op: bool) -> Any:
+    """Begin an all-reduce as `torch.distributed.all_reduce` does, by a backend that it does not know."""
+    from torch.distributed import AllreduceOptions
+
+    options = AllreduceOptions()
+    options.reduceOp = op
+    return backend.allreduce([tensor], options)
 
 
 class TorchEngine:
@@ -56,11 +70,14 @@ class TorchEngine:
                 f"the process group has the backends {backends}, must have one for the CPU, as "
                 "init_process_group('cpu:gloo,cuda:nccl') makes it"
             )
+        self._cpu = self.group._get_backend(torch.device("cpu"))
+        # Over some of the ranks: by gloo's own groups only.
+        self.subset = self._subset if type(self._cpu).__name__ == "ProcessGroupGloo" else None
         self._timeout = () if timeout is None else (datetime.timedelta(seconds=timeout),)
         self._new_group = dist.new_group
         self._ranks = dist.get_process_group_ranks(self.group)
         self._from_numpy = torch.from_numpy
-        self._all_reduce = dist.all_reduce
+        self._all_reduce: Any = dist.all_reduce
         self._ops = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
     def all_reduce(self, array: npt.NDArray[Any], op: str) -> None:
@@ -95,6 +112,29 @@ class TorchEngine:
                 f"an all-reduce between the ranks failed ({str(error).splitlines()[0]}): a rank has gone, "
                 "hangs or did not take part; load the state on all ranks before the next step"
             ) from error
+
+    def _subset(self, ranks: Sequence[int]) -> TorchEngine:
+        """Return the engine of some ranks of this group; all of these must call it, in one order.
+
+        `new_group` would name it by how many groups a process has, which ranks do not have alike, or
+        wait for all ranks.
+        """
+        from torch.distributed import PrefixStore, ProcessGroupGloo
+        from torch.distributed.distributed_c10d import _get_default_store
+
+        some = tuple(self._ranks[rank] for rank in ranks)
+        number = _subsets_made[some] = _subsets_made.get(some, 0) + 1
+        store = PrefixStore(f"adafactor_native/{some}/{number}", _get_default_store())
+        other = copy.copy(self)
+        other.size, other.rank = len(ranks), ranks.index(self.rank)
+        try:
+            backend = ProcessGroupGloo(store, other.rank, other.size, self._cpu.options._timeout)
+        except RuntimeError as error:
+            raise CommunicationError(
+                f"the ranks {list(some)} could not be connected: {error}"
+            ) from error
+        other._all_reduce = partial(_by_backend, backend)
+        return other
 
     def renew(self) -> None:
         """Talk by a new group of the same ranks from now on; all of them must call it.

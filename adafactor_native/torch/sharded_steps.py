@@ -24,7 +24,7 @@ from adafactor_native.sharding.exchange import (
     hash_of,
     take_sharded_step,
 )
-from adafactor_native.sharding.tensor_shard import TensorShard
+from adafactor_native.sharding.tensor_shard import TensorShard, number_lines
 from adafactor_native.sharding.torch_engine import TorchEngine
 from adafactor_native.torch.masters import followed
 from adafactor_native.torch.reading import increment_versions
@@ -126,8 +126,13 @@ class ShardedSteps:
         channel = self._channel(params)
         channel.require_not_lost()
         before = [opt._settings_before(k, group) for k, group in enumerate(opt.param_groups)]
-        for place, name, param in params:  # what is wrong here is wrong on all ranks
-            self.state_of(opt, before[place].kept, name, param)
+        number_lines(  # what is wrong here is wrong on all ranks
+            channel,
+            [
+                self.state_of(opt, before[place].kept, name, param).shard
+                for place, name, param in params
+            ],
+        )
         if _found_inf(opt, channel):
             return Taken.left_out
         if self._only_allocates(opt, channel):

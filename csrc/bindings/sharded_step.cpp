@@ -3,7 +3,9 @@
 #include <pybind11/stl.h>
 
 #include <cmath>
+#include <optional>
 #include <stdexcept>
+#include <tuple>
 #include <utility>
 
 #include "bindings/bindings.hpp"
@@ -43,6 +45,9 @@ std::string place_of(std::ptrdiff_t index, const std::vector<std::ptrdiff_t>& sh
     }
     return place.empty() ? "()" : place;
 }
+
+// Of struct SharedLines.
+using GivenLines = std::tuple<bool, int, std::size_t, std::size_t>;
 
 std::string shown(double value) { return py::str(py::float_(value)).cast<std::string>(); }
 
@@ -167,21 +172,30 @@ void bind_sharded_step(py::module_& m) {
         m, "Part",
         "Which part of a tensor a rank has. shape: of the whole tensor. start: where the local box "
         "begins in it, or (the first element,) of a range in C order. layout: how the tensor is "
-        "cut. speaks: whether this rank adds its numbers, as one of each set of replicas does.");
+        "cut. speaks: whether this rank adds its numbers, as one of each set of replicas does. "
+        "shared: of grids and ranges, (are rows, group of ranks, begin, end) of runs of this "
+        "rank's "
+        "lines of the state whose sums others have parts of; None: all ranks exchange all lines.");
     allocate_safely(part);
     def_constructor<std::vector<std::ptrdiff_t>, std::vector<std::ptrdiff_t>, const std::string&,
-                    bool>(
+                    bool, const std::optional<std::vector<GivenLines>>&>(
         part,
         [](std::vector<std::ptrdiff_t> shape, std::vector<std::ptrdiff_t> start,
-           const std::string& layout, bool speaks) {
+           const std::string& layout, bool speaks,
+           const std::optional<std::vector<GivenLines>>& shared) {
             auto made = std::make_unique<Part>();
             made->shape = std::move(shape);
             made->start = std::move(start);
             made->layout = layout_of(layout);
             made->speaks = speaks;
+            if (shared) made->shared.emplace();
+            for (const auto& [are_rows, group, begin, end] :
+                 shared.value_or(std::vector<GivenLines>{}))
+                made->shared->push_back({are_rows, group, begin, end});
             return made;
         },
-        py::arg("shape"), py::arg("start"), py::arg("layout"), py::arg("speaks") = true);
+        py::arg("shape"), py::arg("start"), py::arg("layout"), py::arg("speaks") = true,
+        py::arg("shared") = py::none());
     part.def_readonly("shape", &Part::shape)
         .def_readonly("start", &Part::start)
         .def_readonly("speaks", &Part::speaks);

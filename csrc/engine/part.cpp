@@ -23,6 +23,13 @@ double Part::n_elements() const {
     return n;
 }
 
+std::size_t Part::n_groups() const {
+    int last = 0;
+    if (shared)
+        for (const SharedLines& lines : *shared) last = std::max(last, lines.group);
+    return std::size_t(last) + 1;
+}
+
 void Part::place(const std::vector<std::ptrdiff_t>& local, int row_axis, int col_axis) {
     boxes.clear();
     n_row_lines = n_col_lines = 0;
@@ -56,11 +63,25 @@ void Part::place(const std::vector<std::ptrdiff_t>& local, int row_axis, int col
         if (d != row_axis && d != col_axis) n_matrices *= std::size_t(shape[std::size_t(d)]);
     if ((layout == Layout::flat) != is_range())
         throw std::invalid_argument("the layout 'flat' is that of ranges, and of no boxes");
-    if (layout != Layout::flat) return place_box(local, row_axis, col_axis);
+    if (layout != Layout::flat) {
+        place_box(local, row_axis, col_axis);
+        return require_lines();
+    }
     if (row_axis != n_axes - 2 || col_axis != n_axes - 1)
         throw std::invalid_argument(
             "a flat range must be of a tensor that is factored over its last two axes");
     place_range(std::size_t(local[0]));
+    require_lines();
+}
+
+void Part::require_lines() const {
+    if (!shared) return;
+    if (layout != Layout::grid && layout != Layout::flat)
+        throw std::invalid_argument("only parts of the layouts 'grid' and 'flat' share lines");
+    for (const SharedLines& lines : *shared)
+        if (lines.group < 0 || lines.begin > lines.end ||
+            lines.end > (lines.are_rows ? n_row_lines : n_col_lines))
+            throw std::invalid_argument("shared lines must be lines of the part");
 }
 
 void Part::place_box(const std::vector<std::ptrdiff_t>& local, int row_axis, int col_axis) {

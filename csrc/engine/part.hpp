@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -35,11 +36,22 @@ struct Box {
     std::size_t element = 0, row_line = 0, col_line = 0;
 };
 
+// A run of this rank's lines of the state whose sums of squares other ranks have parts of: all
+// ranks of the group have the same lines, in the same order.
+struct SharedLines {
+    bool are_rows;
+    int group;  // of ranks, by this rank's own numbers: 0 is all
+    std::size_t begin, end;
+};
+
 struct Part {
     std::vector<std::ptrdiff_t> shape;  // of the whole tensor
     std::vector<std::ptrdiff_t> start;  // of the box in it, or {the first element} of a range
     Layout layout;
     bool speaks;  // adds its numbers to those of others: one of each set of replicas does
+    // Of boxes of grids, and of ranges: which lines are not this rank's alone. Without it all ranks
+    // exchange all lines.
+    std::optional<std::vector<SharedLines>> shared;
 
     // What follows is filled by place().
     std::size_t n_matrices = 1, n_rows = 1, n_cols = 1;  // of the whole tensor, if factored
@@ -49,6 +61,8 @@ struct Part {
 
     bool is_range() const { return start.size() == 1 && shape.size() != 1; }
     double n_elements() const;
+    // The groups of ranks that this part has numbers of, all ranks included.
+    std::size_t n_groups() const;
 
     // Once, for the local param's shape; axes are those of the whole tensor, -1 if not factored.
     // Throws std::invalid_argument if the part is not what its layout says.
@@ -63,6 +77,7 @@ struct Part {
 private:
     void place_box(const std::vector<std::ptrdiff_t>& local, int row_axis, int col_axis);
     void place_range(std::size_t n);
+    void require_lines() const;
 };
 
 }  // namespace adafactor

@@ -67,7 +67,7 @@ protected:
     virtual void derive(double* sums) = 0;
     // Measures u in a sweep of its own; live means' extremes are those of all ranks after it only.
     virtual bool always_second() const { return false; }
-    virtual bool is_unusable() const { return false; }    // of this rank's lines, in round B
+    virtual bool is_unusable() const { return false; }  // of this rank's lines, in round B
     virtual bool overflows_here() const { return false; }
 
     // Before round A is repeated with a scaled gradient, `sums` being those of the first: what

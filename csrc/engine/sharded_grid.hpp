@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 
+#include "engine/finish_report.hpp"
 #include "engine/sharded_factored.hpp"
 
 namespace adafactor {
@@ -17,10 +18,12 @@ class ShardedGrid : public ShardedFactored {
 public:
     ShardedGrid(const Tensor& tensor, bool given, TensorReport& report, const ShardedPlaces& places)
         : ShardedFactored(tensor, given, report, places) {
-        if (given) lines_.resize(part_.n_row_lines + part_.n_col_lines);
+        if (!given) return;
+        lines_.resize(part_.n_row_lines + part_.n_col_lines);
+        if (part_.is_range()) hold_short_matrices();
     }
 
-    std::size_t n_sum() const override { return n() * kSums * kWords + n_lines_of_all(); }
+    std::size_t n_sum() const override { return n() * kSums * kWords + n_lines_over_all(); }
 
     void finish_measure(const Team& team) override {
         ShardedFactored::finish_measure(team);
@@ -54,13 +57,55 @@ public:
                 put_words(*sums[k], exponents_[m * kSums + k], to + (m * kSums + k) * kWords);
         }
         double* const all = to + n() * kSums * kWords;
-        for_lines_of_all([&](double& line, std::size_t place) { all[place] += line; });
+        if (part_.shared)
+            for_shared([&](const SharedLines& lines, double* own, std::size_t place) {
+                if (lines.group == 0) std::copy_n(own, lines.end - lines.begin, all + place);
+            });
+        else
+            for_lines_of_all([&](double& line, std::size_t place) { all[place] += line; });
     }
 
     void take_sum(double* from) override {
         const double* const all = from + n() * kSums * kWords;
-        for_lines_of_all([&](double& line, std::size_t place) { line = all[place]; });
+        if (part_.shared)
+            for_shared([&](const SharedLines& lines, double* own, std::size_t place) {
+                if (lines.group == 0) std::copy_n(all + place, lines.end - lines.begin, own);
+            });
+        else
+            for_lines_of_all([&](double& line, std::size_t place) { line = all[place]; });
         ShardedFactored::take_sum(from);
+    }
+
+    void place_in_groups(std::vector<std::size_t>& sizes) override {
+        places_.clear();
+        if (!part_.shared) return;
+        std::size_t of_all = 0;
+        for (const SharedLines& lines : *part_.shared) {
+            std::size_t& size = lines.group == 0 ? of_all : sizes[std::size_t(lines.group)];
+            places_.push_back(size);
+            size += lines.end - lines.begin;
+        }
+    }
+
+    void put_in_groups(const std::vector<double*>& groups) override {
+        if (!part_.speaks) return;
+        for_shared([&](const SharedLines& lines, double* own, std::size_t place) {
+            if (lines.group == 0) return;
+            std::copy_n(own, lines.end - lines.begin, groups[std::size_t(lines.group)] + place);
+        });
+    }
+
+    void take_from_groups(const std::vector<double*>& groups) override {
+        for_shared([&](const SharedLines& lines, double* own, std::size_t place) {
+            if (lines.group == 0) return;
+            const double* const from = groups[std::size_t(lines.group)] + place;
+            std::copy_n(from, lines.end - lines.begin, own);
+        });
+    }
+
+    void begin_apply() override {
+        ShardedFactored::begin_apply();
+        for (const ShortMatrix& matrix : short_) put_columns(matrix);
     }
 
     std::size_t n_second_max() const override {
@@ -91,9 +136,7 @@ protected:
                 *to++ = exponent_of(*sum);
     }
 
-    void take_own_max(const double* from) override {
-        exponents_.assign(from, from + n() * kSums);
-    }
+    void take_own_max(const double* from) override { exponents_.assign(from, from + n() * kSums); }
 
     void derive(double* sums) override {
         for (std::size_t m = 0; m < n(); ++m) {
@@ -131,11 +174,16 @@ protected:
         for (const LocalBox& at : boxes_)
             for (std::size_t k = 0; k < at.n; ++k) {
                 SecondMoment& moment = moments_[at.box->matrices[k]];
-                finish_axis(rows_of(at, k), rows_at(at, k), part_.n_cols,
-                            at.old_row + k * at.rows, moment.row_summary);
-                finish_axis(cols_of(at, k), cols_at(at, k), part_.n_rows,
-                            at.old_col + k * at.cols, moment.col_summary);
+                finish_axis(rows_of(at, k), rows_at(at, k), part_.n_cols, at.old_row + k * at.rows,
+                            moment.row_summary);
+                finish_axis(cols_of(at, k), cols_at(at, k), part_.n_rows, at.old_col + k * at.cols,
+                            moment.col_summary);
             }
+        for (ShortMatrix& matrix : short_)
+            kernels_.add_groups({lines_.data() + part_.n_row_lines + matrix.first, nullptr, 1,
+                                 moment(), double(part_.n_rows), matrix.old.data()},
+                                0, part_.n_cols,
+                                {part_.n_cols, matrix.mean.data(), matrix.sum_sq.data(), 0});
     }
 
     bool always_second() const final { return true; }
@@ -161,6 +209,13 @@ protected:
         TwoWords old_sum, param_sq, grad_sq;
     };
 
+    // A matrix of which a range has no whole row. This rank has the state of all its columns all
+    // the same, and keeps it up: the running means of columns, before and after.
+    struct ShortMatrix {
+        std::size_t first;  // of its columns among those of this rank
+        std::vector<double> old, mean, sum_sq;
+    };
+
     // Where the sums of a box's lines of matrix k begin in lines_: rows as in the state, then
     // columns.
     double* rows_at(const LocalBox& at, std::size_t k) {
@@ -181,8 +236,24 @@ protected:
         add_crossed(at, k, by_rows ? cols : rows, nullptr);
     }
 
-    // The lines of all matrices, which all ranks exchange.
-    std::size_t n_lines_of_all() const { return n() * (part_.n_rows + part_.n_cols); }
+    // The lines that all ranks exchange: those of all matrices where no groups are known.
+    std::size_t n_lines_over_all() const {
+        if (!part_.shared) return n() * (part_.n_rows + part_.n_cols);
+        std::size_t size = 0;
+        for (const SharedLines& lines : *part_.shared)
+            if (lines.group == 0) size += lines.end - lines.begin;
+        return size;
+    }
+
+    // Calls body(lines, their sums here, their place among those of the group).
+    template <class Body>
+    void for_shared(const Body& body) {
+        for (std::size_t k = 0; k < places_.size(); ++k) {
+            const SharedLines& lines = (*part_.shared)[k];
+            const std::size_t first = lines.are_rows ? 0 : part_.n_row_lines;
+            body(lines, lines_.data() + first + lines.begin, places_[k]);
+        }
+    }
 
     // Calls body(line of this rank, its place among those of all), for each line once.
     template <class Body>
@@ -224,6 +295,34 @@ protected:
         of_matrix.largest_live = std::max(of_matrix.largest_live, here.largest_live);
     }
 
+    void hold_short_matrices() {
+        const std::size_t n_cols = part_.n_cols;
+        for (std::size_t first = 0; first < part_.n_col_lines; first += n_cols) {
+            const bool has_whole_row =
+                std::any_of(boxes_.begin(), boxes_.end(), [&](const LocalBox& at) {
+                    const std::size_t begin = at.box->col_line;
+                    return at.cols == n_cols && begin <= first && first < begin + at.n * n_cols;
+                });
+            if (has_whole_row) continue;
+            const std::vector<double> zeros(n_cols);
+            ShortMatrix& matrix = short_.emplace_back(ShortMatrix{first, zeros, zeros, zeros});
+            for (std::size_t j = 0; j < n_cols; ++j)
+                matrix.old[j] = tensor_.state_format == Format::float64
+                                    ? static_cast<const double*>(tensor_.exp_col)[first + j]
+                                    : static_cast<const float*>(tensor_.exp_col)[first + j];
+        }
+    }
+
+    void put_columns(const ShortMatrix& matrix) const {
+        for (std::size_t j = 0; j < part_.n_cols; ++j) {
+            const double mean = one_nan(matrix.mean[j]);
+            if (tensor_.state_format == Format::float64)
+                static_cast<double*>(tensor_.exp_col)[matrix.first + j] = mean;
+            else
+                static_cast<float*>(tensor_.exp_col)[matrix.first + j] = float(mean);
+        }
+    }
+
     void put_extremes(double* to) const {
         for (const SecondMoment& moment : moments_)
             for (const AxisSummary* summary : {&moment.row_summary, &moment.col_summary}) {
@@ -243,7 +342,9 @@ protected:
     }
 
     std::vector<OfMatrix> own_;
+    std::vector<ShortMatrix> short_;
     std::vector<double> exponents_, lines_;
+    std::vector<std::size_t> places_;  // of shared lines in their groups' arrays
 };
 
 }  // namespace adafactor

@@ -41,13 +41,16 @@ ShardedStep::ShardedStep(const Tensor* tensors, const std::vector<bool>& given,
     }
     const ShardedPlaces places{memory_.for_step, memory_.for_measure, running_kernels(),
                                place_of(bytes), exact};
-    std::size_t scratch_size = 0;
+    std::size_t scratch_size = 0, n_groups = 1;
     for (std::size_t k = 0; k < given_.size(); ++k) {
         reports_[k] = {};
+        n_groups = std::max(n_groups, tensors[k].part->n_groups());
         all_.push_back(make_sharded(tensors[k], given_[k], reports_[k], places));
         for (const TensorStep* step : all_.back()->steps())
             scratch_size = std::max(scratch_size, step->scratch_size());
     }
+    memory_.group_sums.resize(n_groups);
+    group_sums_.resize(n_groups);
     scratch_size = (scratch_size + kPadding - 1) / kPadding * kPadding;
     const int threads = team_size(elements, options_.threads);
     team_ = Team(threads, memory_.for_step.take<char>(scratch_size * std::size_t(threads)),
@@ -195,9 +198,11 @@ Exchange ShardedStep::after_max() {
 
 Exchange ShardedStep::put_sum() {
     std::size_t n = is_first_ ? n_header_sum_ : 0;
+    std::vector<std::size_t> of_groups(memory_.group_sums.size(), 0);
     place_.clear();
     for (ShardedTensor* tensor : first_) {
         tensor->add_up(team_);
+        tensor->place_in_groups(of_groups);
         place_.push_back(n);
         n += tensor->n_sum();
     }
@@ -215,7 +220,22 @@ Exchange ShardedStep::put_sum() {
     for (std::size_t k = 0; k < second_.size(); ++k)
         second_[k]->put_second_sum(to + place_[first_.size() + k]);
     summed_ = array;
-    return exchange(array, false, Stage::sum);
+    Exchange sums = exchange(array, false, Stage::sum);
+    put_group_sums(of_groups, sums);
+    return sums;
+}
+
+// All ranks of a group know that it has something to add up. They begin their groups' sums in one
+// order, which their numbers follow.
+void ShardedStep::put_group_sums(const std::vector<std::size_t>& sizes, Exchange& exchange) {
+    for (std::size_t group = 0; group < sizes.size(); ++group) {
+        if (sizes[group] == 0) continue;
+        RoundArray& array = memory_.group_sums[group];
+        group_sums_[group] = filled(array, sizes[group], 0).data();
+        exchange.begins.push_back({array, false, int(group)});
+        ++exchange.n_over;
+    }
+    for_each(first_, [&](std::size_t k) { first_[k]->put_in_groups(group_sums_); });
 }
 
 void ShardedStep::note_norm() {
@@ -229,7 +249,10 @@ void ShardedStep::note_norm() {
 
 Exchange ShardedStep::after_sum() {
     double* const from = summed_->data();
-    for_each(first_, [&](std::size_t k) { first_[k]->take_sum(from + place_[k]); });
+    for_each(first_, [&](std::size_t k) {
+        first_[k]->take_from_groups(group_sums_);
+        first_[k]->take_sum(from + place_[k]);
+    });
     for (std::size_t k = 0; k < second_.size(); ++k)
         second_[k]->take_second_sum(from + place_[first_.size() + k]);
     std::vector<ShardedTensor*> decided;

@@ -18,6 +18,7 @@ using RoundArray = std::shared_ptr<std::vector<double>>;
 struct ShardedMemory {
     Scratch for_step, for_measure;
     RoundArray max, sum, sum_again, second_sum, fault;
+    std::vector<RoundArray> group_sums;  // by group of ranks; the first is not used
 };
 
 // An array that is to be reduced, in place: by the maximum over ranks, or their sum.
@@ -98,6 +99,7 @@ private:
     Exchange put_max();
     Exchange after_max();
     Exchange put_sum();
+    void put_group_sums(const std::vector<std::size_t>& sizes, Exchange& exchange);
     Exchange after_sum();
     Exchange finish();
     Exchange after_look();
@@ -118,6 +120,7 @@ private:
     std::vector<ShardedTensor*> first_, second_;
     std::vector<std::size_t> place_;  // of each of first_ and second_ in the sum
     RoundArray summed_;
+    std::vector<double*> group_sums_;  // as in memory_
     std::vector<Tasks> tasks_;
     Team team_{1, nullptr, 0};
     bool is_first_ = true;

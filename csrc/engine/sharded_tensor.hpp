@@ -52,6 +52,12 @@ public:
     virtual void add_up(const Team&) {}  // where a sum is to be cut by the maximum of all ranks
     virtual void put_sum(double* to) = 0;
     virtual void take_sum(double* from) = 0;  // from stays until the step is done
+    // Sums that go over a group of ranks, beside the sum over all. place_in_groups, before put_sum,
+    // adds to the size of each group's array what this tensor has of it; put_in_groups comes after
+    // put_sum, take_from_groups before take_sum.
+    virtual void place_in_groups(std::vector<std::size_t>&) {}
+    virtual void put_in_groups(const std::vector<double*>&) {}
+    virtual void take_from_groups(const std::vector<double*>&) {}
 
     // Then report.grad_sq is known. A gradient that is scaled has to be measured again and round A
     // repeated, if this returns true.

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from adafactor_native import Optimizer
-from sharded.cuts import LAYOUTS, local
-from sharded.thread_engine import on_ranks
+from adafactor_native.sharding import FlatShard
+from sharded.cuts import LAYOUTS, edges, local
+from sharded.thread_engine import ThreadEngine, on_ranks
 
 # Of a maximum and a sum each.
 ROUNDS = {
@@ -42,7 +43,7 @@ def test_as_many_all_reduces_for_one_tensor_as_for_148(layout):
     shape = (8, 24, 16) if layout == "batch" else (130, 16)
     for n in (1, 148):
         shapes = {str(i): shape for i in range(n)}
-        results = on_ranks(4, exchanged, layout, shapes)
+        results = on_ranks(4, exchanged, layout, shapes, kind=ThreadEngine)
         assert {calls for calls, _ in results} == {2 * ROUNDS[layout]}
 
 
@@ -54,7 +55,7 @@ def test_clipping_by_the_global_norm_takes_at_most_two_rounds(layout, eps):
         shapes = {"w": (8, 200, 100)}
     for max_grad_norm in (1e-3, 1.0, 1e9):
         settings = {"max_grad_norm": max_grad_norm, "eps_mode": "both", "eps": eps}
-        (calls, _), *_ = on_ranks(4, exchanged, layout, shapes, **settings)
+        (calls, _), *_ = on_ranks(4, exchanged, layout, shapes, kind=ThreadEngine, **settings)
         assert calls <= 4
 
 
@@ -62,12 +63,12 @@ def test_clipping_by_the_global_norm_takes_at_most_two_rounds(layout, eps):
 def test_exact_sums_take_at_most_four_rounds(layout):
     for n in (1, 148):
         shapes = {str(i): (130, 16) for i in range(n)}
-        (calls, _), *_ = on_ranks(4, exchanged, layout, shapes, sums="exact")
+        (calls, _), *_ = on_ranks(4, exchanged, layout, shapes, kind=ThreadEngine, sums="exact")
         assert calls <= 8
 
 
 def bytes_of(layout, rows, cols):
-    (_, n_bytes), *_ = on_ranks(4, exchanged, layout, {"w": (rows, cols)})
+    (_, n_bytes), *_ = on_ranks(4, exchanged, layout, {"w": (rows, cols)}, kind=ThreadEngine)
     return n_bytes
 
 
@@ -81,3 +82,63 @@ def test_bytes_grow_with_the_lines_that_are_cut_only():
     of_flat = (bytes_of("flat", 256, 1024) - bytes_of("flat", 256, 512)) / 512
     assert (per_col, per_row, of_grid, of_flat) == (16, 16, 8, 8)
     assert bytes_of("batch", 256, 1024) == bytes_of("batch", 512, 512)
+
+
+def lines_of(layout, rows, cols):
+    """Return by how many bytes a step costs each rank more than that of a matrix of 256 x 512."""
+
+    def bytes_on_ranks(shape):
+        results = on_ranks(4, exchanged, layout, {"w": shape})
+        return np.array([n_bytes for _, n_bytes in results])
+
+    few = bytes_on_ranks((256, 512))
+    return bytes_on_ranks((rows, cols)) - few
+
+
+def test_ranks_of_a_grid_exchange_their_own_lines_only():
+    """8 (rows / P + cols / Q) bytes, of a grid of P x Q: here halves, which `cuts` makes uneven."""
+    at_rows, at_cols = edges(1024, 2), edges(512, 2)
+    few_rows = edges(256, 2)
+    for rank, more in enumerate(lines_of("grid", 1024, 512)):
+        half = rank // 2
+        assert more == 8 * (
+            (at_rows[half + 1] - at_rows[half]) - (few_rows[half + 1] - few_rows[half])
+        )
+    more_cols = edges(2048, 2)
+    for rank, more in enumerate(lines_of("grid", 256, 2048)):
+        half = rank % 2
+        assert more == 8 * (
+            (more_cols[half + 1] - more_cols[half]) - (at_cols[half + 1] - at_cols[half])
+        )
+
+
+def test_flat_ranges_exchange_the_rows_that_are_cut_and_all_columns():
+    assert set(lines_of("flat", 1024, 512)) == {0}
+    assert set(lines_of("flat", 256, 2048)) == {8 * (2048 - 512)}
+
+
+def test_tensors_of_few_ranks_cost_the_others_their_scalars_only():
+    """Here a flat one that ranks 1 and 2 have, cut between rows."""
+
+    def step(engine, n):
+        shape = (n, n)
+        cuts = [0, 0, n * n // 3, n * n, n * n]
+        start, stop = cuts[engine.rank], cuts[engine.rank + 1]
+        grad = np.ones(stop - start)
+        shards = {"w": FlatShard(shape, start)}
+        opt = Optimizer({"w": grad.copy()}, comm=engine, shards=shards)
+        before = engine.n_bytes
+        opt.step({"w": grad})
+        return engine.n_bytes - before
+
+    few, more = on_ranks(4, step, 150), on_ranks(4, step, 300)
+    assert [b - a for a, b in zip(few, more)] == [0, 8 * 150, 8 * 150, 0]
+
+
+@pytest.mark.parametrize("layout", ROUNDS)
+def test_groups_add_their_sums_to_the_first_round_only(layout):
+    for n in (1, 148):
+        shape = (8, 24, 16) if layout == "batch" else (130, 16)
+        results = on_ranks(4, exchanged, layout, {str(i): shape for i in range(n)})
+        most = {"grid": 2, "flat": 2}.get(layout, 0)
+        assert all(2 * ROUNDS[layout] <= calls <= 2 * ROUNDS[layout] + most for calls, _ in results)

@@ -12,7 +12,7 @@ from adafactor_native import Optimizer, SkippedStepWarning, convert
 from adafactor_native.sharding import CommunicationError
 from sharded import cases
 from sharded.cuts import local
-from sharded.thread_engine import Killed, Shared, ThreadEngine, on_ranks
+from sharded.thread_engine import GroupingEngine, Killed, Shared, ThreadEngine, on_ranks
 
 RANKS = 3
 LAYOUTS_OF_FAULTS = ["rows", "cols", "grid", "tiles", "flat", "hybrid", "last_is_empty", "owned"]
@@ -210,22 +210,23 @@ def test_a_tensor_without_gradients_anywhere_is_left_out(layout):
         assert dict(zip(names, counts)) == {"w": 3, "wide": 4, "k": 4, "b": 4, "s": 4}
 
 
-def rounds_of_a_step(layout):
+def calls_of_a_step(layout, kind, rank):
     def count(engine):
         opt, _ = cases.on_rank(engine, layout, "paper", np.float64, {})
         before = engine.n_calls
         opt.step(grads_here(engine, layout))
         return engine.n_calls - before
 
-    return on_ranks(RANKS, count)[0]
+    return on_ranks(RANKS, count, kind=kind)[rank]
 
 
+@pytest.mark.parametrize("kind", [ThreadEngine, GroupingEngine])
 @pytest.mark.parametrize("layout", ["rows", "cols", "grid", "flat"])
-def test_a_rank_that_dies_leaves_the_others_as_they_were(layout):
+def test_a_rank_that_dies_leaves_the_others_as_they_were(layout, kind):
     """At each exchange of a step; but for the last, after which others may be a step ahead."""
-    for call in range(rounds_of_a_step(layout)):
+    for call in range(calls_of_a_step(layout, kind, 1)):
         shared = Shared(RANKS)
-        engines = [ThreadEngine(rank, shared) for rank in range(RANKS)]
+        engines = [kind(rank, shared) for rank in range(RANKS)]
 
         def survive(engine, call=call):
             opt, _ = cases.on_rank(engine, layout, "paper", np.float64, {})

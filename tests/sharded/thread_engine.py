@@ -32,21 +32,24 @@ class ThreadEngine:
         self._shared = shared
 
     def all_reduce(self, array, op):
+        self._reduce(array, op, self._shared, self.rank)
+
+    def _reduce(self, array, op, shared, place):
         assert array.flags.c_contiguous and array.dtype in (np.float64, np.int64)
         if self.n_calls == self.dies_at:
-            while self._shared.barrier.n_waiting < self.size - 1:  # until all others wait for it
+            while shared.barrier.n_waiting < len(shared.given) - 1:  # until all others wait for it
                 time.sleep(1e-4)
-            self._shared.barrier.abort()
+            self._shared.abort()
             self.dies_at = None
             raise Killed
         self.n_calls += 1
         self.n_bytes += array.nbytes
-        self._shared.given[self.rank] = array.copy()
-        self._wait(self._shared.barrier)
-        given = self._shared.given
+        shared.given[place] = array.copy()
+        self._wait(shared.barrier)
+        given = shared.given
         assert len({(each.shape, each.dtype) for each in given}) == 1, [x.shape for x in given]
         result = _REDUCE[op](given, axis=0)
-        self._wait(self._shared.barrier)
+        self._wait(shared.barrier)
         array[...] = result
 
     def renew(self):
@@ -54,6 +57,7 @@ class ThreadEngine:
         self._wait(self._shared.renewing)
         if self.rank == 0:
             self._shared.barrier.reset()
+            self._shared.subsets.clear()
         self._wait(self._shared.renewing)
 
     def _wait(self, barrier):
@@ -63,6 +67,24 @@ class ThreadEngine:
             raise ConnectionError("a rank is gone") from None
 
 
+class GroupingEngine(ThreadEngine):
+    """One that connects some ranks apart from the others, and counts what they exchange as its own."""
+
+    def subset(self, ranks):
+        return Subset(self, ranks, self._shared.subset(tuple(ranks)))
+
+
+class Subset:
+    """Some of an engine's ranks."""
+
+    def __init__(self, engine, ranks, shared):
+        self.rank, self.size = ranks.index(engine.rank), len(ranks)
+        self._engine, self._shared = engine, shared
+
+    def all_reduce(self, array, op):
+        self._engine._reduce(array, op, self._shared, self.rank)
+
+
 class Shared:
     """What the ranks of one run share."""
 
@@ -70,22 +92,35 @@ class Shared:
         self.given = [None] * size
         self.barrier = threading.Barrier(size, timeout=timeout)
         self.renewing = threading.Barrier(size, timeout=timeout)
+        self.subsets: dict[tuple[int, ...], Shared] = {}
+        self._timeout = timeout
+        self._lock = threading.Lock()
+
+    def subset(self, ranks):
+        """Return what these ranks share apart from the others."""
+        with self._lock:
+            return self.subsets.setdefault(ranks, Shared(len(ranks), self._timeout))
+
+    def abort(self):
+        """Let nobody wait any more."""
+        for each in (self, *self.subsets.values()):
+            each.barrier.abort()
 
 
-def on_ranks(size, function, *arguments, engines=None, **settings):
+def on_ranks(size, function, *arguments, engines=None, kind=GroupingEngine, **settings):
     """Call ``function(engine, *arguments)`` on each rank; return the results in order, or raise.
 
     A rank that raises lets the others go: what they raise then is not shown.
     """
     if engines is None:
         shared = Shared(size)
-        engines = [ThreadEngine(rank, shared) for rank in range(size)]
+        engines = [kind(rank, shared) for rank in range(size)]
 
     def run(engine):
         try:
             return function(engine, *arguments, **settings)
         except BaseException as error:  # noqa: BLE001 (raised below)
-            engine._shared.barrier.abort()
+            engine._shared.abort()
             engine._shared.renewing.abort()
             return error
 
