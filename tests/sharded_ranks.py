@@ -199,7 +199,7 @@ class Ranks:
         shape = tensor.param.shape
         for rank in range(self.n):
             piece = getattr(self.tensors[rank][k], kind)
-            if whole.size and not self.tensors[rank][k].param.size:
+            if tensor.param.size and not self.tensors[rank][k].param.size:
                 continue  # who has nothing need not keep up lines of others
             if kind not in ("exp_row", "exp_col"):
                 cut.put(whole, rank, piece)
@@ -222,6 +222,10 @@ class Ranks:
                 ranges = cut.by_rank[rank]
                 whole[tuple(slice(*ranges[a]) for a in axes)] = piece
         return whole
+
+
+def added(arrays: Sequence[Array]) -> Array:
+    return sum(arrays, np.zeros(arrays[0].size))
 
 
 def exchange(
@@ -258,7 +262,7 @@ def exchange(
             arrays = [under_way[rank].popleft()[2] for rank in ranks]
             assert {heads[rank][1] for rank in ranks} == {op}
             assert len({array.size for array in arrays}) == 1
-            total = np.max(arrays, axis=0) if op == "max" else sum(arrays, np.zeros(arrays[0].size))
+            total = np.max(arrays, axis=0) if op == "max" else added(arrays)
             for rank, array in zip(ranks, arrays):
                 array[...] = total
                 left[rank] -= 1

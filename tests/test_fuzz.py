@@ -3,6 +3,7 @@
 Hours by hand: see their docstrings. In the gate they run for a minute, with a seed of that run.
 """
 
+import contextlib
 import functools
 import os
 import re
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 
 import adafactor_native as an
-from fuzz import states, steps
+import sharded_ranks
+from fuzz import shard_models, shards, states, steps
 from fuzz.driver import Tally
 from fuzz.models import draw
 from fuzz.runs import Fault
@@ -57,6 +59,55 @@ def test_a_few_states_of_a_seed_that_is_always_the_same():
     for number in range(60):
         states.try_input(SEED, number, tally)
     assert tally.steps > 3 and tally.left_out > 20
+
+
+def test_a_few_models_in_pieces_of_a_seed_that_is_always_the_same():
+    tally = Tally()
+    for number in range(60):
+        shards.try_model(SEED, number, tally)
+    assert tally.steps > 500 and tally.compared > 100
+
+
+def write_a_piece(ranks, k):
+    """One element of the first rank that has one, by a unit in the last place and more."""
+    piece = next(t.param for rank in ranks.tensors for t in rank if t.param.size)
+    piece.flat[0] = piece.flat[0] * 1.5 + 1
+
+
+def lose_a_step(ranks, k):
+    """A rank that has counted one step less."""
+    one = ranks.models[0]
+    one.set_counts(max(one.t - 1, 0), one.skipped, [max(n - 1, 0) for n in one.counts().tolist()])
+
+
+@pytest.mark.parametrize("spoil", [write_a_piece, lose_a_step])
+def test_a_planted_fault_of_steps_in_pieces_is_found(spoil):
+    found = 0
+    for number in range(30):
+        try:
+            shards.run_model(shard_models.draw(SEED, number), Tally(), spoil)
+        except Fault as fault:
+            assert re.search(
+                "differ|is off by|has changed|t is|finite elsewhere|must be|one process", str(fault)
+            )
+            found += 1
+    assert found > 15
+
+
+def test_a_rank_whose_numbers_are_lost_on_the_way_is_found(monkeypatch):
+    """Sums that leave out the last rank's."""
+
+    def lossy(arrays):
+        return sum(arrays[:-1], np.zeros(arrays[0].size))
+
+    found = 0
+    monkeypatch.setattr(sharded_ranks, "added", lossy)
+    for number in range(60):
+        with contextlib.suppress(Fault):
+            shards.run_model(shard_models.draw(SEED, number), Tally())
+            continue
+        found += 1
+    assert found > 10
 
 
 def first_of(run):
