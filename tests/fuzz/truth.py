@@ -153,6 +153,7 @@ def check_tensor(
     assert grad is not None
     wide = np.float64 in (param.dtype, grad.dtype)
     units = WIDE * EPS["float64"] if wide else NARROW * EPS["float32"]
+    switches = truth._at_this_step(name)
     # Means of squares that float32 rounds to 0, and roots of them, are no longer the reference's.
     for kind, mean in truth.state(name).items():
         stored = EPS[state[kind].dtype.name]
@@ -162,8 +163,8 @@ def check_tensor(
         mine, scale = np.asarray(state[kind], np.float64), np.abs(mean)
         if kind == "m":
             scale = scale + np.abs(before.states[name]["m"]) + np.max(np.abs(mean), initial=0)
-            if param.dtype != np.float64:  # RMS(param) is summed in float32
-                units = NARROW * EPS["float32"]
+            if param.dtype != np.float64 and switches.get("momentum_of", "step") == "step":
+                units = NARROW * EPS["float32"]  # of RMS(param), which is summed in float32
         off = np.abs(mine - mean) - (units + 1.01 * stored) * scale - TINY[state[kind].dtype.name]
         if not (np.max(off, initial=0) <= 0):
             raise Fault(f"step {k}: {kind} of {name} is not the reference's: off {np.max(off):.3g}")
