@@ -77,6 +77,10 @@ class Header:
         """Fill the slots of a rank without an error."""
         most[:N_HEADER] = (0, self.t, -self.t, self.digest, -self.digest)
 
+    def ending(self, most: Array) -> Exception | None:
+        """Return what all ranks raise where slots of the maximum say that no step is to be taken."""
+        return None
+
 
 def hash_of(settings: Mapping[str, Any]) -> int:
     """Return a number that is the same on all ranks if these values are, and nearly never otherwise."""
@@ -196,6 +200,9 @@ def _require_agreement(channel: Channel, header: Header, most: Array) -> None:
     if most[3] != -most[4]:
         everyones = all_gather(channel, {key: repr(x) for key, x in header.settings().items()})
         raise _Agreed(ValueError(_difference(everyones)))
+    ending = header.ending(most)
+    if ending is not None:
+        raise _Agreed(ending)
 
 
 def _difference(everyones: Sequence[Mapping[str, str]]) -> str:

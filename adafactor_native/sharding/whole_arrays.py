@@ -79,7 +79,8 @@ def _first_has(channel: Channel, shard: TensorShard, kind: str) -> Any:
     """Return which lines of this rank no rank before it has, of the local array's shape."""
     first = np.zeros(whole_shape(shard.shape, shard.axes, kind), np.int64)
     here = piece_of(first, shard.shape, shard.axes, shard.piece, kind)
-    here[...] = channel.size - channel.rank
+    if shard.is_owner:  # a rank without elements may have means that no step has written
+        here[...] = channel.size - channel.rank
     if first.size:
         channel.all_reduce(first, "max")
     return here == channel.size - channel.rank

@@ -42,7 +42,7 @@ class Adafactor(NativeOptimizer):
         Accepted; what torch's own function steps obeys it.
     maximize : bool
         Step uphill.
-    nonfinite, rounding, masters, num_threads, state_dtype, max_grad_norm, seed
+    nonfinite, rounding, masters, num_threads, state_dtype, max_grad_norm, seed, sums
         See `NativeOptions`; attributes of ``opt.options``. A group may have a ``"rounding"`` or
         ``"masters"`` of its own.
 
@@ -83,6 +83,7 @@ class Adafactor(NativeOptimizer):
         state_dtype: torch.dtype | str = torch.float64,
         max_grad_norm: float | None = None,
         seed: int = 0,
+        sums: str = "fast",
     ) -> None:
         if isinstance(lr, torch.Tensor) and lr.numel() != 1:
             raise ValueError("Tensor lr must be 1-element")
@@ -115,5 +116,6 @@ class Adafactor(NativeOptimizer):
             "state_dtype": state_dtype,
             "max_grad_norm": max_grad_norm,
             "seed": seed,
+            "sums": sums,
         }
         super().__init__(params, defaults, options)

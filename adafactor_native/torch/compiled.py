@@ -48,6 +48,10 @@ def _step(
 
     opt = _optimizers[number]
     opt._settle()
+    if opt.options.sums == "exact":
+        raise ValueError(
+            "sums is 'exact', must be 'fast' for a compiled step: call opt.step() outside torch.compile"
+        )
     if opt._is_to_be_skipped():
         return
     given = dict(zip(positions, zip(params, grads)))

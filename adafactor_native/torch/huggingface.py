@@ -39,7 +39,8 @@ class HuggingFaceAdafactor(NativeOptimizer):
     relative_step : bool
         The step size is ``min(1e-2, 1/sqrt(t))``, or with `warmup_init` ``min(1e-6 * t, 1/sqrt(t))``.
     warmup_init : bool
-    nonfinite, rounding, masters, momentum_dtype, num_threads, state_dtype, max_grad_norm, seed
+    nonfinite, rounding, masters, momentum_dtype, num_threads, state_dtype, max_grad_norm, seed,
+    sums
         See `NativeOptions`; attributes of ``opt.options``.
 
     Notes

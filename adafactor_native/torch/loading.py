@@ -72,7 +72,7 @@ def _uncast(
                     kept = opt._settings(index, ours).kept
                     shown = f"params[{position}]"
                     if opt._lies_in_pieces(position, param):
-                        cut = opt._sharded_steps().state_of(opt, kept, position, param)
+                        cut = opt._sharded_steps().cuts.state_of(names, kept, position, param)
                         copied |= cut.taken_over(copied)
                     else:
                         copied |= state.taken_over(copied, names, kept, shown, param)

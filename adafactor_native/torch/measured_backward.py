@@ -64,6 +64,8 @@ class MeasuredBackward(BackwardHooks):
         self._options = opt._native_options(t)
 
     def _arrive(self, opt: NativeOptimizer, p: torch.Tensor, index: int, i: int) -> None:
+        if opt.options.sums == "exact":  # since measure_in_backward was called
+            return
         # Neither lr nor the weight decay enters, and a wrong guess of what does is seen by the step.
         group: tuple[Any, ...] = (self._groups[index], 0.0, 0.0, [p], 0, None, None)
         assert self._options is not None

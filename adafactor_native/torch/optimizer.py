@@ -33,6 +33,15 @@ _SINGLE = (
     "parameters lie in pieces on several ranks, must be whole for steps of single ones, inside backward or "
     "not: all ranks step together, by opt.step()"
 )
+_MEASURED_IN_PIECES = (
+    "parameters lie in pieces on several ranks, must be whole for measure_in_backward: opt.step() measures "
+    "and steps them"
+)
+_SINGLE_EXACT = (
+    "sums is 'exact', must be 'fast' for steps of single parameters, inside backward or not: opt.step() "
+    "takes exact ones"
+)
+_MEASURED_EXACT = "sums is 'exact', must be 'fast' for measure_in_backward: exact sums are added up in the step alone"
 Hooks = TypeVar("Hooks", bound=BackwardHooks)
 
 _HOOKED_BY: dict[type[BackwardHooks], str] = {
@@ -140,7 +149,7 @@ class NativeOptimizer(torch.optim.Optimizer):
         """
         self._settle()
         self._opt_called = True  # which torch's schedulers look at
-        if self._has_pieces():  # ranks speak in the caller's thread
+        if self._steps_together():  # ranks speak in the caller's thread
             self._take_step()
             return StepHandle()
         if self._is_to_be_skipped():
@@ -222,8 +231,9 @@ class NativeOptimizer(torch.optim.Optimizer):
         ------
         ValueError
             With `max_grad_norm`, which needs all gradients at once: `measure_in_backward` has it. So
-            does backward, if it is set later. Gradients must not be scaled by
-            a GradScaler either: ``scaler.step(opt)`` finds none and fails.
+            does backward, if it is set later. With ``sums="exact"``, and where parameters lie in pieces
+            on several ranks, which step together. Gradients must not be scaled by a GradScaler either: ``scaler.step(opt)`` finds none
+            and fails.
 
         Notes
         -----
@@ -233,6 +243,7 @@ class NativeOptimizer(torch.optim.Optimizer):
         be reentrant there, as those run a backward of their own for each part.
         """
         require_no_norm(self)
+        self._require_single_steps()
         return self._hook(FusedBackward)
 
     def measure_in_backward(self) -> MeasuredBackward:
@@ -259,7 +270,8 @@ class NativeOptimizer(torch.optim.Optimizer):
         Raises
         ------
         ValueError
-            While `fuse_backward` is on, which leaves no gradients to a step.
+            While `fuse_backward` is on, which leaves no gradients to a step; with ``sums="exact"``, whose
+            sums are added up in the step alone; where parameters lie in pieces on several ranks.
 
         Warnings
         --------
@@ -273,11 +285,13 @@ class NativeOptimizer(torch.optim.Optimizer):
         one changes them. Parameters below 4096 elements are never measured ahead, nor are those
         that have no state yet, as before their first step.
         """
+        if self._has_pieces():
+            raise ValueError(_MEASURED_IN_PIECES)
+        if self.options.sums == "exact":
+            raise ValueError(_MEASURED_EXACT)
         return self._hook(MeasuredBackward)
 
     def _hook(self, kind: type[Hooks]) -> Hooks:
-        if self._has_pieces():
-            raise ValueError(_SINGLE)
         hooked = self.__dict__.get("_hooked")
         if hooked is None:
             hooked = self._hooked = kind(self)
@@ -298,9 +312,22 @@ class NativeOptimizer(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in torch; `fuse_backward` and `measure_in_backward` watch it too."""
         require_own_options(param_group)
+        if "_hooked" in self.__dict__:
+            self._require_whole(param_group)
         super().add_param_group(param_group)
         if "_hooked" in self.__dict__:
             self._hooked.watch(len(self.param_groups) - 1, self.param_groups[-1])
+
+    def _require_whole(self, param_group: dict[str, Any]) -> None:
+        """Raise a ValueError if a group has parameters in pieces, which backward neither steps nor measures."""
+        given = param_group["params"]
+        if isinstance(given, Iterable) and not isinstance(given, (torch.Tensor, set)):
+            given = param_group["params"] = list(given)
+            if may_be_sharded([p[1] if isinstance(p, tuple) else p for p in given]):
+                raise ValueError(
+                    "the group has parameters in pieces on several ranks, must have whole ones while "
+                    f"{_HOOKED_BY[type(self._hooked)]} is on: end it by remove() before"
+                )
 
     def params_changed(self) -> None:
         """Let float32 masters follow weights that were written since the last step.
@@ -309,14 +336,18 @@ class NativeOptimizer(torch.optim.Optimizer):
         it. What is written through ``p.data`` or NumPy shows nowhere: say so here.
         """
         self._settle()
-        if self._has_pieces():
+        if self._steps_together():
             self._sharded_steps().follow_all(self)
-            return
         following = Following(self._followers(), self.state, self._dialect.names)
         try:
-            for index, group in enumerate(self.param_groups):
-                stochastic = self._settings(index, group).is_stochastic
-                following.follow(group["params"], stochastic, all_of_them=True)
+            for part in all_parts(self):
+                plain = [
+                    p
+                    for k, p in enumerate(part.params)
+                    if not self._lies_in_pieces(part.name_of(k), p)
+                ]
+                stochastic = self._settings(part.place, part.group).is_stochastic
+                following.follow(plain, stochastic, all_of_them=True)
         except BaseException:
             following.give_back()
             raise
@@ -370,13 +401,13 @@ class NativeOptimizer(torch.optim.Optimizer):
         from adafactor_native.torch.fsdp1_ranges import flat_params
 
         self._settle()
-        self._sharded_steps().take_flat(flat_params(module))
+        self._sharded_steps().cuts.take_flat(flat_params(module))
 
     def _take_step(self, parts: list[Part] | None = None, t: int = 0) -> None:
         """Take one step of some parameters, or of all."""
-        if self._has_pieces():
-            if parts is not None:
-                raise ValueError(_SINGLE)
+        if parts is not None:
+            self._require_single_steps()
+        elif self._steps_together():
             with self._lock():
                 self._take_sharded_step()
             return
@@ -393,7 +424,7 @@ class NativeOptimizer(torch.optim.Optimizer):
         return hooked if isinstance(hooked, MeasuredBackward) else None
 
     def _take_sharded_step(self) -> None:
-        from adafactor_native.torch.sharded_steps import Taken
+        from adafactor_native.torch.sharded_header import Taken
 
         parts = all_parts(self)
         whole, n_whole = [], 0
@@ -405,20 +436,41 @@ class NativeOptimizer(torch.optim.Optimizer):
                 whole.append(
                     part._replace(params=[p for _, p in plain], names=[name for name, _ in plain])
                 )
-        if n_whole == sum(len(part.params) for part in parts):
+        all_are_plain = n_whole == sum(len(part.params) for part in parts)
+        if all_are_plain and self.options.sums == "fast":
             if not self._is_to_be_skipped():
-                StepCall(self, parts).take()
+                StepCall(self, parts, measured_by=self._measured_in_backward()).take()
             return
-        options = self.options
-        if whole and (options.nonfinite != "propagate" or options.max_grad_norm is not None):
-            raise ValueError(
-                f"params[{next(iter(whole[0].names or ()))!r}] is whole on this rank and others lie in pieces: with "
-                "nonfinite other than 'propagate', or max_grad_norm, all must be DTensors, as "
-                "distribute_tensor(param, mesh, [Replicate()]) makes them"
-            )
-        taken = self._sharded_steps().take(self)
+        if all_are_plain:
+            whole = []
+
+        def require() -> None:
+            options = self.options
+            if whole and (
+                options.nonfinite != "propagate"
+                or options.max_grad_norm is not None
+                or options.sums == "exact"
+            ):
+                raise ValueError(
+                    f"params[{next(iter(whole[0].names or ()))!r}] is whole on this rank and others lie in "
+                    "pieces: with nonfinite other than 'propagate', max_grad_norm or sums='exact', all must be "
+                    "DTensors, as distribute_tensor(param, mesh, [Replicate()]) makes them"
+                )
+
+        taken = self._sharded_steps().take(self, require)
         if whole and taken is not Taken.left_out:
             StepCall(self, whole, counts=taken is Taken.step).take()
+
+    def _require_single_steps(self) -> None:
+        """Raise a ValueError where parameters only step together."""
+        if self._has_pieces():
+            raise ValueError(_SINGLE)
+        if self.options.sums == "exact":
+            raise ValueError(_SINGLE_EXACT)
+
+    def _steps_together(self) -> bool:
+        """Whether a step is one of all parameters, in phases, between which ranks may speak."""
+        return self.options.sums == "exact" or self._has_pieces()
 
     def _has_pieces(self) -> bool:
         """Whether parameters lie in pieces on several ranks."""
@@ -428,9 +480,9 @@ class NativeOptimizer(torch.optim.Optimizer):
         if not may_be_sharded((param,)):
             return False
         sharded = self._sharded_steps()
-        if not sharded.is_cut(param) and is_of_fsdp1(param):
-            sharded.require_known(name, param)
-        return sharded.is_cut(param)
+        if not sharded.cuts.is_cut(param) and is_of_fsdp1(param):
+            sharded.cuts.require_known(name, param)
+        return sharded.cuts.is_cut(param)
 
     def _sharded_steps(self) -> ShardedSteps:
         sharded: ShardedSteps | None = self.__dict__.get("_sharded")
@@ -474,11 +526,6 @@ class NativeOptimizer(torch.optim.Optimizer):
         settings = settings_of(self._dialect, key, self._placeholder_lr(group))
         cache[index] = key, settings
         return settings
-
-    def _settings_before(self, index: int, group: Mapping[str, Any]) -> Settings:
-        """Return what the values of a group meant when they were last looked at: now they may be wrong."""
-        known = self.__dict__.get("_cache", {}).get(index)
-        return self._settings(index, group) if known is None else known[1]
 
     def _placeholder_lr(self, group: Mapping[str, Any]) -> Any:
         return 0.0

@@ -35,6 +35,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "state_dtype": _dtype(torch.float64, torch.float32),
     "max_grad_norm": hyper.positive_or_none,
     "seed": hyper.count,
+    "sums": hyper.one_of("fast", "exact"),
 }
 
 DEFAULTS: dict[str, Any] = {
@@ -46,6 +47,7 @@ DEFAULTS: dict[str, Any] = {
     "state_dtype": torch.float64,
     "max_grad_norm": None,
     "seed": 0,
+    "sums": "fast",
 }
 
 
@@ -107,6 +109,16 @@ class NativeOptions:
     seed : int
         Of stochastic rounding. The random bits are a function of it, of the tensor's ``state["step"]``
         and of its name, if the optimizer was given names, or else of its position.
+    sums : {"fast", "exact"}
+        How sums over the elements of a parameter are added up. "exact": as integers, so that
+        parameters, state and `grad_norm` have the same bits however the parameters are cut, on any number
+        of ranks, one process with plain tensors included, and as ``adafactor_native.Optimizer`` with
+        ``sums="exact"`` has them. It takes more time, and more exchanges between ranks. All parameters
+        must be in pieces then, or none; they step together, so that `fuse_backward`,
+        `measure_in_backward`, `step_param` and compiled steps are refused, and `step_async` steps at
+        once. "fast": as ``opt.step()`` of one process adds them up, which parameters in pieces have the
+        bits of where matrices are cut by rows at multiples of 64 and vectors at multiples of 1024
+        elements, and agree with to rounding elsewhere.
     """
 
     nonfinite: str
@@ -117,6 +129,7 @@ class NativeOptions:
     state_dtype: torch.dtype
     max_grad_norm: float | None
     seed: int
+    sums: str = "fast"  # which options have that were pickled before there was another
 
     def __init__(self, **options: Any) -> None:
         for name, default in DEFAULTS.items():

@@ -36,12 +36,18 @@ class Cut:
     pieces : dict of int to Box or FlatRange
         By global rank.
     like : DTensor or None
-        Whose mesh and placements it has; None: it is flat.
+        Whose mesh and placements it has; None: it is flat, or whole.
+    shown : str
+        How, as a message tells it.
+    is_whole : bool
+        It is this process's own, and a plain tensor.
     """
 
     shape: Shape
     pieces: Mapping[int, Piece]
     like: Any
+    shown: str
+    is_whole: bool = False
 
     @cached_property
     def ranks(self) -> tuple[int, ...]:

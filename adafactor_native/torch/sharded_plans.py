@@ -48,6 +48,7 @@ def at_this_step(
         "nonfinite": options.nonfinite,
         "max_grad_norm": options.max_grad_norm,
         "seed": options.seed,
+        "sums": options.sums,
         "state_dtype": options.state_dtype,
         "grad_scale": getattr(opt, "grad_scale", None),
     }

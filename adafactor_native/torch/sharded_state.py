@@ -67,6 +67,8 @@ class CutState:
 
     def local_shape(self, key: str) -> tuple[int, ...]:
         """Return the shape of this rank's part of an array of the state."""
+        if self._cut.is_whole:
+            return self.places[key].shape
         if self._cut.like is None and key in (self._names.row, self._names.col):
             return self.shard.state_shapes()[key == self._names.col]
         if self._cut.like is None:
@@ -160,9 +162,15 @@ class CutState:
         like = self._cut.like
         if like is None:
             if tuple(value.shape) != self.local_shape(key):
+                why = (
+                    ""
+                    if self._cut.is_whole
+                    else (
+                        ": the state of flat parameters loads on as many ranks as it was saved on"
+                    )
+                )
                 raise ValueError(
-                    f"{shown} has shape {tuple(value.shape)}, must be {self.local_shape(key)}: the state of "
-                    "flat parameters loads on as many ranks as it was saved on"
+                    f"{shown} has shape {tuple(value.shape)}, must be {self.local_shape(key)}{why}"
                 )
             return self._made(key, value)
         if tuple(value.shape) != place.shape:
@@ -171,8 +179,10 @@ class CutState:
             torch.empty(self.local_shape(key), dtype=value.dtype), place.shape, self._axes[key]
         )
         if is_dtensor(value):
-            value = value.redistribute(wanted.device_mesh, wanted.placements)
-            return self._made(key, local_of(value))
+            if halves:
+                value = _as_int32(value)
+            local = local_of(value.redistribute(wanted.device_mesh, wanted.placements))
+            return self._made(key, local.to(torch.int16) if halves else local)
         return self._made(key, value[self.own_slices(key)])
 
     def own_slices(self, key: str) -> tuple[slice, ...]:
@@ -181,6 +191,20 @@ class CutState:
         return tuple(
             slice(None) if axis is None else box.slices()[axis] for axis in self._axes[key]
         )
+
+
+def _as_int32(halves: Any) -> Any:
+    """Return a DTensor of 16 bits with 32, which backends send."""
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        local_of(halves).view(torch.int16).to(torch.int32),
+        halves.device_mesh,
+        halves.placements,
+        run_check=False,
+        shape=halves.shape,
+        stride=halves.stride(),
+    )
 
 
 def factored_axes(kept: Kept, shown: str, cut: Cut) -> Axes | None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import enum
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,27 +16,25 @@ from torch.utils.weak import WeakIdKeyDictionary
 from adafactor_native.report import SKIPPED, StepReport
 from adafactor_native.sharding.agreed_errors import together
 from adafactor_native.sharding.channel import Channel
-from adafactor_native.sharding.exchange import (
-    N_HEADER,
-    Header,
-    ShardedStep,
-    hash_of,
-    take_sharded_step,
-)
-from adafactor_native.sharding.tensor_shard import TensorShard, number_lines
+from adafactor_native.sharding.engine import OneRank
+from adafactor_native.sharding.exchange import Header, ShardedStep, hash_of, take_sharded_step
+from adafactor_native.sharding.tensor_shard import number_lines
 from adafactor_native.sharding.torch_engine import TorchEngine
-from adafactor_native.torch.masters import followed
+from adafactor_native.torch import others
+from adafactor_native.torch.masters import followed, write
 from adafactor_native.torch.reading import increment_versions
 from adafactor_native.torch.settings import Settings, is_schedule
+from adafactor_native.torch.sharded_agreement import Agreement, Layout
+from adafactor_native.torch.sharded_cuts import Cuts
+from adafactor_native.torch.sharded_header import N_SLOTS, EndedEarly, StepHeader, Taken
 from adafactor_native.torch.sharded_model import Held, ShardedModel, model_of, muted_model
-from adafactor_native.torch.sharded_params import Cut, array_of, is_dtensor, local_grad, local_of
+from adafactor_native.torch.sharded_params import PLAIN, array_of, is_dtensor, local_grad, local_of
 from adafactor_native.torch.sharded_plans import at_this_step, plan_of
-from adafactor_native.torch.sharded_state import CutState, factored_axes
-from adafactor_native.torch.state import Kept, StateNames, count_of
+from adafactor_native.torch.sharded_state import CutState
+from adafactor_native.torch.state import StateNames, count_of
 from adafactor_native.torch.stepping import all_parts, note_skipped
 
 if TYPE_CHECKING:
-    from adafactor_native.torch.fsdp1_ranges import FlatParam
     from adafactor_native.torch.optimizer import NativeOptimizer
 
 
@@ -58,57 +55,17 @@ class GivenParam(NamedTuple):
     param: torch.Tensor
 
 
-class Taken(enum.Enum):
-    """What has become of a step."""
-
-    step = enum.auto()
-    state_only = enum.auto()  # its state was all that was asked for
-    left_out = enum.auto()  # a GradScaler has found an infinity
-
-
 class ShardedSteps:
     """The steps of one optimizer whose parameters lie in pieces."""
 
     def __init__(self) -> None:
-        self._flat: Any = WeakIdKeyDictionary()  # by parameter: FlatParam, or None of a whole one
-        self._cuts: Any = WeakIdKeyDictionary()  # Cut by parameter, and what it was told from
+        self.cuts = Cuts()
+        self._agreement = Agreement()
         self._channels: dict[tuple[int, ...], Channel] = {}
-        self._states: Any = WeakIdKeyDictionary()  # CutState by parameter, and what it was made of
         self._waiting: Any = WeakIdKeyDictionary()  # states of parameters without a gradient so far
+        self._seen: Any = WeakIdKeyDictionary()  # versions of parameters that something lies beside
         self._model: ShardedModel | None = None
-        self._agreed: tuple[dict[str, Any], int] | None = None  # the last settings, and their hash
-
-    def take_flat(self, found: Sequence[tuple[torch.Tensor, FlatParam | None]]) -> None:
-        """Know these parameters of FSDP1 from now on."""
-        for param, flat in found:
-            self._flat[param] = flat
-
-    def is_cut(self, param: torch.Tensor) -> bool:
-        """Whether a parameter lies in pieces, as far as is known."""
-        return is_dtensor(param) or self._flat.get(param) is not None
-
-    def require_known(self, name: str | int, param: torch.Tensor) -> None:
-        """Raise a ValueError where FSDP1 has cut a parameter, and nobody has said how."""
-        if param not in self._flat:
-            raise ValueError(
-                f"params[{name!r}] is a part of a parameter of FullyShardedDataParallel, whose shape it does "
-                "not tell: call opt.take_flat_shards(module) with the wrapped module, or use fully_shard"
-            )
-
-    def state_of(
-        self, opt: NativeOptimizer, kept: Kept, name: str | int, param: torch.Tensor
-    ) -> CutState:
-        """Return what the state of a parameter has to be, in a group that keeps these."""
-        cut = self._cut_of(name, param)
-        made_of = cut, kept, param.dtype
-        known = self._states.get(param)
-        if known is not None and known[0] == made_of:
-            state: CutState = known[1]
-            return state
-        shard = _shard_of(name, cut, kept)
-        state = CutState(opt._dialect.names, kept, f"params[{name!r}]", param, cut, shard)
-        self._states[param] = made_of, state
-        return state
+        self._digest: tuple[dict[str, Any], int] | None = None  # the last settings, and their hash
 
     def forgive(self) -> None:
         """Step again after an exchange that failed: a state was loaded on all ranks."""
@@ -116,35 +73,40 @@ class ShardedSteps:
             if channel.is_lost:
                 channel.renew()
                 channel.is_lost = False
+                self._agreement.forget()
         self._model = None
 
-    def take(self, opt: NativeOptimizer) -> Taken:
-        """Take one step of all parameters that lie in pieces, together with all other ranks."""
-        params = self._params(opt)
-        if not params:
-            return Taken.step
-        channel = self._channel(params)
+    def take(self, opt: NativeOptimizer, require: Callable[[], None]) -> Taken:
+        """Take one step of all parameters that lie in pieces, together with all other ranks.
+
+        With exact sums plain ones are pieces, too: whole ones, of this rank alone.
+
+        Parameters
+        ----------
+        opt : NativeOptimizer
+        require : callable
+            Raises what else is wrong on this rank, which then all ranks raise.
+        """
+        channel = self._channel(opt)
         channel.require_not_lost()
-        before = [opt._settings_before(k, group) for k, group in enumerate(opt.param_groups)]
-        number_lines(  # what is wrong here is wrong on all ranks
+        self._agreement.reach(
             channel,
-            [
-                self.state_of(opt, before[place].kept, name, param).shard
-                for place, name, param in params
-            ],
+            lambda: self._layout(opt),
+            lambda: int(self._mute(opt).size),
+            lambda: number_lines(channel, [one.shard for one in self._cut_states(opt)]),
         )
-        if _found_inf(opt, channel):
-            return Taken.left_out
-        if self._only_allocates(opt, channel):
-            together(channel, lambda: self._allocate(opt, params))
-            return Taken.state_only
 
         def begin() -> tuple[ShardedStep[StepReport], Header]:
+            require()
             every = [opt._settings(k, group) for k, group in enumerate(opt.param_groups)]
-            held = [self._held(opt, every, *each) for each in params]
-            given = [local_grad(one.param) if one.shard.is_owner else None for one in held]
+            held = [self._held(opt, every, *each) for each in self._params(opt)]
+            number_lines(channel, [one.shard for one in held])  # by groups that are connected
+            given = [local_grad(one.param) for one in held]
             model = self._model_of(opt, held)
-            grads = [None if grad is None else array_of(grad.resolve_neg()) for grad in given]
+            grads = [
+                array_of(grad.resolve_neg()) if one.shard.is_owner and grad is not None else None
+                for one, grad in zip(held, given)
+            ]
             t = model.tensors.t + 1
             rates = [opt._rates(one, group, t) for one, group in zip(every, opt.param_groups)]
             plan, settings = plan_of(opt, model, every, rates), at_this_step(opt, every, rates)
@@ -157,19 +119,33 @@ class ShardedSteps:
                     StepReport, tuple(one.name for one in held), lr=tuple(lr for lr, _ in rates)
                 ),
                 partial(self._followed, opt, model),
-                N_HEADER,
+                N_SLOTS,
                 0,
+                exact=opt.options.sums == "exact",
+                params_are_new=self._some_are_written(held, opt._dialect.names),
             )
-            if self._agreed is None or self._agreed[0] != settings:
-                self._agreed = settings, hash_of(settings)
-            return step, Header(model.tensors.t, self._agreed[1], lambda: settings)
+            if self._digest is None or self._digest[0] != settings:
+                self._digest = settings, hash_of(settings)
+            header = StepHeader(
+                model.tensors.t,
+                self._digest[1],
+                lambda: settings,
+                asks_for_step=_asks_for_step(opt),
+                found_inf=opt._is_to_be_skipped(),
+            )
+            return step, header
 
-        report = take_sharded_step(
-            channel,
-            begin,
-            lambda: self._mute(opt, params, before),
-            raises_faults=opt.options.nonfinite == "raise",
-        )
+        try:
+            report = take_sharded_step(
+                channel,
+                begin,
+                self._agreement.mute,
+                raises_faults=opt.options.nonfinite == "raise",
+            )
+        except EndedEarly as ended:
+            if ended.taken is Taken.state_only:
+                together(channel, lambda: self._allocate(opt))
+            return ended.taken
         self._note(opt, channel, report)
         return Taken.step
 
@@ -186,6 +162,7 @@ class ShardedSteps:
             mine = opt.state[one.param]
             if not mine:
                 mine.update(one.values)
+                self._waiting.pop(one.param, None)  # a state that is cleared begins anew
             if names.counts_with_tensors:
                 mine[names.step].fill_(float(count))
             else:
@@ -197,6 +174,8 @@ class ShardedSteps:
         increment_versions([one.param for one in changed] + [one.local for one in changed])
         self._share_lines(channel, changed, names)
         opt.grad_norm = report.grad_norm
+        if not report.flags & SKIPPED:
+            self._saw(model.held, names)
         if report.flags & SKIPPED and opt.options.nonfinite == "skip":
             note_skipped(opt)
 
@@ -228,27 +207,37 @@ class ShardedSteps:
                 local[...] = piece.reshape(part.shape)[one.state.own_slices(key)]
 
     def _params(self, opt: NativeOptimizer) -> list[GivenParam]:
-        """Return each parameter in pieces; those of one group and dtype follow each other."""
-        cut = [
+        """Return each parameter in pieces that is not frozen; those of one group and dtype follow each other."""
+        found = [
+            each
+            for each in self._all_params(opt)
+            if each.param.requires_grad or each.param.grad is not None
+        ]
+        return sorted(found, key=lambda each: (each.place, str(each.param.dtype)))
+
+    def _all_params(self, opt: NativeOptimizer) -> list[GivenParam]:
+        every = [
             GivenParam(part.place, part.name_of(k), p)
             for part in all_parts(opt)
             for k, p in enumerate(part.params)
-            if self.is_cut(p) and (p.requires_grad or p.grad is not None)
         ]
-        return sorted(cut, key=lambda each: (each.place, str(each.param.dtype)))
+        in_pieces = [each for each in every if self.cuts.is_cut(each.param)]
+        return in_pieces or every
 
-    def _channel(self, params: Sequence[GivenParam]) -> Channel:
-        """Return what connects the ranks of all parameters."""
+    def _channel(self, opt: NativeOptimizer) -> Channel:
+        """Return what connects the ranks of all parameters, frozen ones too."""
         ranks: tuple[int, ...] | None = None
-        for _, name, param in params:
-            own = self._cut_of(name, param).ranks
-            if ranks is not None and own != ranks:
+        is_alone = False
+        for _, name, param in self._all_params(opt):
+            cut = self.cuts.cut_of(name, param)
+            if ranks is not None and cut.ranks != ranks:
                 raise ValueError(
-                    f"params[{name!r}] lies on the ranks {list(own)}, and others on {list(ranks)}: all "
+                    f"params[{name!r}] lies on the ranks {list(cut.ranks)}, and others on {list(ranks)}: all "
                     "parameters of an optimizer must be on the same ranks"
                 )
-            ranks = own
-        assert ranks is not None
+            ranks, is_alone = cut.ranks, cut.is_whole
+        if is_alone or ranks is None:
+            return self._channels.setdefault((), Channel(OneRank()))
         if ranks not in self._channels:
             group = None
             if len(ranks) != dist.get_world_size():
@@ -256,21 +245,18 @@ class ShardedSteps:
             self._channels[ranks] = Channel(TorchEngine(group))
         return self._channels[ranks]
 
-    def _cut_of(self, name: str | int, param: torch.Tensor) -> Cut:
-        known = self._cuts.get(param)
-        spec = param._spec if is_dtensor(param) else None
-        if known is not None and known[0] == (spec, param.shape):
-            cut: Cut = known[1]
-            return cut
-        if spec is not None:
-            from adafactor_native.torch.dtensor_boxes import boxes_of
-
-            cut = Cut(tuple(param.shape), boxes_of(f"params[{name!r}]", param), param.detach())
-        else:
-            flat = self._flat[param]
-            cut = Cut(flat.shape, flat.ranges, None)
-        self._cuts[param] = (spec, param.shape), cut
-        return cut
+    def _layout(self, opt: NativeOptimizer) -> Layout:
+        """Return what the arrays of a step go by, as this rank has it now."""
+        params = tuple(
+            (
+                str(name),
+                f"{param.dtype} of shape {cut.shape} in group {place}, {cut.shown}{_of_grad(param)}",
+            )
+            for place, name, param in self._params(opt)
+            for cut in (self.cuts.cut_of(name, param),)
+        )
+        kept = tuple(opt._settings(k, group).kept for k, group in enumerate(opt.param_groups))
+        return Layout(opt.options.sums, params, kept)
 
     def _held(
         self,
@@ -282,12 +268,14 @@ class ShardedSteps:
     ) -> Held:
         """Return a parameter with its state as it is now; changes nothing that others see."""
         shown = f"params[{name!r}]"
-        if param.device.type != "cpu" or not param.is_floating_point():
+        others.require_supported([param])
+        is_known = is_dtensor(param) or type(param) in PLAIN
+        if not is_known or param.device.type != "cpu" or not param.is_floating_point():
             raise TypeError(
                 f"{shown} is a {type(param).__name__} of {param.dtype} on {param.device}, must be of "
                 "floating point in this machine's memory"
             )
-        state = self.state_of(opt, every[place].kept, name, param)
+        state = self.cuts.state_of(opt._dialect.names, every[place].kept, name, param)
         state.require_local_shape()
         mine = opt.state.get(param)
         if mine:
@@ -314,23 +302,24 @@ class ShardedSteps:
             model.counts = counts
         return model
 
-    def _mute(
-        self,
-        opt: NativeOptimizer,
-        params: Sequence[GivenParam],
-        before: Sequence[Settings],
-    ) -> Any:
-        """Return the first array of a rank that cannot step: as long as that of the others.
-
-        That does not depend on values of groups, which may be what is wrong: so `before` it is.
-        """
+    def _mute(self, opt: NativeOptimizer) -> npt.NDArray[np.float64]:
+        """Return the first array of a rank that has nothing of any parameter: as long as that of others."""
+        every = [opt._settings(k, group) for k, group in enumerate(opt.param_groups)]
         muted = [
-            (place, param.dtype, str(name), self.state_of(opt, before[place].kept, name, param))
-            for place, name, param in params
+            (place, param.dtype, str(name), state)
+            for (place, name, param), state in zip(self._params(opt), self._cut_states(opt))
         ]
         model = muted_model(muted, opt._dialect.names)
-        plan = plan_of(opt, model, before, [(0.0, 0.0)] * len(before))
-        return model.tensors.mute_round(plan, N_HEADER)
+        plan = plan_of(opt, model, every, [(0.0, 0.0)] * len(every))
+        return model.tensors.mute_round(plan, N_SLOTS, opt.options.sums == "exact")
+
+    def _cut_states(self, opt: NativeOptimizer) -> list[CutState]:
+        names = opt._dialect.names
+        every = [opt._settings(k, group) for k, group in enumerate(opt.param_groups)]
+        return [
+            self.cuts.state_of(names, every[place].kept, name, param)
+            for place, name, param in self._params(opt)
+        ]
 
     def _followed(
         self, opt: NativeOptimizer, model: ShardedModel, position: int
@@ -345,57 +334,68 @@ class ShardedSteps:
         return None if new is None else array_of(new)
 
     def follow_all(self, opt: NativeOptimizer) -> None:
-        """Let all masters follow the parameters as they are."""
-        model, self._model = self._model, None
-        for position, one in enumerate([] if model is None else model.held):
-            assert model is not None
-            new = self._followed(opt, model, position)
-            beside = _beside(one, opt._dialect.names)
-            if new is not None and beside is not None:
-                array_of(beside)[...] = new
-
-    def _only_allocates(self, opt: NativeOptimizer, channel: Channel) -> bool:
-        """Whether a step is to make the state and do nothing else, as distributed checkpoints ask."""
-        if any(opt.state.values()):
-            return False
-        for group in opt.param_groups:
-            lr = group["lr"]
-            if lr is None or is_schedule(lr) or float(lr) != 0:
-                return False
-
-        def any_here() -> bool:
-            grads = [local_grad(param) for group in opt.param_groups for param in group["params"]]
-            return any(grad is not None and bool(grad.any()) for grad in grads)
-
-        any_of_all = np.array([float(together(channel, any_here))])
-        channel.all_reduce(any_of_all, "max")
-        return bool(any_of_all[0] == 0)
-
-    def _allocate(self, opt: NativeOptimizer, params: Sequence[GivenParam]) -> None:
+        """Let what lies beside half-precision parameters follow these as they are."""
+        names = opt._dialect.names
         every = [opt._settings(k, group) for k, group in enumerate(opt.param_groups)]
-        made = [self._held(opt, every, *each) for each in params]
+        for one in [self._held(opt, every, *each) for each in self._params(opt)]:
+            beside = _beside(one, names)
+            if beside is None or not opt.state.get(one.param):
+                continue
+            new = followed(one.local.detach(), beside, every[one.place].is_stochastic)
+            if new is not None:
+                write(beside, new)
+            self._saw([one], names)
+
+    def _some_are_written(self, held: Sequence[Held], names: StateNames) -> bool:
+        """Whether somebody has written to a parameter that something lies beside, so that this follows."""
+        return any(
+            self._seen.get(one.param) != _versions(one)
+            for one in held
+            if _beside(one, names) is not None
+        )
+
+    def _saw(self, held: Sequence[Held], names: StateNames) -> None:
+        for one in held:
+            if _beside(one, names) is not None:
+                self._seen[one.param] = _versions(one)
+
+    def _allocate(self, opt: NativeOptimizer) -> None:
+        every = [opt._settings(k, group) for k, group in enumerate(opt.param_groups)]
+        made = [self._held(opt, every, *each) for each in self._params(opt)]
         for one in made:
             if one.param.grad is not None:
                 opt.state[one.param].update(one.values)
+                self._waiting.pop(one.param, None)
+
+
+def _of_grad(param: torch.Tensor) -> str:
+    """Return what a layout says of a gradient that ranks have to cut anew, all of them together."""
+    grad = param.grad
+    if not is_dtensor(param) or not is_dtensor(grad) or grad.placements == param.placements:
+        return ""
+    return f", with a gradient of {tuple(grad.placements)}"
+
+
+def _asks_for_step(opt: NativeOptimizer) -> bool:
+    """Whether a step is to do more than make the state, as distributed checkpoints ask it to do."""
+    if any(opt.state.values()):
+        return True
+    for group in opt.param_groups:
+        lr = group["lr"]
+        if lr is None or is_schedule(lr) or float(lr) != 0:
+            return True
+    grads = (param.grad for group in opt.param_groups for param in group["params"])
+    return any(grad is not None and bool(local_of(grad).any()) for grad in grads)
+
+
+def _versions(one: Held) -> tuple[int, ...]:
+    """Return what changes where torch writes to a parameter, or it gets other memory."""
+    return *(
+        -1 if x.is_inference() else x._version for x in (one.param, one.local)
+    ), one.local.data_ptr()
 
 
 def _beside(one: Held, names: StateNames) -> torch.Tensor | None:
     """Return this rank's own master or lower halves, if there are."""
     values = one.local_values()
     return values.get(names.master, values.get(names.low))
-
-
-def _shard_of(name: str | int, cut: Cut, kept: Kept) -> TensorShard:
-    pieces = [cut.pieces[rank] for rank in cut.ranks]
-    axes = factored_axes(kept, f"params[{name!r}]", cut)
-    return TensorShard(str(name), cut.shape, pieces, cut.ranks.index(dist.get_rank()), axes)
-
-
-def _found_inf(opt: NativeOptimizer, channel: Channel) -> bool:
-    """Whether a GradScaler has found an infinity on any rank."""
-    found = getattr(opt, "found_inf", None)
-    if found is None:
-        return False
-    any_of_all = np.array([float(found)])
-    channel.all_reduce(any_of_all, "max")
-    return bool(any_of_all[0] != 0)

@@ -26,7 +26,7 @@ def test_steps_are_those_of_one_process(n, layout, kind, dtype, tolerance):
             wanted = (
                 "params['matrix'] is a FlatShard and its axes (1, 0) are factored, must be the last"
             )
-            assert found[layout, kind].startswith(wanted)
+            assert found[layout, kind].startswith(f"rank 0: {wanted}")
             continue
         of_change, of_number, states, norm = found[layout, kind]
         assert of_change <= (tolerance if dtype == "float64" else 1e-4)
@@ -106,7 +106,9 @@ def test_what_is_refused():
     assert "params[0] has the placement P(sum), must be sharded or replicated" in found["partial"]
     assert "must be whole for steps of single ones" in found["single"]
     assert found["backward"] == found["single"]
-    assert found["mixed"].startswith("params['q'] is whole on this rank and others lie in pieces")
+    assert found["mixed"].startswith(
+        "rank 0: params['q'] is whole on this rank and others lie in pieces"
+    )
     assert "call opt.take_flat_shards(module)" in found["not told"]
     assert found["no FSDP1"].startswith("the module has no parameter of FullyShardedDataParallel")
 
