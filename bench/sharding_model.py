@@ -83,7 +83,8 @@ def messages(shapes: Sequence[Shape], way: str, ranks: int) -> list[tuple[float,
     rows = sum(shape[-2] * prod(shape[:-2]) for shape in shapes)
     cols = sum(shape[-1] * prod(shape[:-2]) for shape in shapes)
     if way == "rows":
-        return [*scalars, (2.0 * cols, ranks)]
+        most, sums = scalars
+        return [most, (sums[0] + 2.0 * cols, ranks)]
     if way == "grid":
         across = min(ranks, HOST)
         down = ranks // across
