@@ -69,7 +69,7 @@ class Part:
 
 class ShardedStep:
     def next_exchange(
-        self,
+        self, in_slices: bool = False
     ) -> tuple[list[tuple[npt.NDArray[np.float64], str, int]], int] | None: ...
     @property
     def fault(self) -> tuple[str, int, int, float] | None: ...
@@ -123,9 +123,14 @@ class Tensors:
         measured_scale: float = 1.0,
         exact: bool = False,
         params_are_new: bool = False,
+        bucket_length: int = 1 << 20,
     ) -> ShardedStep: ...
     def mute_round(
-        self, plan: Plan, n_header_max: int, exact: bool = False
+        self,
+        plan: Plan,
+        n_header_max: int,
+        exact: bool = False,
+        bucket_length: int = 1 << 20,
     ) -> npt.NDArray[np.float64]: ...
     def arrays(self, grads: Sequence[Gradient | None]) -> tuple[Any, ...]: ...
     def measure(

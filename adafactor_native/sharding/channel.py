@@ -20,7 +20,12 @@ class Channel:
     rank, size : int
     is_lost : bool
         Whether an exchange has failed since a state was loaded.
+    bucket_length : int
+        Tensors of a step are cut into buckets of about so many numbers, so that one is under way while
+        the next is measured. The same on all ranks.
     """
+
+    bucket_length = 1 << 20
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

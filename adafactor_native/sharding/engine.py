@@ -36,9 +36,9 @@ class Engine(Protocol):
     by no other, in one order. Over it go the sums of rows and columns of grids and flat ranges; without it
     all ranks exchange all of these.
 
-    A ``renew()``, if there is one, is called by all ranks
-    before a state is loaded after such an error: a fresh channel, on which nothing of before is left. Then
-    they ask for subsets again.
+    A ``renew()``, if there is one, is called by all ranks before a state is loaded after such an error: a
+    fresh channel, on which nothing of before is left, though all-reduces were begun and never waited for.
+    Then they ask for subsets again.
     """
 
     @property

@@ -37,12 +37,15 @@ class ShardedStep(Protocol[Result_co]):
     part is what is wrong.
     """
 
-    def next_exchange(self) -> tuple[list[tuple[Array, str, int]], int] | None:
+    def next_exchange(
+        self, in_slices: bool = False
+    ) -> tuple[list[tuple[Array, str, int]], int] | None:
         """Return messages to begin, and how many more must be over before the next call.
 
         A message is an array, "sum" or "max", and over which group of ranks, as
         `Channel.start_all_reduce` takes them. They are begun in their order, and those that must be
-        over are the oldest of all that were begun. None: there are no more.
+        over are the oldest of all that were begun. None: there are no more. With `in_slices` now and
+        then there is nothing to begin or to wait for, so that what is under way can be seen to.
         """
 
     @property
@@ -167,7 +170,8 @@ def _exchange(
     """Exchange all that a step needs, or raise what all ranks raise."""
     under_way: deque[tuple[Started, Array]] = deque()
     n_begun = n_over = 0
-    while (exchange := step.next_exchange()) is not None:
+    in_slices = False
+    while (exchange := step.next_exchange(in_slices)) is not None:
         messages, n_waits = exchange
         for array, op, group in messages:
             if n_begun == 0:
@@ -180,6 +184,9 @@ def _exchange(
             if n_over == 0:
                 _require_agreement(channel, header, array)
             n_over += 1
+        for started, _ in under_way:
+            started.test()
+        in_slices = any(started.needs_tests for started, _ in under_way)
     fault = step.fault
     if fault is not None and (raises_faults or fault[0] in _KINDS):
         kind = _KINDS.get(fault[0], FloatingPointError)

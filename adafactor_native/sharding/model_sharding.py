@@ -62,7 +62,7 @@ class ModelSharding(Model):
         everything = {tensor.shard.name: tensor.shard for group in agreed for tensor in group}
         together(channel, lambda: [shard.shared_lines for shard in everything.values()])
         number_lines(channel, everything.values())
-        n_first = together(channel, lambda: self._take_groups(given, agreed))
+        n_first = together(channel, lambda: self._take_groups(given, agreed, channel))
         here = {name for group in given for name in group.arrays}
         self._ranks = Ranks(
             channel,
@@ -72,12 +72,16 @@ class ModelSharding(Model):
         )
 
     def _take_groups(
-        self, given: Sequence[GivenGroup], agreed: Sequence[Sequence[AgreedTensor]]
+        self,
+        given: Sequence[GivenGroup],
+        agreed: Sequence[Sequence[AgreedTensor]],
+        channel: Channel,
     ) -> int:
         """Make all tensors, and return the length of the first array that a step exchanges."""
         self._add_groups(self._shared_groups(given, agreed))
         plan = self._plan_with([(0.0, 0.0)] * len(self._groups))
-        return int(self._tensors.mute_round(plan, N_HEADER, self._sums == "exact").size)
+        is_exact = self._sums == "exact"
+        return int(self._tensors.mute_round(plan, N_HEADER, is_exact, channel.bucket_length).size)
 
     def _require_shardable(self) -> None:
         """Raise an error that names what does not go together with ranks."""
@@ -156,6 +160,7 @@ class ModelSharding(Model):
                 measured_scale,
                 self._sums == "exact",
                 self._params_are_new,
+                ranks.channel.bucket_length,
             )
             return step, header
 

@@ -48,7 +48,8 @@ class MPIEngine:
         self._timeout = DEFAULT_TIMEOUT if timeout is None else timeout
         self._operations = {"sum": MPI.SUM, "max": MPI.MAX}
         self._types = {"f": MPI.DOUBLE, "i": MPI.INT64_T}
-        self._abandoned: list[Any] = []  # memory that MPI may still write to
+        # Requests that are not over, with the memory that MPI may still write to.
+        self._under_way: dict[int, tuple[Any, Any]] = {}
         self._comm: Any = None
         self.rank = comm.Get_rank()
         self.size = comm.Get_size()
@@ -58,7 +59,8 @@ class MPIEngine:
         """Speak on a new duplicate of the communicator from now on; all ranks must call it."""
         old, self._comm = self._comm, None
         comm, request = self._translated(self._given.Idup)
-        self._wait(request, "to duplicate the communicator", comm)
+        self._under_way[id(request)] = request, comm
+        self.wait_for(request, "to duplicate the communicator")
         comm.Set_errhandler(self._mpi.ERRORS_RETURN)
         self._comm = comm
         some_are_lost = np.array([old is None], np.int64)
@@ -82,28 +84,42 @@ class MPIEngine:
 
     def all_reduce(self, array: npt.NDArray[Any], op: str) -> None:
         """Replace an array of float64 or int64 by its sum or maximum over all ranks."""
-        if self.size == 1:
-            return
-        flat = array.reshape(-1)
-        for begin in range(0, flat.size, _MOST_ELEMENTS):
-            self._reduce(flat[begin : begin + _MOST_ELEMENTS], op)
+        self.start_all_reduce(array, op).wait()
 
-    def _reduce(self, part: npt.NDArray[Any], op: str) -> None:
-        if self._comm is None:
-            raise CommunicationError(
-                "this rank has lost the others, and exchanges nothing until a state is loaded"
-            )
+    def start_all_reduce(self, array: npt.NDArray[Any], op: str) -> _Started:
+        """Begin what `all_reduce` does, and return what waits for it, and what lets it move on."""
+        parts = []
+        if self.size > 1:
+            if self._comm is None:
+                raise CommunicationError(
+                    "this rank has lost the others, and exchanges nothing until a state is loaded"
+                )
+            flat = array.reshape(-1)
+            for begin in range(0, flat.size, _MOST_ELEMENTS):
+                parts.append(self._start(flat[begin : begin + _MOST_ELEMENTS], op))
+        return _Started(self, parts)
+
+    def _start(self, part: npt.NDArray[Any], op: str) -> Any:
         buffer = [part, part.size, self._types[part.dtype.kind]]
         request = self._translated(
             lambda: self._comm.Iallreduce(self._mpi.IN_PLACE, buffer, self._operations[op])
         )
-        self._wait(request, "to reduce an array", part)
+        self._under_way[id(request)] = request, part
+        return request
 
-    def _wait(self, request: Any, doing: str, held: Any) -> None:
+    def is_over(self, request: Any) -> bool:
+        """Let all that is under way move on, and return whether this is over."""
+        if not self._translated(request.Test):
+            return False
+        self._under_way.pop(id(request), None)
+        return True
+
+    def wait_for(self, request: Any, doing: str) -> None:
+        """Poll until a request is over; a CommunicationError after the timeout, and nothing works then."""
         began = time.monotonic()
         polls = 0
         try:
-            while not self._translated(request.Test):
+            while not self.is_over(request):
                 polls += 1
                 if polls <= _YIELDS:
                     os.sched_yield()
@@ -116,7 +132,6 @@ class MPIEngine:
                     )
                 time.sleep(_SLEEP)
         except BaseException:
-            self._abandoned.append((request, held))
             self._comm = None
             raise
 
@@ -127,3 +142,22 @@ class MPIEngine:
             raise CommunicationError(
                 f"rank {self.rank} of {self.size}: MPI failed: {error.Get_error_string()}"
             ) from error
+
+
+class _Started:
+    """An all-reduce that has begun, as one request of MPI's for each part of the array."""
+
+    def __init__(self, engine: MPIEngine, requests: list[Any]) -> None:
+        self._engine = engine
+        self._requests = requests
+
+    def test(self) -> None:
+        """Let it move on: MPI does nothing between its calls."""
+        if self._requests and self._engine.is_over(self._requests[0]):
+            del self._requests[0]
+
+    def wait(self) -> None:
+        """Wait until the array has the result; raises as `MPIEngine.all_reduce`."""
+        while self._requests:
+            self._engine.wait_for(self._requests[0], "to reduce an array")
+            del self._requests[0]

@@ -95,23 +95,24 @@ class TorchEngine:
             If a rank has gone, or the exchange is not over in time. What the array holds then is
             not defined.
         """
+        self.start_all_reduce(array, op).wait()
+
+    def start_all_reduce(self, array: npt.NDArray[Any], op: str) -> _Started:
+        """Begin what `all_reduce` does, and return what waits for it; the group's threads do it."""
         if not array.flags.c_contiguous or array.dtype.type not in _TYPES:
             raise ValueError(
                 f"array is of {array.dtype}{'' if array.flags.c_contiguous else ', strided'}, must be "
                 "a C-contiguous array of float64 or int64"
             )
         if self.size == 1 or array.size == 0:
-            return
+            return _Started(None, ())
         # Flat, because a 0-d array would become a tensor of another size.
         tensor = self._from_numpy(array.reshape(-1))
         try:
             work = self._all_reduce(tensor, self._ops[op], self.group, async_op=True)
-            work.wait(*self._timeout)
         except RuntimeError as error:
-            raise CommunicationError(
-                f"an all-reduce between the ranks failed ({str(error).splitlines()[0]}): a rank has gone, "
-                "hangs or did not take part; load the state on all ranks before the next step"
-            ) from error
+            raise _failed(error) from error
+        return _Started(work, self._timeout)
 
     def _subset(self, ranks: Sequence[int]) -> TorchEngine:
         """Return the engine of some ranks of this group; all of these must call it, in one order.
@@ -142,3 +143,27 @@ class TorchEngine:
         What an exchange that was not over in time may still send reaches nobody then.
         """
         self.group = self._new_group(self._ranks, use_local_synchronization=True)
+
+
+class _Started:
+    """An all-reduce that has begun: a work of torch's, which has the array, or None if it is over."""
+
+    def __init__(self, work: Any, timeout: tuple[datetime.timedelta, ...]) -> None:
+        self._work = work
+        self._timeout = timeout
+
+    def wait(self) -> None:
+        """Wait until the array has the result; raises as `TorchEngine.all_reduce`."""
+        if self._work is None:
+            return
+        try:
+            self._work.wait(*self._timeout)
+        except RuntimeError as error:
+            raise _failed(error) from error
+
+
+def _failed(error: RuntimeError) -> CommunicationError:
+    return CommunicationError(
+        f"an all-reduce between the ranks failed ({str(error).splitlines()[0]}): a rank has gone, "
+        "hangs or did not take part; load the state on all ranks before the next step"
+    )

@@ -92,7 +92,7 @@ class ShardedSteps:
         self._agreement.reach(
             channel,
             lambda: self._layout(opt),
-            lambda: int(self._mute(opt).size),
+            lambda: int(self._mute(opt, channel).size),
             lambda: number_lines(channel, [one.shard for one in self._cut_states(opt)]),
         )
 
@@ -123,6 +123,7 @@ class ShardedSteps:
                 0,
                 exact=opt.options.sums == "exact",
                 params_are_new=self._some_are_written(held, opt._dialect.names),
+                bucket_length=channel.bucket_length,
             )
             if self._digest is None or self._digest[0] != settings:
                 self._digest = settings, hash_of(settings)
@@ -302,7 +303,7 @@ class ShardedSteps:
             model.counts = counts
         return model
 
-    def _mute(self, opt: NativeOptimizer) -> npt.NDArray[np.float64]:
+    def _mute(self, opt: NativeOptimizer, channel: Channel) -> npt.NDArray[np.float64]:
         """Return the first array of a rank that has nothing of any parameter: as long as that of others."""
         every = [opt._settings(k, group) for k, group in enumerate(opt.param_groups)]
         muted = [
@@ -311,7 +312,9 @@ class ShardedSteps:
         ]
         model = muted_model(muted, opt._dialect.names)
         plan = plan_of(opt, model, every, [(0.0, 0.0)] * len(every))
-        return model.tensors.mute_round(plan, N_SLOTS, opt.options.sums == "exact")
+        return model.tensors.mute_round(
+            plan, N_SLOTS, opt.options.sums == "exact", channel.bucket_length
+        )
 
     def _cut_states(self, opt: NativeOptimizer) -> list[CutState]:
         names = opt._dialect.names

@@ -89,12 +89,11 @@ std::string sharded_fault_text(const ShardedOutcome& of, const Tensor& tensor, c
 }
 
 DrivenStep::DrivenStep(std::unique_ptr<ShardedHost> host, ShardedMemory& memory,
-                       std::size_t n_header_max, std::size_t n_header_sum, bool exact)
+                       const Buckets& buckets, bool exact)
     : host_(std::move(host)) {
     host_->reports.assign(host_->tensors.size(), {});
     step_ = std::make_unique<ShardedStep>(host_->tensors.data(), host_->given, host_->options,
-                                          host_->reports.data(), memory, n_header_max, n_header_sum,
-                                          exact);
+                                          host_->reports.data(), memory, buckets, exact);
 }
 
 ShardedHost& DrivenStep::host() const {
@@ -103,25 +102,25 @@ ShardedHost& DrivenStep::host() const {
     return *host_;
 }
 
-py::array_t<double> array_of_round(const RoundArray& array) {
-    auto held = std::make_unique<RoundArray>(array);
-    const py::capsule owner(held.get(), [](void* p) { delete static_cast<RoundArray*>(p); });
+py::array_t<double> array_of_message(const MessageArray& array) {
+    auto held = std::make_unique<MessageArray>(array);
+    const py::capsule owner(held.get(), [](void* p) { delete static_cast<MessageArray*>(p); });
     static_cast<void>(held.release());
     return py::array_t<double>({py::ssize_t(array->size())}, {py::ssize_t(sizeof(double))},
                                array->data(), owner);
 }
 
-py::object DrivenStep::next_exchange() {
+py::object DrivenStep::next_exchange(bool in_slices) {
     host();
     Exchange exchange;
     {
         const WithoutGil no_python_below;
-        exchange = step_->next();
+        exchange = step_->next(in_slices);
     }
     if (step_->is_done()) return py::none();
     py::list messages;
     for (const Message& message : exchange.begins)
-        messages.append(py::make_tuple(array_of_round(message.array),
+        messages.append(py::make_tuple(array_of_message(message.array),
                                        message.is_max ? "max" : "sum", message.group));
     return py::make_tuple(messages, exchange.n_over);
 }
@@ -203,12 +202,12 @@ void bind_sharded_step(py::module_& m) {
     py::class_<DrivenStep>(m, "ShardedStep", "A step of tensors in pieces, between its exchanges.")
         .def(
             "next_exchange", &DrivenStep::next_exchange,
-            "Go on to the next exchange, and return it: the messages to begin, in their order, "
-            "each "
-            "an array to be reduced in place, \"max\" or \"sum\", and over which group of ranks, 0 "
-            "being all; and how many more must be over before the next call, the oldest of all "
-            "that "
-            "were begun. None at the end.")
+            "What is to be exchanged next: messages to begin, in their order, each an array to be "
+            "reduced in place, by \"max\" or \"sum\", over which group of ranks, 0 being all; and "
+            "how many more must be over before the next call, the oldest of all that were begun. "
+            "None at the end. in_slices: now and then there is nothing to begin or to wait for, so "
+            "that what is under way can be seen to.",
+            py::arg("in_slices") = false)
         .def_property_readonly("fault", &DrivenStep::fault)
         .def("fault_text", &DrivenStep::fault_text)
         .def("apply", &DrivenStep::apply, "Write, or end a step that is left out; the report.")

@@ -34,11 +34,11 @@ public:
 // The object that Python has.
 class DrivenStep {
 public:
-    DrivenStep(std::unique_ptr<ShardedHost> host, ShardedMemory& memory, std::size_t n_header_max,
-               std::size_t n_header_sum, bool exact);
+    DrivenStep(std::unique_ptr<ShardedHost> host, ShardedMemory& memory, const Buckets& buckets,
+               bool exact);
 
     // ([(array, "max" or "sum", group)], n_over) as in Exchange, or None after the last.
-    py::object next_exchange();
+    py::object next_exchange(bool in_slices);
     // (name of the fault, position, index or -1, value), or None.
     py::object fault() const;
     py::object fault_text() const;
@@ -53,8 +53,8 @@ private:
     std::unique_ptr<ShardedStep> step_;
 };
 
-// The array of a round, float64, which shares its memory.
-py::array_t<double> array_of_round(const RoundArray& array);
+// The array of a message, float64, which shares its memory.
+py::array_t<double> array_of_message(const MessageArray& array);
 
 // What a fault says, alike on all ranks.
 std::string sharded_fault_text(const ShardedOutcome& outcome, const Tensor& tensor,

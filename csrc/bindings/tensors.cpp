@@ -178,7 +178,8 @@ public:
     std::unique_ptr<DrivenStep> begin_sharded_step(
         const Plan& plan, const py::sequence& grads_given, double grad_scale,
         const py::function& make_report, const py::function& follow, std::size_t n_header_max,
-        std::size_t n_header_sum, double measured_scale, bool exact, bool params_are_new) {
+        std::size_t n_header_sum, double measured_scale, bool exact, bool params_are_new,
+        std::size_t bucket_length) {
         auto host = std::make_unique<Sharded>(*this, plan);
         require_count_left();
         require_parts();
@@ -211,18 +212,20 @@ public:
         }
         host->model.emplace(held_.size(), make_report);
         if (sharded_memory_ == nullptr) sharded_memory_ = std::make_unique<ShardedMemory>();
-        return std::make_unique<DrivenStep>(std::move(host), *sharded_memory_, n_header_max,
-                                            n_header_sum, exact);
+        return std::make_unique<DrivenStep>(std::move(host), *sharded_memory_,
+                                            Buckets{bucket_length, n_header_max, n_header_sum},
+                                            exact);
     }
 
     // What the first round of begin_sharded_step would begin as, for a rank that cannot step.
-    py::array_t<double> mute_round(const Plan& plan, std::size_t n_header_max, bool exact) {
+    py::array_t<double> mute_round(const Plan& plan, std::size_t n_header_max, bool exact,
+                                   std::size_t bucket_length) {
         const StepLock lock(occupancy_);
         require_parts();
         std::vector<Tensor> tensors;
         for (std::size_t k = 0; k < held_.size(); ++k) tensors.push_back(without_grad(plan, k));
-        return array_of_round(std::make_shared<std::vector<double>>(
-            ShardedStep::mute_round(tensors.data(), tensors.size(), n_header_max, exact)));
+        return array_of_message(std::make_shared<std::vector<double>>(ShardedStep::mute_round(
+            tensors.data(), tensors.size(), Buckets{bucket_length, n_header_max}, exact)));
     }
 
     // Takes the first sweep of the next step over tensor k, and holds its gradient until then.
@@ -830,10 +833,12 @@ void bind_tensors(py::module_& m) {
              "Begin a step of tensors that lie in pieces.", py::arg("plan"), py::arg("grads"),
              py::arg("grad_scale"), py::arg("make_report"), py::arg("follow"),
              py::arg("n_header_max"), py::arg("n_header_sum"), py::arg("measured_scale") = 1.0,
-             py::arg("exact") = false, py::arg("params_are_new") = false)
+             py::arg("exact") = false, py::arg("params_are_new") = false,
+             py::arg("bucket_length") = Buckets::kLength)
         .def("mute_round", &Tensors::mute_round,
              "The first maximum as a rank begins it that has no part in it.", py::arg("plan"),
-             py::arg("n_header_max"), py::arg("exact") = false)
+             py::arg("n_header_max"), py::arg("exact") = false,
+             py::arg("bucket_length") = Buckets::kLength)
         .def("arrays", &Tensors::arrays,
              "Gradients as a step would read them: arrays, where they become some.",
              py::arg("grads"))

@@ -15,6 +15,7 @@ public:
 
     std::size_t n_sum() const override { return 0; }
     void put_sum(double*) override {}
+    std::size_t bucket_length() const override { return n_own_max(); }
 
     void finish_measure(const Team& team) override {
         ShardedFactored::finish_measure(team);

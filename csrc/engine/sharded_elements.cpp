@@ -34,6 +34,9 @@ public:
     }
 
     std::size_t n_sum() const override { return kSums * kWords + 2 * n_each(); }
+    std::size_t bucket_length() const override {
+        return kSums * kWords + (part_.layout == Layout::batch ? 2 * part_.n_matrices : 0);
+    }
 
     void finish_measure(const Team& team) override {
         if (steps_.empty()) return;

@@ -17,6 +17,7 @@ public:
     using ShardedGrid::ShardedGrid;
 
     std::size_t n_sum() const override { return n() * n_lines_and_sums() * kWords; }
+    std::size_t bucket_length() const override { return n_sum(); }
 
     // Bounds of lines are maxima over all ranks, and so are the sums below them.
     void place_in_groups(std::vector<std::size_t>&) override {}

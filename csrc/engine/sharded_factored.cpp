@@ -145,18 +145,14 @@ bool ShardedFactored::may_be_direct(double factor) const {
         [&](const SecondMoment& moment) { return eps_is_lost(moment, larger, digits()); });
 }
 
-bool ShardedFactored::anticipates_second(const Team& team) {
+bool ShardedFactored::anticipates_second() {
     separable_ = false;
     descents_.assign(n(), Descent{});
     wide_ = !float_will_do();
     // Floats hide the margin nearly always, doubles never.
     const bool hides_margin = mean_margin() == 0 || !is_all_float() || !wide_;
     anticipates_ = may_need_second_ && hides_margin;
-    if (!anticipates_) return false;
-    guess_moments(sums_);
-    measure_second(team);
-    is_vague_ = is_all_float() && mean_margin() > 0 && margin_shows();
-    return true;
+    return anticipates_;
 }
 
 // Whether factors of rows would be others if their mean were another within its margin: they grow
@@ -263,8 +259,10 @@ Fault ShardedFactored::decide(const Team&, bool propagate) {
 }
 
 void ShardedFactored::measure_second(const Team& team) {
+    if (anticipates_) guess_moments(sums_);
     for (LocalBox& at : boxes_)
         if (!sum_direct_u(team, at, wide_) && !wide_) sum_direct_u(team, at, true);
+    if (anticipates_) is_vague_ = is_all_float() && mean_margin() > 0 && margin_shows();
 }
 
 // Whether all sums are finite.

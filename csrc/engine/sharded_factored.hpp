@@ -18,7 +18,7 @@ public:
     void finish_measure(const Team& team) override;
     void take_sum(double* from) override;
     bool scale_grad(double factor) override;
-    bool anticipates_second(const Team& team) override;
+    bool anticipates_second() override;
     Fault decide(const Team& team, bool propagate) override;
 
     bool needs_second() const override { return needs_second_ && !has_second_; }

@@ -24,6 +24,9 @@ public:
     }
 
     std::size_t n_sum() const override { return n() * kSums * kWords + n_lines_over_all(); }
+    std::size_t bucket_length() const override {
+        return n() * (kSums * kWords + part_.n_rows + part_.n_cols);
+    }
 
     void finish_measure(const Team& team) override {
         ShardedFactored::finish_measure(team);

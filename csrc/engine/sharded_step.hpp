@@ -5,34 +5,19 @@
 
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <vector>
 
+#include "engine/exchange_round.hpp"
+#include "engine/messages.hpp"
 #include "engine/sharded_tensor.hpp"
 
 namespace adafactor {
 
-// An array of a round, shared with whoever reduces it.
-using RoundArray = std::shared_ptr<std::vector<double>>;
-
 // Working memory, kept between steps.
 struct ShardedMemory {
     Scratch for_step, for_measure;
-    RoundArray max, sum, sum_again, second_sum, fault;
-    std::vector<RoundArray> group_sums;  // by group of ranks; the first is not used
-};
-
-// An array that is to be reduced, in place: by the maximum over ranks, or their sum.
-struct Message {
-    RoundArray array;
-    bool is_max;
-    int group = 0;  // which of this rank's groups of ranks it goes over: 0 is all
-};
-
-// What the caller does before the step goes on: it begins these messages, in their order, then
-// waits until `n_over` more are over, the oldest of all that it has begun.
-struct Exchange {
-    std::vector<Message> begins;
-    std::size_t n_over = 0;
+    MessageArrays arrays;
 };
 
 // As Outcome, alike on all ranks.
@@ -50,23 +35,23 @@ struct ShardedOutcome {
 class ShardedStep {
 public:
     // All tensors of a model have a part, whether or not a gradient is given[k]; one whose part has
-    // no say in that is always given. May throw
-    // std::bad_alloc, as may next(). The arrays of the first maximum and sum begin with so many
-    // free numbers of the caller's. `exact`: sums are integers, of the same bits for all layouts.
+    // no say in that is always given. May throw std::bad_alloc, as may next(). `exact`: sums are
+    // integers, of the same bits for all layouts. The headers of `buckets` are the first round's.
     ShardedStep(const Tensor* tensors, const std::vector<bool>& given, const Options& options,
-                TensorReport* reports, ShardedMemory& memory, std::size_t n_header_max,
-                std::size_t n_header_sum, bool exact);
+                TensorReport* reports, ShardedMemory& memory, const Buckets& buckets, bool exact);
     ~ShardedStep();
 
-    // Takes this rank's part up to the next exchange; is_done() if there is none left.
-    Exchange next();
+    // Takes this rank's part up to the next exchange; is_done() if there is none left. `in_slices`:
+    // comes back now and then while a message is under way, with nothing to begin or to wait for.
+    // Until all messages are over of which the step is told, no rank may begin another.
+    Exchange next(bool in_slices = false);
 
     const ShardedOutcome& outcome() const { return outcome_; }
 
     // Writes, if is_ready().
     void apply();
 
-    // Whether all rounds are done, and apply() is right.
+    // Whether all exchanges are over, and apply() is right.
     bool is_ready() const {
         const bool is_well = !outcome_.is_fault() && !outcome_.outcome.is_spike;
         return stage_ == Stage::done && is_well;
@@ -76,31 +61,16 @@ public:
     // What the first maximum begins as: a rank that cannot step takes part with it once, and tells
     // the others so in its header.
     static std::vector<double> mute_round(const Tensor* tensors, std::size_t n_tensors,
-                                          std::size_t n_header_max, bool exact);
+                                          const Buckets& buckets, bool exact);
 
 private:
-    enum class Stage { begin, max, sum, look, index, value, done };
+    enum class Stage { begin, round, look, index, value, done };
 
-    // Where the tasks of a step begin among those of all.
-    struct Tasks {
-        TensorStep* step;
-        std::size_t first;
-    };
-
-    template <class Body>
-    void for_each(const std::vector<ShardedTensor*>& tensors, const Body& body);
-    template <class Count, class Body>
-    void for_all_tasks(const std::vector<ShardedTensor*>& tensors, Order order, const Count& count,
-                       const Body& body);
-    Exchange exchange(const RoundArray& array, bool is_max, Stage stage);
+    Exchange exchange(Stage stage);
     Exchange end();
 
-    void measure();
-    Exchange put_max();
-    Exchange after_max();
-    Exchange put_sum();
-    void put_group_sums(const std::vector<std::size_t>& sizes, Exchange& exchange);
-    Exchange after_sum();
+    Exchange begin_round(bool in_slices);
+    Exchange after_round(bool in_slices);
     Exchange finish();
     Exchange after_look();
     Exchange faulty(Fault fault, std::size_t tensor);
@@ -112,16 +82,12 @@ private:
     Options options_;
     TensorReport* reports_;
     ShardedMemory& memory_;
-    std::size_t n_header_max_, n_header_sum_;
+    Buckets buckets_;
     std::vector<std::unique_ptr<ShardedTensor>> all_;
     std::vector<ShardedTensor*> stepping_;  // with a gradient
-    // Whose round A is under way, which those that are measured again come to twice; and whose
-    // round B is, in the same exchange.
-    std::vector<ShardedTensor*> first_, second_;
-    std::vector<std::size_t> place_;  // of each of first_ and second_ in the sum
-    RoundArray summed_;
-    std::vector<double*> group_sums_;  // as in memory_
-    std::vector<Tasks> tasks_;
+    std::vector<TakesPart> taking_part_;    // in the round that is under way
+    std::optional<ExchangeRound> round_;
+    MessageArray fault_;
     Team team_{1, nullptr, 0};
     bool is_first_ = true;
     Stage stage_ = Stage::begin;

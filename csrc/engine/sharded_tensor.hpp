@@ -46,6 +46,9 @@ public:
     // Round A. Numbers that are exchanged, alike on all ranks whatever they have.
     std::size_t n_max() const { return kCommon + n_own_max(); }
     virtual std::size_t n_sum() const = 0;
+    // How much of a bucket it fills: by the whole tensor's shape alone, for even a rank whose
+    // hyper-parameters are wrong has to cut as all others do.
+    virtual std::size_t bucket_length() const { return n_sum(); }
     virtual void finish_measure(const Team& team) = 0;  // after measure, before put_max
     void put_max(double* to) const;
     void take_max(const double* from);
@@ -62,9 +65,9 @@ public:
     // Then report.grad_sq is known. A gradient that is scaled has to be measured again and round A
     // repeated, if this returns true.
     virtual bool scale_grad(double factor) = 0;
-    // Then, measured again: whether round B may follow. It is taken beside the repeated round A,
-    // with u measured already by means that are guessed; decide() finds whether they were right.
-    virtual bool anticipates_second(const Team&) { return false; }
+    // Then: whether round B may follow. It is taken beside the repeated round A, u being measured
+    // by means that are guessed; decide() finds whether they were right.
+    virtual bool anticipates_second() { return false; }
 
     // Decides how to step; with a fault only if it is to `propagate`.
     virtual Fault decide(const Team& team, bool propagate) = 0;

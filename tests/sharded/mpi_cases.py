@@ -7,6 +7,7 @@ import sys
 import numpy as np
 from mpi4py import MPI
 
+from adafactor_native.sharding.channel import Channel
 from sharded import cases
 from sharded.cuts import LAYOUTS
 
@@ -31,12 +32,16 @@ def require_one_digest(layout, opt, reports):
 
 
 def main():
-    exact = {
-        require_one_digest(
-            layout, *cases.on_rank(MPI.COMM_WORLD, layout, "paper", np.float32, {"sums": "exact"})
-        )
-        for layout in LAYOUTS
-    }
+    exact = set()
+    for length in (200, Channel.bucket_length):  # many buckets, then one
+        Channel.bucket_length = length
+        exact |= {
+            require_one_digest(
+                layout,
+                *cases.on_rank(MPI.COMM_WORLD, layout, "paper", np.float32, {"sums": "exact"}),
+            )
+            for layout in LAYOUTS
+        }
     for layout in LAYOUTS:
         require_layout(layout, np.float64, 1e-10)
         require_layout(layout, np.float32, 2e-2)
