@@ -79,7 +79,7 @@ class MPIEngine:
         comm = self._translated(lambda: self._comm.Create_group(group))
         comm.Set_errhandler(self._mpi.ERRORS_RETURN)
         other.rank, other.size = comm.Get_rank(), comm.Get_size()
-        other._comm, other._abandoned = comm, []
+        other._comm = comm  # what is under way is kept by both, for longer than this may live
         return other
 
     def all_reduce(self, array: npt.NDArray[Any], op: str) -> None:
