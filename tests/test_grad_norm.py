@@ -87,3 +87,50 @@ def test_a_norm_that_does_not_clip_costs_no_sweep():
         opt = Optimizer(params, "numpy", max_grad_norm=limit)
         norms.append(opt.step(grads).grad_norm)
     assert norms[0] == norms[1] == norms[2]
+
+
+KINDS = {"v": (70,), "matrix": (40, 30), "matrices": (3, 40, 50), "small": (30, 16, 3, 3)}
+
+
+@pytest.mark.parametrize("nonfinite", ["raise", "propagate"])
+@pytest.mark.parametrize("by", ["max_grad_norm", "a small max_grad_norm", "grad_scale"])
+@pytest.mark.parametrize("eps_mode", ["grad_squared", "both", "clamp"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_squares_that_only_scaled_gradients_have(kind, eps_mode, by, nonfinite):
+    """Of u near 1e153 before it is scaled, and of the scale itself."""
+    to = 1e-8 if by == "a small max_grad_norm" else 1.0
+    settings = {"lr": 0.1, "beta2": 0.99999, "eps_mode": eps_mode, "eps": 1e-25}
+    options = {} if by == "grad_scale" else {"max_grad_norm": to}
+    params = {"w": normal(KINDS[kind])}
+    run = Run({"w": params["w"].copy()}, **settings)
+    opt = Optimizer(params, "numpy", nonfinite=nonfinite, **settings, **options)
+    for t in range(3):
+        grad = normal(KINDS[kind], seed=t + 1)
+        size = 3e151 / np.linalg.norm(grad)
+        before = params["w"].copy()
+        run.step({"w": grad * (to / np.linalg.norm(grad))})
+        report = opt.step({"w": grad * size}, grad_scale=3e151 if by == "grad_scale" else 1.0)
+        assert report.stepped.all()
+        assert report.grad_norm == pytest.approx(1 if by == "grad_scale" else 3e151, rel=1e-9)
+        moved, expected = params["w"] - before, run.params["w"] - before
+        np.testing.assert_allclose(moved, expected, rtol=1e-9, atol=1e-15)
+    for name, mean in opt.state["w"].items():
+        expected = getattr(run.states["w"], name).reshape(mean.shape)
+        np.testing.assert_allclose(mean, expected, rtol=1e-11)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_state_of_float32_holds_what_scaled_gradients_make(kind):
+    """Though not what they would make before they are scaled; without a clip, that is refused."""
+    grad = normal(KINDS[kind], np.float32, seed=1) * np.float32(1e30)
+    for limit in (1.0, 1e38):
+        params = {"w": normal(KINDS[kind], np.float32)}
+        before = params["w"].copy()
+        opt = Optimizer(params, "numpy", state_dtype="float32", max_grad_norm=limit)
+        if limit == 1.0:
+            assert opt.step([grad]).stepped.all()
+            assert np.isfinite(params["w"]).all() and not np.array_equal(params["w"], before)
+        else:
+            with pytest.raises(FloatingPointError, match="float32"):
+                opt.step([grad])
+            assert np.array_equal(params["w"], before)

@@ -567,3 +567,27 @@ def test_tensors_without_elements_and_infinite_gradients_are_as_in_one_process(
     np.testing.assert_allclose(numbers, np.transpose([getattr(report, name) for name in names]))
     for k in range(len(shapes)):
         np.testing.assert_allclose(ranks.gathered("param", k), params[str(k)], atol=1e-13)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("cut", CUTS)
+def test_gradients_whose_u_has_no_square_before_it_is_scaled(cut: str, exact: bool) -> None:
+    shape, by_rank = CUTS[cut]
+    param = np.random.default_rng(1).standard_normal(shape)
+    settings = {"lr": 0.1, "beta2": 0.99999, "max_grad_norm": 1.0}
+    opt = optimizer({"w": param}, "numpy", **settings)
+    ranks = Ranks(opt, {"w": by_rank}, len(by_rank.by_rank), exact=exact)
+    for grad in gradients(shape, 3, 2, over=10.0):
+        before = param.copy()
+        grad = grad * (3e151 / np.linalg.norm(grad))
+        results = ranks.step([grad])
+        for result in results:
+            assert not isinstance(result, Exception)
+        report = opt.step([grad])
+        assert report.stepped.all()
+        moved = param - before
+        assert np.abs(moved).max() > 1e-3
+        np.testing.assert_allclose(
+            ranks.gathered("param", 0) - before, moved, rtol=1e-8, atol=1e-12
+        )
+        np.testing.assert_allclose(results[0][0][0][0], report["w"]["rms_grad"], rtol=1e-9)

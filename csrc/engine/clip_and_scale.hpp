@@ -33,4 +33,9 @@ inline Fault fault_of(bool grad_is_finite, bool param_is_finite, bool moment_is_
                                : Fault::none;
 }
 
+// Whether it may be none with a gradient that is scaled down.
+inline bool depends_on_scale(Fault fault) {
+    return fault == Fault::second_moment || fault == Fault::state_format;
+}
+
 }  // namespace adafactor

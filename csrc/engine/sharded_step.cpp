@@ -6,38 +6,90 @@
 #include <numeric>
 
 #include "dispatch/isa.hpp"
+#include "engine/clip_and_scale.hpp"
 #include "engine/finish_report.hpp"
+#include "engine/scaled_gradient.hpp"
 
 namespace adafactor {
 
 ShardedStep::ShardedStep(const Tensor* tensors, const std::vector<bool>& given,
                          const Options& options, TensorReport* reports, ShardedMemory& memory,
                          const Buckets& buckets, bool exact)
-    : given_(given), options_(options), reports_(reports), memory_(memory), buckets_(buckets) {
+    : tensors_(tensors),
+      given_(given),
+      options_(options),
+      reports_(reports),
+      memory_(memory),
+      buckets_(buckets),
+      exact_(exact) {
     const DefaultFloatEnvironment while_this_works;
     memory_.for_step.reset();
     memory_.for_measure.reset();
     memory_.arrays.begin_step();
-    std::size_t bytes = 0, elements = 0;
+    std::size_t bytes = 0;
     for (std::size_t k = 0; k < given_.size(); ++k) {
         if (!given_[k]) continue;
-        elements += size_of(tensors[k].param);
+        n_elements_ += size_of(tensors[k].param);
         bytes += size_of(tensors[k].param) *
                  (item_size(tensors[k].param.format) + item_size(tensors[k].grad.format));
     }
-    const ShardedPlaces places{memory_.for_step, memory_.for_measure, running_kernels(),
-                               place_of(bytes), exact};
-    std::size_t scratch_size = 0;
+    place_of_all_ = place_of(bytes);
     for (std::size_t k = 0; k < given_.size(); ++k) {
         reports_[k] = {};
-        all_.push_back(make_sharded(tensors[k], given_[k], reports_[k], places));
-        for (const TensorStep* step : all_.back()->steps())
-            scratch_size = std::max(scratch_size, step->scratch_size());
+        const double scale = tensors[k].hyper.grad_scale;
+        all_.push_back(is_far_below_1(scale) && given_[k]
+                           ? scaled_tensor(k, scale)
+                           : make_sharded(tensors[k], given_[k], reports_[k], places()));
     }
-    scratch_size = (scratch_size + kPadding - 1) / kPadding * kPadding;
-    const int threads = team_size(elements, options_.threads);
-    team_ = Team(threads, memory_.for_step.take<char>(scratch_size * std::size_t(threads)),
-                 scratch_size);
+    allocate_scratch();
+}
+
+ShardedPlaces ShardedStep::places() const {
+    return {memory_.for_step, memory_.for_measure, running_kernels(), place_of_all_, exact_};
+}
+
+void ShardedStep::allocate_scratch() {
+    std::size_t size = 0;
+    for (const auto& tensor : all_)
+        for (const TensorStep* step : tensor->steps()) size = std::max(size, step->scratch_size());
+    size = (size + kPadding - 1) / kPadding * kPadding;
+    const int threads = team_size(n_elements_, options_.threads);
+    team_ = Team(threads, memory_.for_step.take<char>(size * std::size_t(threads)), size);
+}
+
+// Of a tensor whose gradient is given.
+std::unique_ptr<ShardedTensor> ShardedStep::scaled_tensor(std::size_t k, double scale) {
+    int exponent = 0;
+    const int threads = team_size(size_of(tensors_[k].param), options_.threads);
+    const Tensor& scaled =
+        with_scaled_gradient(tensors_[k], scale, threads, memory_.for_step, exponent);
+    auto made = make_sharded(scaled, given_[k], reports_[k], places());
+    made->note_grad_exponent(exponent);
+    return made;
+}
+
+// Those that are to be measured again take part in the next round, the others are returned. All
+// ranks do the same.
+std::vector<ShardedTensor*> ShardedStep::scale_grads(double ratio) {
+    std::vector<ShardedTensor*> decided;
+    bool any_made = false;
+    for (ShardedTensor*& tensor : stepping_) {
+        const std::size_t k = position_of(*tensor);
+        if (is_far_below_1(tensor->grad_scale() * ratio)) {
+            any_made = true;
+            all_[k] = scaled_tensor(k, tensors_[k].hyper.grad_scale * ratio);
+            tensor = all_[k].get();
+            taking_part_.push_back({tensor, true, false});
+        } else if (tensor->scale_grad(ratio)) {
+            taking_part_.push_back({tensor, true, tensor->anticipates_second()});
+        } else {
+            decided.push_back(tensor);
+        }
+    }
+    if (any_made) allocate_scratch();
+    for (ShardedTensor* tensor : decided)
+        tensor->report().fault = tensor->decide(team_, options_.propagate);
+    return decided;
 }
 
 ShardedStep::~ShardedStep() = default;
@@ -68,7 +120,7 @@ Exchange ShardedStep::end() {
     for (ShardedTensor* tensor : stepping_) {
         const double n = tensor->part().n_elements();
         if (n == 0) tensor->report() = {};  // as of a tensor without a step
-        finish_report(tensor->report(), n, tensor->tensor().hyper.grad_scale);
+        finish_report(tensor->report(), n, tensors_[position_of(*tensor)].hyper.grad_scale);
     }
     return {};
 }
@@ -113,7 +165,7 @@ Exchange ShardedStep::begin_round(bool in_slices) {
 void ShardedStep::note_norm() {
     double sum = 0;
     for (ShardedTensor* tensor : stepping_) {
-        const double scale = tensor->tensor().hyper.grad_scale;
+        const double scale = tensors_[position_of(*tensor)].hyper.grad_scale;
         sum += tensor->report().grad_sq * (scale * scale);
     }
     outcome_.outcome.grad_norm = one_nan(std::sqrt(sum));
@@ -130,13 +182,22 @@ Exchange ShardedStep::after_round(bool in_slices) {
     for (const TakesPart& each : taking_part_)
         if (each.first && each.tensor->is_given_anywhere()) decided.push_back(each.tensor);
     taking_part_.clear();
+    for (ShardedTensor* tensor : decided) tensor->finish_grad_sq();
     if (is_first_) {
         stepping_ = decided;
         note_norm();
     }
+    // Before they are scaled, only what has no norm is a fault.
+    const bool may_clip = is_first_ && std::isfinite(options_.max_grad_norm);
+    ShardedTensor* postponed = nullptr;
     for (ShardedTensor* tensor : decided) {
-        const Fault fault = tensor->decide(team_, options_.propagate);
+        Fault fault = tensor->decide(team_, options_.propagate);
+        if (fault == Fault::none && tensor->has_lost_grad_sq()) fault = Fault::grad;
         tensor->report().fault = fault;
+        if (may_clip && !options_.propagate && depends_on_scale(fault)) {
+            if (postponed == nullptr) postponed = tensor;
+            continue;
+        }
         if (fault != Fault::none && !options_.propagate) return faulty(fault, position_of(*tensor));
     }
     if (is_first_) {
@@ -150,14 +211,9 @@ Exchange ShardedStep::after_round(bool in_slices) {
         const double ratio =
             std::isfinite(options_.max_grad_norm) ? options_.max_grad_norm / (norm + 1e-6) : 1;
         if (!(ratio >= 1)) {
-            decided.clear();
-            for (ShardedTensor* tensor : stepping_)
-                if (tensor->scale_grad(ratio))
-                    taking_part_.push_back({tensor, true, tensor->anticipates_second()});
-                else
-                    decided.push_back(tensor);
-            for (ShardedTensor* tensor : decided)
-                tensor->report().fault = tensor->decide(team_, options_.propagate);
+            decided = scale_grads(ratio);
+        } else if (postponed != nullptr) {
+            return faulty(postponed->report().fault, position_of(*postponed));
         }
     }
     for (ShardedTensor* tensor : decided)

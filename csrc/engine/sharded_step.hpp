@@ -35,8 +35,9 @@ struct ShardedOutcome {
 class ShardedStep {
 public:
     // All tensors of a model have a part, whether or not a gradient is given[k]; one whose part has
-    // no say in that is always given. May throw std::bad_alloc, as may next(). `exact`: sums are
-    // integers, of the same bits for all layouts. The headers of `buckets` are the first round's.
+    // no say in that is always given. They last as long as this step. May throw std::bad_alloc, as
+    // may next(). `exact`: sums are integers, of the same bits for all layouts. The headers of
+    // `buckets` are the first round's.
     ShardedStep(const Tensor* tensors, const std::vector<bool>& given, const Options& options,
                 TensorReport* reports, ShardedMemory& memory, const Buckets& buckets, bool exact);
     ~ShardedStep();
@@ -76,13 +77,21 @@ private:
     Exchange faulty(Fault fault, std::size_t tensor);
     Exchange after_index();
     void note_norm();
+    ShardedPlaces places() const;
+    void allocate_scratch();
+    std::unique_ptr<ShardedTensor> scaled_tensor(std::size_t k, double scale);
+    std::vector<ShardedTensor*> scale_grads(double ratio);
     std::size_t position_of(ShardedTensor& tensor) const;
 
+    const Tensor* tensors_;
     std::vector<bool> given_;
     Options options_;
     TensorReport* reports_;
     ShardedMemory& memory_;
     Buckets buckets_;
+    bool exact_;
+    Place place_of_all_ = Place::memory;
+    std::size_t n_elements_ = 0;
     std::vector<std::unique_ptr<ShardedTensor>> all_;
     std::vector<ShardedTensor*> stepping_;  // with a gradient
     std::vector<TakesPart> taking_part_;    // in the round that is under way

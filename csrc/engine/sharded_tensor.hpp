@@ -3,6 +3,7 @@
 // elements of its own.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <memory>
 #include <vector>
@@ -103,6 +104,14 @@ public:
     // The first bad element of this rank for a fault, as an index of the whole tensor, or -1.
     std::ptrdiff_t bad_index(Fault fault, double& value) const;
 
+    double grad_scale() const { return hyper_.grad_scale; }
+    // As TensorStep's.
+    void note_grad_exponent(int exponent) { grad_exponent_ = exponent; }
+    void finish_grad_sq() {
+        if (grad_exponent_ != 0) report_.grad_sq = std::ldexp(report_.grad_sq, -2 * grad_exponent_);
+    }
+    bool has_lost_grad_sq() const { return grad_exponent_ != 0 && !std::isfinite(report_.grad_sq); }
+
     const Part& part() const { return part_; }
     const Tensor& tensor() const { return tensor_; }
     TensorReport& report() { return report_; }
@@ -131,6 +140,7 @@ protected:
     std::vector<TensorStep*> steps_;
 
 private:
+    int grad_exponent_ = 0;
     bool is_given_anywhere_ = false, presence_differs_ = false, grad_format_differs_ = false;
     bool is_unsound_ = false, needs_look_ = false;
     Format grad_format_ = Format::none;

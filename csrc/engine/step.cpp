@@ -5,8 +5,10 @@
 
 #include "adafactor.hpp"
 #include "dispatch/isa.hpp"
+#include "engine/clip_and_scale.hpp"
 #include "engine/finish_report.hpp"
 #include "engine/measured.hpp"
+#include "engine/scaled_gradient.hpp"
 #include "engine/strided.hpp"
 #include "engine/tensor_step.hpp"
 
@@ -68,9 +70,7 @@ private:
             scratch_size_ = std::max(scratch_size_, steps_[all_.end]->scratch_size());
             ++all_.end;
         }
-        scratch_size_ = (scratch_size_ + kPadding - 1) / kPadding * kPadding;
-        const int threads = team_size(all_.elements, options_.threads);
-        scratch_ = for_step.take<char>(scratch_size_ * std::size_t(threads));
+        allocate_scratch();
         Scratch::of_this_threads_measure().reset();
     }
 
@@ -86,11 +86,49 @@ private:
     // What was measured before is not measured again, where it holds still.
     TensorStep* step_of(const Tensor& tensor, TensorReport& report, Scratch& for_step,
                         Place place) const {
+        const double scale = tensor.hyper.grad_scale;
+        if (is_far_below_1(scale)) return scaled_step(tensor, scale, report, for_step, place);
         if (tensor.measured != nullptr && tensor.measured->serves(tensor))
             return tensor.measured->take_over(tensor, report);
         TensorStep* const step = make_step(tensor, report, for_step, kernels_, place);
         step->allocate(for_step);
         return step;
+    }
+
+    TensorStep* scaled_step(const Tensor& tensor, double scale, TensorReport& report,
+                            Scratch& for_step, Place place) const {
+        int exponent = 0;
+        const int threads = team_size(size_of(tensor.param), options_.threads);
+        const Tensor& scaled = with_scaled_gradient(tensor, scale, threads, for_step, exponent);
+        TensorStep* const step = make_step(scaled, report, for_step, kernels_, place);
+        step->allocate(for_step);
+        step->note_grad_exponent(exponent);
+        return step;
+    }
+
+    // Scales the gradients of all steps, which are then to be measured again.
+    void scale_grads(double ratio) {
+        Scratch& for_step = Scratch::of_this_threads_step();
+        const Place place = place_of_all();
+        const std::size_t had = scratch_size_;
+        for (std::size_t k = 0; k < all_.end; ++k) {
+            TensorReport& report = steps_[k]->report();
+            const Tensor& tensor = tensors_[&report - reports_];
+            if (is_far_below_1(steps_[k]->grad_scale() * ratio)) {
+                const double scale = tensor.hyper.grad_scale * ratio;
+                steps_[k] = scaled_step(tensor, scale, report, for_step, place);
+                scratch_size_ = std::max(scratch_size_, steps_[k]->scratch_size());
+            } else {
+                steps_[k]->scale_grad(ratio);
+            }
+        }
+        if (scratch_size_ > had) allocate_scratch();
+    }
+
+    void allocate_scratch() {
+        scratch_size_ = (scratch_size_ + kPadding - 1) / kPadding * kPadding;
+        const int threads = team_size(all_.elements, options_.threads);
+        scratch_ = Scratch::of_this_threads_step().take<char>(scratch_size_ * std::size_t(threads));
     }
 
     // Applies nothing before all is measured and well.
@@ -106,9 +144,13 @@ private:
             norm_ = norm_to_clip_by();
             const double ratio = options_.max_grad_norm / (norm_ + 1e-6);
             if (!(ratio >= 1)) {
-                for (std::size_t k = 0; k < all_.end; ++k) steps_[k]->scale_grad(ratio);
+                scale_grads(ratio);
                 if (!measure_all(true)) return;
                 return apply(all_);
+            }
+            if (postponed_ != nullptr) {
+                postponed_->report().fault = postponed_fault_;
+                return note_fault(*postponed_);
             }
         }
         if (!is_last && !check_all()) return;
@@ -138,14 +180,29 @@ private:
         return std::sqrt(sum);
     }
 
-    // The last time that all are measured they are also checked.
+    // The last time that all are measured they are also checked. Before a norm is known that may
+    // clip, only what has no norm is a fault: a second moment may be sound of smaller gradients.
     bool measure_all(bool is_last) {
+        const bool postpones = !is_last && std::isfinite(options_.max_grad_norm);
         for (Wave wave = wave_from(0); wave.begin < wave.end; wave = wave_from(wave.end)) {
             measure(wave);
             resolve(wave, is_last);
+            if (postpones) postpone_faults(wave);
             if (has_fault(wave)) return false;
         }
         return true;
+    }
+
+    void postpone_faults(const Wave& wave) {
+        for (std::size_t k = wave.begin; k < wave.end && !options_.propagate; ++k) {
+            Fault& fault = steps_[k]->report().fault;
+            if (!depends_on_scale(fault)) continue;
+            if (postponed_ == nullptr) {
+                postponed_ = steps_[k];
+                postponed_fault_ = fault;
+            }
+            fault = Fault::none;
+        }
     }
 
     bool check_all() {
@@ -252,6 +309,7 @@ private:
     void resolve(const Wave& wave, bool checks) {
         for_each(wave, [&](TensorStep& step, const Team& team) {
             step.report().fault = step.resolve(team, options_.propagate);
+            step.finish_grad_sq();
             if (checks) check(step, team);
         });
     }
@@ -344,6 +402,8 @@ private:
     const KernelTable& kernels_;
     Outcome outcome_;
     double norm_ = std::numeric_limits<double>::quiet_NaN();  // that clips, where one is asked for
+    TensorStep* postponed_ = nullptr;  // the first with a fault, unless its gradient is scaled
+    Fault postponed_fault_ = Fault::none;
     Wave all_{};
     TensorStep** steps_ = nullptr;       // (all_.end,)
     std::size_t* n_elements_ = nullptr;  // (all_.end,)

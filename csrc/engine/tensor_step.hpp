@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <cmath>
 
 #include "adafactor.hpp"
 #include "engine/finite_result.hpp"
@@ -132,10 +133,21 @@ public:
     }
     void make_nans_one(const Team& team);
 
+    double grad_scale() const { return hyper_.grad_scale; }
     // Scales the gradient of a step that is measured again.
     void scale_grad(double factor) {
         hyper_.grad_scale *= factor;
         is_measured_ = false;
+    }
+
+    // Of a gradient that was scaled by 2^exponent before it was measured.
+    void note_grad_exponent(int exponent) { grad_exponent_ = exponent; }
+    // After resolve: the report's sum of grad^2 becomes that of the gradient as it was given.
+    void finish_grad_sq() {
+        if (grad_exponent_ == 0) return;
+        report_->grad_sq = std::ldexp(report_->grad_sq, -2 * grad_exponent_);
+        if (report_->fault == Fault::none && !std::isfinite(report_->grad_sq))
+            report_->fault = Fault::grad;
     }
 
     // Whether it was measured before the step: then what it holds is in memory of its own.
@@ -219,6 +231,7 @@ private:
     std::atomic<double> seen_m_sq_{0}, seen_param_sq_{0};  // sums over chunks of numbers
     std::atomic<const char*> first_infinite_{nullptr};
 
+    int grad_exponent_ = 0;
     bool is_measured_ = false;
     bool is_sound_ = false;
 };
