@@ -318,3 +318,65 @@ def test_a_long_run_of_sound_numbers_is_never_refused(storage, scaled):
     for _ in range(40):
         grads = [rng.standard_normal(shape).astype(grad_dtype) for shape in SHAPES.values()]
         assert opt.step(grads).stepped.all()
+
+
+@pytest.mark.parametrize("momentum", [None, 0.9])
+@pytest.mark.parametrize("kind", SHAPES)
+def test_no_step_depends_on_whether_somebody_looked_at_the_state(kind, momentum):
+    """Of a param that its copy does not hold, whose u has squares that float32 loses."""
+    outcomes = []
+    for looks in (False, True):
+        param = np.full(SHAPES[kind], 3e37, np.float32)
+        copies = {"w": np.zeros(SHAPES[kind], np.float16)}
+        copies["w"][...] = np.inf
+        opt = Optimizer(
+            {"w": param},
+            lr=1e-7,
+            eps=1e-7,
+            eps_mode="grad_squared",
+            scale_parameter=False,
+            relative_step=False,
+            beta1=momentum,
+            copies=copies,
+            nonfinite="skip",
+        )
+        stepped = []
+        for size in (0.0, 1e-38, 1e-38, 1e-36, 0.0, 1e-38):
+            if looks:
+                assert set(opt.state["w"])
+            report = opt.step([np.full(SHAPES[kind], size, np.float32)])
+            stepped.append(bool(report.stepped.all()))
+        outcomes.append(stepped)
+    assert outcomes[0] == outcomes[1] == [False] * 6
+
+
+@pytest.mark.parametrize("storage", STORAGE)
+@pytest.mark.parametrize("kind", SHAPES)
+def test_a_decay_that_leaves_the_dtype_without_a_step(kind, storage):
+    """By 14 times param, where the gradient is zero; half of it, and all stays finite."""
+    dtype, grad_dtype, switches = STORAGE[storage]
+    edge = largest(switches.get("copies", dtype))
+    for fraction, stays in ((0.9, False), (0.05, True)):
+        param = np.ones(SHAPES[kind], dtype)
+        param.flat[3] = edge * fraction
+        given = dict(switches)
+        if "copies" in given:
+            given["copies"] = {"w": param.astype(given["copies"])}
+        opt = Optimizer(
+            {"w": param},
+            lr=1.0,
+            scale_parameter=False,
+            relative_step=False,
+            weight_decay=14.0,
+            weight_decay_mode="alone",
+            **given,
+        )
+        grad = np.zeros(SHAPES[kind], grad_dtype)
+        if stays:
+            assert opt.step([grad]).stepped.all()
+            assert is_finite(arrays_of(opt))
+        else:
+            before = bits_of(opt)
+            with pytest.raises(FloatingPointError, match="infinite"):
+                opt.step([grad])
+            assert bits_of(opt) == before

@@ -13,6 +13,8 @@ namespace {
 
 constexpr double kMargin = 0.99;        // of the largest number, for what is rounded on the way
 constexpr double kMostSquared = 1e150;  // whose square float64 holds
+// What an element of u may be whose square is lost in a sum of float32.
+constexpr double kLostU = 0x1p-70;
 
 double largest_of(Format format) {
     switch (format) {
@@ -111,7 +113,7 @@ ResultBounds::ResultBounds(const Tensor& tensor, const Descent* descents, std::s
         least_decay = std::min(least_decay, descent.decay);
         most_decay = std::max(most_decay, descent.decay);
     }
-    x_ = weight * largest_u * kSumMargin;
+    x_ = weight * (largest_u * kSumMargin + kLostU);
     param_factor_ = std::max(1 - least_decay, most_decay - 1);
     const Format format = tensor.param.format;
     largest_param_ = kMargin * largest_of(format);
@@ -211,7 +213,9 @@ Fault TensorStep::check(const Team& team) {
         const Descent& descent = descents_[0];
         const double most = std::min(kMostSquared, half_unit_of(tensor_.param.format) / 4);
         const double weight = descent.weight / hyper_.grad_scale;
-        if (descent.decay >= 0 && descent.decay <= 1 && weight * weight * sum_u_sq_ <= most * most)
+        if (descent.decay >= 0 && descent.decay <= 1 &&
+            weight * weight * sum_u_sq_ <= most * most &&
+            std::abs(descent.weight) * kLostU <= most)
             return Fault::none;
     }
     return check_numbers(team);

@@ -76,7 +76,8 @@ private:
 
     double x_ = 0, beta1_ = 0, rate_ = 0, param_factor_ = 1;
     double param_slack_ = 1, m_slack_ = 1;  // for what is rounded, up at random too
-    double largest_param_ = 0, largest_m_ = 0, least_move_ = 0;
+    double largest_param_ = 0, largest_m_ = 0;
+    double least_move_ = -1;  // with which every param stays finite; none has, if there are copies
     bool has_m_ = false;
 };
 
