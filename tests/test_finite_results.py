@@ -380,3 +380,31 @@ def test_a_decay_that_leaves_the_dtype_without_a_step(kind, storage):
             with pytest.raises(FloatingPointError, match="infinite"):
                 opt.step([grad])
             assert bits_of(opt) == before
+
+
+@pytest.mark.parametrize("decay", [1.2, 1.9])
+@pytest.mark.parametrize("storage", [kind for kind in STORAGE if "64" not in kind])
+@pytest.mark.parametrize("kind", SHAPES)
+def test_a_decay_whose_product_with_param_is_infinite(kind, storage, decay):
+    """But not what is left of param."""
+    dtype, grad_dtype, switches = STORAGE[storage]
+    edge = largest(switches.get("copies", dtype))
+    param = np.ones(SHAPES[kind], dtype)
+    param.flat[3] = edge * 0.95
+    given = dict(switches)
+    if "copies" in given:
+        given["copies"] = {"w": param.astype(given["copies"])}
+    opt = Optimizer(
+        {"w": param},
+        lr=1.0,
+        scale_parameter=False,
+        relative_step=False,
+        weight_decay=decay,
+        weight_decay_mode="alone",
+        **given,
+    )
+    expected = (1 - decay) * float(param.flat[3])
+    assert opt.step([np.ones(SHAPES[kind], grad_dtype)]).stepped.all()
+    assert is_finite(arrays_of(opt))
+    rtol = 2 * float(ml_dtypes.finfo(dtype).eps)
+    np.testing.assert_allclose(float(param.flat[3]), expected, rtol=rtol, atol=1.1)  # of u

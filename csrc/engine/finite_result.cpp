@@ -214,8 +214,7 @@ Fault TensorStep::check(const Team& team) {
         const double most = std::min(kMostSquared, half_unit_of(tensor_.param.format) / 4);
         const double weight = descent.weight / hyper_.grad_scale;
         if (descent.decay >= 0 && descent.decay <= 1 &&
-            weight * weight * sum_u_sq_ <= most * most &&
-            std::abs(descent.weight) * kLostU <= most)
+            weight * weight * sum_u_sq_ <= most * most && std::abs(descent.weight) * kLostU <= most)
             return Fault::none;
     }
     return check_numbers(team);

@@ -36,6 +36,7 @@ bool eps_is_lost(const SecondMoment& moment, const HyperParameters& hyper, int d
 
 bool float_holds(const SecondMoment& moment, bool separable, const Descent& descent,
                  const HyperParameters& hyper) {
+    if (!is_narrow_decay(descent.decay)) return false;
     const AxisSummary& rows = moment.row_summary;
     const AxisSummary& cols = moment.col_summary;
     const bool none_live = rows.largest_live == 0;

@@ -103,6 +103,10 @@ struct Descent {
     double weight, decay, beta1, rate;
 };
 
+// Whether decay param is no larger than param. Others take double arithmetic: of floats and halves
+// the product may be infinite where the new param is not.
+inline bool is_narrow_decay(double decay) { return decay >= -1 && decay <= 1; }
+
 struct UnfactoredSums {
     double grad_sq, u_sq;
     bool wide;         // apply must use fp64

@@ -240,7 +240,8 @@ ADAFACTOR_INLINE bool is_narrow(double x) {
 
 void apply_unfactored(const StepBlocks& blocks, const Block& v, const Moment& moment,
                       const Descent& descent, const Rounding& rounding, bool wide) {
-    if (!wide && is_narrow(descent.weight) && is_narrow(descent.rate))
+    if (!wide && is_narrow(descent.weight) && is_narrow(descent.rate) &&
+        is_narrow_decay(descent.decay))
         apply_unfactored_as<float>(blocks, v, moment, descent, rounding);
     else
         apply_unfactored_as<double>(blocks, v, moment, descent, rounding);
