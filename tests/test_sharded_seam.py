@@ -7,6 +7,7 @@ from functools import partial
 from operator import eq
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -338,6 +339,48 @@ def test_stochastic_rounding_is_that_of_one_process() -> None:
         ranks.step([grad.astype(np.float16)])
         opt.step([grad.astype(np.float16)])
         np.testing.assert_array_equal(ranks.gathered("param", 0), param)
+
+
+SMALL, NARROW, TWO, COLUMN = (24, 7, 9), (343, 2), (8, 10), (90, 1)
+NUMBERED = {
+    **CUTS,
+    "small: rows": (SMALL, cuts("rows", SMALL, [2], 1)),
+    "small: columns": (SMALL, cuts("cols", SMALL, [1, 5], 2)),
+    "small: boxes": (SMALL, cuts("grid", SMALL, [3, 17], 0)),
+    "small: flat": (SMALL, flat(SMALL, [100, 101, 777])),
+    "columns of one element": (TWO, cuts("cols", TWO, [1, 9], 1)),
+    "rows of one element": (TWO, cuts("rows", TWO, [1, 7], 0)),
+    "boxes of one column": (NARROW, grid(NARROW, [314, 335], [1])),
+    "flat boxes of one column": (NARROW, flat(NARROW, [1, 601])),
+    "a column": (COLUMN, cuts("rows", COLUMN, [1, 70], 0)),
+}
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize(
+    ("cut", "axes"),
+    [
+        (name, axes)
+        for name, (shape, cut) in NUMBERED.items()
+        for axes in ("last_two", "two_largest", "none")
+        if axes != "two_largest" or (shape != SMALL and not cut.is_flat)
+    ],
+)
+def test_random_bits_are_those_of_one_process(cut: str, axes: str, exact: bool) -> None:
+    """Params that do not move: what their copies are rounded to is up to the bits alone."""
+    shape, by_rank = NUMBERED[cut]
+    param = np.random.default_rng(14).standard_normal(shape).astype(np.float32)
+    copies = {"w": param.astype(ml_dtypes.bfloat16)}
+    opt = optimizer({"w": param}, lr=0.0, rounding="stochastic", copies=copies, factored_axes=axes)
+    if opt.tensors[0].axes is None:
+        by_rank = Cut("flat elements" if by_rank.is_flat else "elements", by_rank.by_rank)
+    ranks = Ranks(opt, {"w": by_rank}, len(by_rank.by_rank), exact)
+    grad = gradients(shape, 1, 15)[0].astype(np.float32)
+    for _ in range(2):
+        ranks.step([grad])
+        opt.step([grad])
+        assert (copies["w"] != param.astype(ml_dtypes.bfloat16)).any()
+        assert ranks.gathered("copy", 0).tobytes() == copies["w"].tobytes()
 
 
 def model(nonfinite: str = "raise") -> tuple[Optimizer, Ranks]:

@@ -102,6 +102,8 @@ private:
     void apply_copies(std::size_t matrix, const Rect& part, char* copies) const;
     void apply_blocks(const StepBlocks& blocks, std::size_t matrix, const Rect& part,
                       char* room) const;
+    void apply_numbered(const StepBlocks& blocks, std::size_t matrix, const Rect& part,
+                        char* room) const;
     void look(std::size_t task) override;
     void look_at(std::size_t matrix, const Rect& part);
 

@@ -85,10 +85,25 @@ void FactoredStep::apply_copies(std::size_t matrix, const Rect& part, char* copi
     put_back(blocks.copy, at.copy);
 }
 
-// `room`: for copies of all blocks, where they do not begin where a draw of random bits does: then
-// zeros stand before them.
+// `room`: for copies of all blocks, where they do not begin where a draw of random bits does.
 void FactoredStep::apply_blocks(const StepBlocks& blocks, std::size_t matrix, const Rect& part,
                                 char* room) const {
+    if (!geometry_.is_numbered_as_small) return apply_numbered(blocks, matrix, part, room);
+    for (std::size_t i = 0; i < part.rows; ++i) {  // each row begins elsewhere in a draw
+        const auto row = [i](const Block& block) {
+            Block own = block;
+            if (own.format != Format::none) own.data += std::ptrdiff_t(i) * own.stride;
+            own.rows = 1;
+            return own;
+        };
+        apply_numbered({row(blocks.param), row(blocks.m), row(blocks.grad), row(blocks.copy)},
+                       matrix, {part.i + i, part.j, 1, part.cols}, room);
+    }
+}
+
+// Where rows do not begin where a draw does, zeros stand before them.
+void FactoredStep::apply_numbered(const StepBlocks& blocks, std::size_t matrix, const Rect& part,
+                                  char* room) const {
     Factors factors = factors_of(matrix, part);
     Rounding rounding = rounding_of(matrix, part);
     const Descent& descent = resolved_.descent[matrix];
@@ -168,6 +183,8 @@ Rounding FactoredStep::rounding_of(std::size_t matrix, const Rect& part) const {
         j += swapped ? box->row : box->col;
         matrix = box->matrices[matrix];
     }
+    if (geometry_.is_numbered_as_small)
+        return rounding(SmallCalls(outer * inner).number_of(matrix) + i * inner + j);
     const std::uint64_t row_step = numbered(inner);
     return rounding((std::uint64_t(matrix) * outer + i) * row_step + j, row_step);
 }

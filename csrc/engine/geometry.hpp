@@ -8,12 +8,11 @@
 
 #include "adafactor.hpp"
 #include "engine/part.hpp"
+#include "engine/small_calls.hpp"
 #include "engine/strided.hpp"
 #include "kernel/kernels.hpp"
 
 namespace adafactor {
-
-inline constexpr std::size_t kTaskElements = 65536;  // that a thread takes at a time
 
 // How measure cuts a gradient into groups of blocks; groups are added up in order.
 //
@@ -84,8 +83,10 @@ struct Geometry {
     Partition partition;                   // of each matrix of grad
     Tiling tiling;                         // of each matrix of param
     std::size_t rows, cols, n_matrices;
-    bool owns_rows;         // a block of grad spans whole rows of the matrix
-    bool is_between_draws;  // a part's runs begin within kNumbered numbers of Rounding
+    bool owns_rows;  // a block of grad spans whole rows of the matrix
+    // Of a part: its elements are numbered as those of many small matrices; its runs begin within
+    // kNumbered numbers of Rounding.
+    bool is_numbered_as_small, is_between_draws;
 
     // Tasks of about kTaskElements: chunks of small matrices, or turns within a large one and those
     // that are interleaved with it.
@@ -93,7 +94,7 @@ struct Geometry {
     std::size_t measure_turns = 1, apply_turns = 1;
 
     Geometry(const Tensor& tensor, bool measures_param)
-        : param(MatrixBatch::along_memory(tensor.param, tensor.row_axis, tensor.col_axis)),
+        : param(param_of(tensor)),
           grad(MatrixBatch::along_memory(tensor.grad, tensor.row_axis, tensor.col_axis)),
           grad_like_param(tensor.grad, tensor.row_axis, tensor.col_axis, param.swapped()),
           m(tensor.m, tensor.row_axis, tensor.col_axis, param.swapped()),
@@ -104,8 +105,11 @@ struct Geometry {
           cols(std::size_t(tensor.param.shape[tensor.col_axis])),
           n_matrices(param.size()),
           owns_rows(partition.owns_outer != grad.swapped()),
-          is_between_draws(tensor.stochastic && tensor.box != nullptr &&
-                           (param.swapped() ? tensor.box->row : tensor.box->col) % kNumbered != 0),
+          is_numbered_as_small(is_of_small(tensor)),
+          is_between_draws(
+              is_numbered_as_small ||
+              (tensor.stochastic && tensor.box != nullptr &&
+               (param.swapped() ? tensor.box->row : tensor.box->col) % kNumbered != 0)),
           interleaved(std::max(param.interleaved(), grad.interleaved())) {
         const std::size_t fitting =
             std::clamp<std::size_t>(kTaskElements / (rows * cols), 1, n_matrices);
@@ -161,6 +165,25 @@ struct Geometry {
     }
 
 private:
+    // A part whose random bits are those of one process, which would take many small matrices.
+    static bool is_of_small(const Tensor& tensor) {
+        const Part* const whole = tensor.box != nullptr ? tensor.part : nullptr;
+        return tensor.stochastic && whole != nullptr &&
+               SmallCalls::take(whole->n_rows * whole->n_cols, whole->n_matrices);
+    }
+
+    // Random bits are numbered along param's runs: of a part these are those of the whole tensor in
+    // C order, whatever the part's own shape and memory.
+    static MatrixBatch param_of(const Tensor& tensor) {
+        const int row = tensor.row_axis, col = tensor.col_axis;
+        const Box* const box = tensor.box;
+        if (box == nullptr || !tensor.stochastic)
+            return MatrixBatch::along_memory(tensor.param, row, col);
+        const bool swapped =
+            !is_of_small(tensor) && box->n_rows != 1 && (box->n_cols == 1 || row > col);
+        return {tensor.param, row, col, swapped};
+    }
+
     // Of a part, the axis whose lines it has whole: their statistics are final within a block.
     std::optional<bool> owned_axis(const Tensor& tensor) const {
         if (tensor.box == nullptr || tensor.box->owns_rows == tensor.box->owns_cols) return {};

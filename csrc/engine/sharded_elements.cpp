@@ -9,9 +9,9 @@
 
 #include "engine/elementwise_step.hpp"
 #include "engine/fixed_sum.hpp"
-#include "engine/geometry.hpp"
 #include "engine/measured.hpp"
 #include "engine/sharded_tensor.hpp"
+#include "engine/small_calls.hpp"
 
 namespace adafactor {
 namespace {
@@ -140,8 +140,7 @@ private:
     // Small matrices are numbered for their random bits in the groups that they are taken in.
     void require_whole_tasks() const {
         const std::vector<std::size_t>& matrices = part_.boxes[0].matrices;
-        const std::size_t group =
-            kTaskElements / (part_.n_rows * part_.n_cols) / kLanesOfSmall * kLanesOfSmall;
+        const std::size_t group = SmallCalls(part_.n_rows * part_.n_cols).per_task;
         const bool are_neighbours = matrices.back() - matrices[0] + 1 == matrices.size();
         if (matrices[0] % group != 0 || !are_neighbours)
             throw std::invalid_argument(

@@ -6,7 +6,8 @@
 #include <new>
 
 #include "engine/elementwise_step.hpp"
-#include "engine/geometry.hpp"
+#include "engine/part.hpp"
+#include "engine/small_calls.hpp"
 
 namespace adafactor {
 namespace {
@@ -23,10 +24,8 @@ public:
           rows_(param_.outer()),
           cols_(param_.inner()),
           n_matrices_(param_.size()),
-          matrices_per_call_(std::max(kChunk / (rows_ * cols_) / kLanesOfSmall, std::size_t(1)) *
-                             kLanesOfSmall),
-          matrices_per_task_(kTaskElements / (rows_ * cols_) / kLanesOfSmall * kLanesOfSmall),
-          n_tasks_((n_matrices_ + matrices_per_task_ - 1) / matrices_per_task_),
+          calls_(rows_ * cols_),
+          n_tasks_((n_matrices_ + calls_.per_task - 1) / calls_.per_task),
           n_sums_(hyper_.per_matrix ? n_matrices_ : n_tasks_) {}
 
     void allocate(Scratch& for_step) override {
@@ -189,19 +188,15 @@ private:
     // Of the elements that begin with a call's first matrix, as in Rounding.
     std::uint64_t first_number(std::size_t first) const {
         if (tensor_.box != nullptr) first += tensor_.box->matrices[0];
-        const std::size_t calls =
-            (matrices_per_task_ + matrices_per_call_ - 1) / matrices_per_call_;
-        const std::size_t call =
-            first / matrices_per_task_ * calls + first % matrices_per_task_ / matrices_per_call_;
-        return call * numbered(matrices_per_call_ * rows_ * cols_);
+        return calls_.number_of(first);
     }
 
     template <class Body>  // body(first matrix, number)
     void for_calls(std::size_t task, const Body& body) const {
-        const std::size_t begin = task * matrices_per_task_;
-        const std::size_t end = std::min(begin + matrices_per_task_, n_matrices_);
-        for (std::size_t m = begin; m < end; m += matrices_per_call_)
-            body(m, std::min(matrices_per_call_, end - m));
+        const std::size_t begin = task * calls_.per_task;
+        const std::size_t end = std::min(begin + calls_.per_task, n_matrices_);
+        for (std::size_t m = begin; m < end; m += calls_.per_call)
+            body(m, std::min(calls_.per_call, end - m));
     }
 
     void look(std::size_t task) override {
@@ -240,7 +235,9 @@ private:
 
     bool measures_param_;  // RMS(param) is still to be found
     MatrixBatch param_, grad_, m_, copy_;
-    std::size_t rows_, cols_, n_matrices_, matrices_per_call_, matrices_per_task_, n_tasks_;
+    std::size_t rows_, cols_, n_matrices_;
+    SmallCalls calls_;
+    std::size_t n_tasks_;
     std::size_t n_sums_;          // of u^2, and of param^2: one for each matrix, or each task
     Descent* descent_ = nullptr;  // (n_matrices,) or of all
     double* param_sq_ = nullptr;  // (n_sums,)
@@ -258,14 +255,12 @@ TensorStep* make_small_step(const Tensor& tensor, TensorReport& report, Scratch&
 }
 
 bool is_small(const Tensor& tensor) {
-    const auto is = [](std::size_t of_matrix, std::size_t n_matrices) {
-        return of_matrix <= kSmallElements && n_matrices >= kLanesOfSmall;
-    };
     if (const Part* const part = tensor.part)
-        return part->layout == Layout::batch && is(part->n_rows * part->n_cols, part->n_matrices);
+        return part->layout == Layout::batch &&
+               SmallCalls::take(part->n_rows * part->n_cols, part->n_matrices);
     const auto rows = std::size_t(tensor.param.shape[tensor.row_axis]);
     const auto cols = std::size_t(tensor.param.shape[tensor.col_axis]);
-    return is(rows * cols, size_of(tensor.param) / (rows * cols));
+    return SmallCalls::take(rows * cols, size_of(tensor.param) / (rows * cols));
 }
 
 }  // namespace adafactor

@@ -14,6 +14,8 @@
 
 namespace adafactor {
 
+inline constexpr std::size_t kTaskElements = 65536;  // that a thread takes at a time
+
 bool has_openmp();
 
 // The limit where a call names none; at least 1. A default is no more than OpenMP's own limit for
