@@ -634,3 +634,21 @@ def test_gradients_whose_u_has_no_square_before_it_is_scaled(cut: str, exact: bo
             ranks.gathered("param", 0) - before, moved, rtol=1e-8, atol=1e-12
         )
         np.testing.assert_allclose(results[0][0][0][0], report["w"]["rms_grad"], rtol=1e-9)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("cut", [name for name, (shape, _) in CUTS.items() if shape == MATRIX])
+def test_zero_by_zero_propagates_as_in_one_process(cut: str, exact: bool) -> None:
+    shape, by_rank = CUTS[cut]
+    param = np.random.default_rng(16).standard_normal(shape)
+    opt = optimizer({"w": param}, eps=0.0, nonfinite="propagate")
+    ranks = Ranks(opt, {"w": by_rank}, len(by_rank.by_rank), exact)
+    grad = gradients(shape, 1, 17)[0]
+    grad[5] = 0
+    with np.errstate(all="ignore"):
+        numbers = ranks.step([grad])[0][0][0]
+        report = opt.step([grad])
+    names = ("rms_grad", "rms_u", "clip_divisor", "rms_param", "step_size")
+    np.testing.assert_allclose(numbers, [report["w"][name] for name in names], rtol=1e-9)
+    assert np.isnan(report["w"]["rms_u"])
+    np.testing.assert_array_equal(np.isnan(ranks.gathered("param", 0)), np.isnan(param))

@@ -193,6 +193,7 @@ private:
         std::vector<double> col_root;
         std::vector<Kept> of_rows;
         const double eps_means = hyper_.eps_means;
+        const bool literal = is_unusable();  // 0 / 0 counts
         for (const LocalBox& at : boxes_) {
             const MatrixBatch grad = matrices(at.tensor.grad, at);
             col_root.resize(at.n * at.cols);
@@ -209,7 +210,7 @@ private:
                 if (std::is_same_v<Kept, Int128> && !is_summable(exponent)) return;
                 for (std::size_t j = 0; j < at.cols; ++j) {
                     const double x = number_at(g, i, j);
-                    if (x == 0) continue;
+                    if (x == 0 && !literal) continue;
                     const double root = row_root * col_root[k * at.cols + j] + hyper_.eps_root;
                     const double u = x / (root < hyper_.root_floor ? hyper_.root_floor : root);
                     take(u * u, int(exponent), of_rows[task]);

@@ -260,6 +260,9 @@ Fault ShardedFactored::decide(const Team&, bool propagate) {
 
 void ShardedFactored::measure_second(const Team& team) {
     if (anticipates_) guess_moments(sums_);
+    // Whose own lines are no divisors makes of them what the formula does, should that propagate.
+    literal_ = literal_ || is_unusable();
+    wide_ = wide_ || literal_;
     for (LocalBox& at : boxes_)
         if (!sum_direct_u(team, at, wide_) && !wide_) sum_direct_u(team, at, true);
     if (anticipates_) is_vague_ = is_all_float() && mean_margin() > 0 && margin_shows();
