@@ -228,6 +228,36 @@ ALIGNED = {
 }
 
 
+# A line's size beside the others', the step that shows it, eps: factors that floats do not hold.
+EXTREMES = {
+    "large": (1e37, 1e-9, 1e-30),  # 1e-9 / 1e37 is no float
+    "large, direct form": (1e37, 1e-9, 1e-3),
+    "small": (1e-39, 1.0, 0.0),  # nor is 1 / 1e-39
+}
+
+
+@pytest.mark.parametrize("axis", [-2, -1])
+@pytest.mark.parametrize("extreme", EXTREMES)
+@pytest.mark.parametrize("cut", [name for name, (shape, _) in CUTS.items() if len(shape) > 1])
+def test_extremes_of_one_rank_are_those_of_all(cut: str, extreme: str, axis: int) -> None:
+    """A line in the middle has factors that floats do not hold: no rank may take floats."""
+    shape, by_rank = CUTS[cut]
+    line, lr, eps = EXTREMES[extreme]
+    param = lr * np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    settings = {"convention": "numpy", "clip_threshold": 1e9, "scale_parameter": False}
+    opt = optimizer({"w": param}, lr=lr, eps=eps, factored_axes="last_two", **settings)
+    ranks = Ranks(opt, {"w": by_rank}, len(by_rank.by_rank))
+    size = np.where(np.arange(shape[axis]) == shape[axis] // 2, line, 1.0)
+    grad = gradients(shape, 1, 3, over=2)[0] * (size if axis == -1 else size[:, None])
+    before = param.copy()
+    ranks.step([grad.astype(np.float32)])
+    opt.step([grad.astype(np.float32)])
+    change = param - before
+    assert np.abs(change).max() > 0
+    error = np.abs(ranks.gathered("param", 0) - param)
+    np.testing.assert_array_less(error, 1e-4 * np.abs(change) + 2.0**-22 * np.abs(param))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize(
     "convention",
