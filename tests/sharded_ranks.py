@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +24,16 @@ Ranges = Sequence[tuple[int, int]]  # of each axis; of a flat range the one of i
 
 
 class Cut:
-    """How a tensor is cut: a layout, and the ranges of each rank."""
+    """How a tensor is cut: a layout, the ranges of each rank, in which order params lie."""
 
     def __init__(
-        self, layout: str, by_rank: Sequence[Ranges], speaks: Sequence[bool] | None = None
+        self,
+        layout: str,
+        by_rank: Sequence[Ranges],
+        speaks: Sequence[bool] | None = None,
+        order: Literal["C", "F"] = "C",
     ):
+        self.order: Literal["C", "F"] = order
         self.layout = layout
         self.by_rank = by_rank
         self.speaks = speaks or [True] * len(by_rank)
@@ -112,6 +117,7 @@ class Ranks:
         for kind in ("param", "m", "master", "low", "copy"):
             array = getattr(tensor, kind)
             setattr(piece, kind, None if array is None else cut.of(array, rank))
+        piece.param = piece.param.copy(cut.order)
         piece.exp_row = piece.exp_col = piece.v = None
         if tensor.axes is None:
             piece.v = cut.of(tensor.v, rank)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from functools import partial
 from operator import eq
-from typing import Any
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -396,14 +396,19 @@ NUMBERED = {
         if axes != "two_largest" or (shape != SMALL and not cut.is_flat)
     ],
 )
-def test_random_bits_are_those_of_one_process(cut: str, axes: str, exact: bool) -> None:
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_random_bits_are_those_of_one_process(
+    order: Literal["C", "F"], cut: str, axes: str, exact: bool
+) -> None:
     """Params that do not move: what their copies are rounded to is up to the bits alone."""
     shape, by_rank = NUMBERED[cut]
     param = np.random.default_rng(14).standard_normal(shape).astype(np.float32)
     copies = {"w": param.astype(ml_dtypes.bfloat16)}
     opt = optimizer({"w": param}, lr=0.0, rounding="stochastic", copies=copies, factored_axes=axes)
+    layout = by_rank.layout
     if opt.tensors[0].axes is None:
-        by_rank = Cut("flat elements" if by_rank.is_flat else "elements", by_rank.by_rank)
+        layout = "flat elements" if by_rank.is_flat else "elements"
+    by_rank = Cut(layout, by_rank.by_rank, order=order)
     ranks = Ranks(opt, {"w": by_rank}, len(by_rank.by_rank), exact)
     grad = gradients(shape, 1, 15)[0].astype(np.float32)
     for _ in range(2):

@@ -241,7 +241,7 @@ std::ptrdiff_t MatrixBatch::offset_of_any(std::size_t m) const {
     return offset;
 }
 
-ElementOrder::ElementOrder(std::initializer_list<const Array*> arrays) {
+ElementOrder::ElementOrder(std::initializer_list<const Array*> arrays, bool in_c_order) {
     const Array& first = **arrays.begin();
     int axis[kMaxAxes], n_axes = 0;
     for (int d = 0; d < first.ndim; ++d) {
@@ -252,7 +252,7 @@ ElementOrder::ElementOrder(std::initializer_list<const Array*> arrays) {
     std::sort(axis, axis + n_axes, [&](int a, int b) {
         const std::ptrdiff_t step_a = std::abs(first.strides[a]),
                              step_b = std::abs(first.strides[b]);
-        return step_a != step_b ? step_a > step_b : a < b;
+        return in_c_order || step_a == step_b ? a < b : step_a > step_b;
     });
 
     int a = 0;

@@ -136,14 +136,14 @@ inline std::uint64_t numbered(std::size_t n) {
 }
 
 // The elements of an array of any number of axes in an order shared by several arrays of the same
-// shape: axes sorted by the first array's strides, neighbours merged where all arrays allow it.
-// Arrays without data take no part.
+// shape: axes sorted by the first array's strides, or in C order if that is asked for, neighbours
+// merged where all arrays allow it. Arrays without data take no part.
 class ElementOrder {
 public:
     static constexpr int kMaxArrays = 5;
     static constexpr int kMaxAxes = 64;  // NumPy's own limit
 
-    ElementOrder(std::initializer_list<const Array*> arrays);
+    ElementOrder(std::initializer_list<const Array*> arrays, bool in_c_order = false);
 
     std::size_t size() const { return size_; }
 

@@ -24,7 +24,9 @@ ElementOrder order_of(const Tensor& tensor) {
     }
     const Array v{static_cast<char*>(tensor.v), tensor.state_format, param.ndim, param.shape,
                   strides};
-    return {&param, &tensor.grad, &v, &tensor.m, &tensor.copy};
+    // Random bits of a part go by the places of its elements in the whole tensor.
+    const bool in_c_order = tensor.part != nullptr && tensor.stochastic;
+    return ElementOrder({&param, &tensor.grad, &v, &tensor.m, &tensor.copy}, in_c_order);
 }
 
 // Threads take tiles of kTaskElements, kernels runs of kChunk. Elements that are no neighbours in
