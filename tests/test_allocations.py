@@ -60,6 +60,20 @@ def step():
     opt.step(grads)
 """
 
+# A step whose sums are more than the memory that is kept for the next, before those that are counted.
+AFTER_A_LARGE_ONE = """
+import sys
+import numpy as np
+from adafactor_native import AdaFactor
+large = np.ones((2, 3 << 20), np.float32)
+AdaFactor(large.shape, lr=1e-9).update(large, large.copy())
+del large
+param, grad = np.ones((16, 16), np.float32), np.full((16, 16), 0.5, np.float32)
+opt = AdaFactor(param.shape, lr=1e-9)
+def step():
+    opt.update(param, grad)
+"""
+
 
 @pytest.fixture(scope="module")
 def counter(tmp_path_factory):
@@ -89,6 +103,10 @@ def allocations(counter, script, *arguments):
 @pytest.mark.parametrize("shape", ["16x16", "100x37", "1024x512", "64x20000", "500", "8x3x31x67"])
 def test_none_for_one_array(shape, way, counter):
     assert allocations(counter, ONE_ARRAY, shape, way) == 0
+
+
+def test_none_after_a_step_that_needed_much_memory(counter):
+    assert allocations(counter, AFTER_A_LARGE_ONE) == 0
 
 
 def test_for_a_model_only_those_of_its_report(counter):

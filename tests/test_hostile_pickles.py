@@ -275,3 +275,22 @@ def test_what_the_bytes_of_a_pickle_refer_to_is_ours_only():
             if opcode.name == "GLOBAL"
         ]
         assert names and not any("adafactor_native._core" in name for name in names)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda low: low.view(np.float16),
+        lambda low: low.view(np.int16),
+        lambda low: low[:, :2],
+        lambda low: low[0],
+    ],
+    ids=["float16", "int16", "another shape", "another number of axes"],
+)
+def test_lower_halves_that_fit_no_param_are_refused_by_a_sentence(other):
+    opt = Optimizer({"w": np.ones((4, 3), ml_dtypes.bfloat16)}, masters="split")
+    data, kept = dumped(opt, pickle.HIGHEST_PROTOCOL)
+    (at,) = (k for k, x in enumerate(kept) if isinstance(x, np.ndarray) and x.dtype == np.uint16)
+    kept[at] = other(kept[at])
+    with pytest.raises(TypeError, match=r"^lows\['w'\] must be an array of uint16 with the shape"):
+        Reader(io.BytesIO(data), kept).load()

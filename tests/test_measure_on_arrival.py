@@ -327,6 +327,20 @@ def test_params_that_were_said_to_have_changed_are_measured_again(carries):
     assert_same(opt, twin)
 
 
+def test_what_lies_behind_a_gradient_of_zeros_may_change():
+    """An element that is not zero is looked for in the gradient, and nowhere else."""
+    opt = Optimizer({"w": normal((300, 70), np.float32)})
+    twin = copy.deepcopy(opt)
+    around = np.ones((400, 70), np.float32)
+    grad = around[:300]
+    grad[...] = 0
+    opt.measure("w", grad)
+    around[300:] = 2
+    opt.step()
+    twin.step([grad])
+    assert_same(opt, twin)
+
+
 @pytest.mark.filterwarnings("ignore:Setting the shape:DeprecationWarning")  # of NumPy 2.5
 def test_a_gradient_that_is_another_array_now_is_refused():
     opt = optimizer()
