@@ -27,6 +27,7 @@ from typing import Any
 
 try:
     import numpy as np
+    import numpy.typing as npt
 
     import ranks
     from adafactor_native import Optimizer
@@ -36,9 +37,11 @@ try:
     from machine import Company, describe_run
     from markdown import table, three_digits
     from output import OUTPUT, write_json
-    from simulated_network import OneOfTwo, Wire, on_two_ranks
+    from simulated_network import Wire, on_two_ranks
 except ImportError as error:
     raise SystemExit(f'{error}\nThe benchmarks need: pip install ".[bench]"') from error
+
+Seconds = npt.NDArray[np.float64]
 
 ONE_BUCKET = 1 << 40
 LENGTHS = (ONE_BUCKET, Channel.bucket_length, 1 << 18, 1 << 16)
@@ -47,7 +50,8 @@ GIGABYTES_PER_S = (25.0, 10.0, 5.0, 2.5, 1.0)
 NETWORKS = tuple(Network(f"{gb:g} GB/s", LATENCY_S, 1e-9 / gb) for gb in GIGABYTES_PER_S)
 EXCHANGED, NOTHING, UNTESTED = "exchanged", "nothing exchanged", "exchanged without test()"
 
-Times = dict[str, dict[str, list[float]]]  # ms of steps, by exchange and length of buckets
+# By exchange and length of buckets: ms of steps, and of these what ranks waited for exchanges.
+Times = dict[str, dict[str, dict[str, list[float]]]]
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Size:
     """Matrices of a model, and how many rows of each a rank has."""
 
     matrices: int = 72
-    rows: int = 64
+    rows: int = 32
     columns: int = 28672  # of Llama-3-70B's largest
 
 
@@ -70,18 +74,21 @@ class Way:
     exchange: str
 
 
-class Switched:
+class Watched:
     """An engine whose steps exchange, or do as if they had, or never let what is under way move on.
 
     Attributes
     ----------
     exchange : str
-        `EXCHANGED`, `NOTHING` or `UNTESTED`.
+        `NOTHING`, `UNTESTED`, or anything else.
+    waited_s : float
+        How long steps have waited for exchanges.
     """
 
     def __init__(self, engine: Any) -> None:
         self.rank, self.size = engine.rank, engine.size
         self.exchange = EXCHANGED
+        self.waited_s = 0.0
         self._engine = engine
 
     def all_reduce(self, array: Any, op: str) -> None:
@@ -91,38 +98,73 @@ class Switched:
         if self.exchange == NOTHING:
             return Wire().begin(array)
         started = self._engine.start_all_reduce(array, op)
-        return Untested(started) if self.exchange == UNTESTED else started
+        is_tested = hasattr(started, "test") and self.exchange != UNTESTED
+        return Tested(self, started) if is_tested else Started(self, started)
 
 
-class Untested:
-    """What has begun, but moves on only when it is waited for."""
+class Started:
+    """What has begun, and adds to what its engine has waited."""
 
-    def __init__(self, started: Any) -> None:
-        self.wait = started.wait
+    def __init__(self, engine: Watched, started: Any) -> None:
+        self._engine = engine
+        self._started = started
 
-
-def optimizer_of(engine: Any, size: Size, rows: Sequence[int]) -> tuple[Optimizer, dict[str, Any]]:
-    """Return an optimizer of this rank's rows, and their gradients; `rows` has how many each rank has."""
-    rng = np.random.default_rng(engine.rank)
-    own = rng.standard_normal((rows[engine.rank], size.columns), np.float32)
-    names = [f"matrix {k}" for k in range(size.matrices)]
-    params = {name: own.copy() for name in names}
-    shard = Shard((sum(rows), size.columns), (sum(rows[: engine.rank]), 0))
-    optimizer = Optimizer(params, comm=engine, shards=dict.fromkeys(names, shard), num_threads=1)
-    return optimizer, {name: own * np.float32(1 + k / 64) for k, name in enumerate(names)}
+    def wait(self) -> None:
+        began = perf_counter()
+        self._started.wait()
+        self._engine.waited_s += perf_counter() - began
 
 
-def in_turns(ways: Sequence[Way], turns: int, take: Callable[[Way], float]) -> Times:
+class Tested(Started):
+    """What moves on only within calls of its engine."""
+
+    def test(self) -> None:
+        self._started.test()
+
+
+class Rank:
+    """A rank's rows of every matrix, and what steps them.
+
+    Parameters
+    ----------
+    engine : Engine
+    size : Size
+    rows : sequence of int
+        Of a matrix, on each rank.
+    """
+
+    def __init__(self, engine: Any, size: Size, rows: Sequence[int]) -> None:
+        rng = np.random.default_rng(engine.rank)
+        own = rng.standard_normal((rows[engine.rank], size.columns), np.float32)
+        names = [f"matrix {k}" for k in range(size.matrices)]
+        params = {name: own.copy() for name in names}
+        shard = Shard((sum(rows), size.columns), (sum(rows[: engine.rank]), 0))
+        self.engine = Watched(engine)
+        self._grads = {name: own * np.float32(1 + k / 64) for k, name in enumerate(names)}
+        self._optimizer = Optimizer(
+            params, comm=self.engine, shards=dict.fromkeys(names, shard), num_threads=1
+        )
+
+    def step(self) -> Seconds:
+        """Return what a step took, and of that what it waited for exchanges."""
+        began, waited = perf_counter(), self.engine.waited_s
+        self._optimizer.step(self._grads)
+        return np.array([perf_counter() - began, self.engine.waited_s - waited])
+
+
+def in_turns(ways: Sequence[Way], turns: int, take: Callable[[Way], Seconds]) -> Times:
     """Time steps of all ways in turns, after one turn that is not counted."""
-    times: Times = {way.exchange: {} for way in ways}
+    times: Times = {}
     kept = Channel.bucket_length
     for turn in range(-1, turns):
         for way in ways:
             Channel.bucket_length = way.bucket_length
             seconds = take(way)
+            own = times.setdefault(way.exchange, {})
+            of_way = own.setdefault(name_of(way.bucket_length), {"step": [], "waited": []})
             if turn >= 0:
-                of_way = times[way.exchange].setdefault(name_of(way.bucket_length), [])
-                of_way.append(round(1e3 * seconds, 4))
+                for name, each in zip(of_way, seconds):
+                    of_way[name].append(round(1e3 * each, 4))
     Channel.bucket_length = kept
     return times
 
@@ -133,18 +175,12 @@ def name_of(bucket_length: int) -> str:
 
 def on_simulated(size: Size, turns: int) -> Times:
     """Of one rank that is measured; the other, of one row, is always in time."""
-
-    def make(engine: OneOfTwo) -> tuple[Optimizer, dict[str, Any]]:
-        return optimizer_of(engine, size, (size.rows, 1))
-
-    engine, (optimizer, grads) = on_two_ranks(make)
+    engine, rank = on_two_ranks(lambda engine: Rank(engine, size, (size.rows, 1)))
     networks = {network.name: network for network in NETWORKS}
 
-    def take(way: Way) -> float:
+    def take(way: Way) -> Seconds:
         engine.wire = Wire(networks.get(way.exchange))
-        began = perf_counter()
-        optimizer.step(grads)
-        return perf_counter() - began
+        return rank.step()
 
     ways = [Way(length, name) for name in (NOTHING, *networks) for length in LENGTHS]
     return in_turns(ways, turns, take)
@@ -152,20 +188,16 @@ def on_simulated(size: Size, turns: int) -> Times:
 
 def on_engine(engine: Any, size: Size, turns: int, exchanges: Sequence[str]) -> Times:
     """Of the slowest of an engine's ranks, which begin each step together."""
-    switched = Switched(engine)
-    optimizer, grads = optimizer_of(switched, size, (size.rows // 2,) * engine.size)
+    rank = Rank(engine, size, (size.rows,) * engine.size)
 
-    def take(way: Way) -> float:
-        switched.exchange = way.exchange
-        seconds = np.zeros(1)
-        engine.all_reduce(seconds, "sum")
-        began = perf_counter()
-        optimizer.step(grads)
-        seconds[0] = perf_counter() - began
+    def take(way: Way) -> Seconds:
+        rank.engine.exchange = way.exchange
+        engine.all_reduce(np.zeros(1), "sum")
+        seconds = rank.step()
         engine.all_reduce(seconds, "max")
-        return float(seconds[0])
+        return seconds
 
-    ways = [Way(length, exchange) for exchange in exchanges for length in LENGTHS[:3]]
+    ways = [Way(length, exchange) for exchange in exchanges for length in LENGTHS]
     return in_turns(ways, turns, take)
 
 
@@ -195,21 +227,20 @@ def under_mpiexec(arguments: Sequence[str]) -> Times:
 
 
 def report(times: Times) -> str:
-    """Return a table: what exchanges add to a step, and how much of that buckets hide."""
-    nothing = times[NOTHING]["one bucket"]
-    lengths = [name for name in times[NOTHING] if name != "one bucket"]
-    header = ["", "one bucket, ms"]
-    for length in lengths:
-        header += [f"buckets of {length}, ms", "hidden"]
-    rows = []
-    for exchange, own in times.items():
-        shown = added(own["one bucket"], nothing)
-        is_base = exchange == NOTHING
-        rows.append([exchange, three_digits(median(nothing)) if is_base else signed(shown)])
-        for length in lengths:
-            rest = added(own[length], nothing)
-            rows[-1] += [signed(rest), "" if is_base else f"{1 - rest / shown:.0%}"]
-    return table(header, rows)
+    """Return a table: what exchanges add to a step's time, and what of that it waits for them."""
+    nothing = times[NOTHING]["one bucket"]["step"]
+    lengths = list(times[NOTHING])
+    header = ["ms", *(f"{length}: added, waited" for length in lengths)]
+    rows = [
+        [exchange]
+        + [
+            f"{signed(added(own[length]['step'], nothing))}, "
+            f"{three_digits(median(own[length]['waited']))}"
+            for length in lengths
+        ]
+        for exchange, own in times.items()
+    ]
+    return f"A step that exchanges nothing: {median(nothing):.4g} ms\n" + table(header, rows)
 
 
 def signed(ms: float) -> str:
@@ -240,11 +271,11 @@ def main() -> None:
         quick = ["--quick"] if arguments.quick else []
         results["MPI"] = under_mpiexec([*quick, "--turns", str(turns)])
     run = {**run, "busy cores of others": company.busy_cores(), "size": vars(size)}
-    run = {**run, "latency of simulated networks, s": LATENCY_S, "step ms": results}
+    run = {**run, "latency of simulated networks, s": LATENCY_S, "ms": results}
     write_json(arguments.output, run)
     for name, times in results.items():
         where = "" if NETWORKS[0].name in times else ", 2 ranks of this machine"
-        print(f"{name}{where}; ms beside a step that exchanges nothing\n{report(times)}\n")
+        print(f"{name}{where}\n{report(times)}\n")
     print(f"numbers: {arguments.output}")
 
 
