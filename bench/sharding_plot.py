@@ -13,7 +13,15 @@ from matplotlib.figure import Figure
 from exchange_costs import Network, halving_doubling, ring
 from markdown import not_quiet
 from models import llama3_70b
-from sharding_model import ASSUMED, EXTRAPOLATED, HOST, MEMORY_BYTES_PER_S, WAYS, cost
+from sharding_model import (
+    ASSUMED,
+    EXTRAPOLATED,
+    HOST,
+    MEMORY_BYTES_PER_S,
+    WAYS,
+    cost,
+    shown_exchange,
+)
 from style import STYLE, caption, title
 
 COLORS = {2: "#1d4e89", 3: "#4a8c5f", 4: "#d9622b"}
@@ -36,7 +44,7 @@ def draw(run: dict[str, Any], path: Path) -> None:
             f"{run['date']}; hollow ones of more ranks than cores, which share them. Lines: alpha = "
             f"{here.latency_s * 1e6:.3g} µs a message, 1 / beta = {1e-9 / here.s_per_byte:.3g} GB/s, fitted to "
             "the filled points. "
-            f"Dashed: EXTRAPOLATED, nothing was measured there. Llama-3-70B, {MEMORY_BYTES_PER_S / 1e9:g} GB/s of "
+            f"Broken lines: EXTRAPOLATED, nothing was measured there. Llama-3-70B, {MEMORY_BYTES_PER_S / 1e9:g} GB/s of "
             f"memory a rank, {HOST} ranks a host; all-reduces by halving and doubling, and by the ring that "
             "gloo has (dotted).",
         )
@@ -76,6 +84,9 @@ def draw_steps(axes: Axes, network: Network) -> None:
             label = f"{way}: exchange" if line == "--" else None
             seconds = [one.exchange for one in costs]
             axes.plot(EXTRAPOLATED, np.array(seconds) * 1e3, line, label=label, color=color)
+    shown = [shown_exchange(shapes, n, network, halving_doubling) for n in EXTRAPOLATED]
+    label = "rows: not hidden by buckets"
+    axes.plot(EXTRAPOLATED, np.array(shown) * 1e3, "-.", label=label, color=WAY_COLORS["rows"])
     sweeps = [cost(shapes, "rows", n, network, ring).sweeps for n in EXTRAPOLATED]
     axes.plot(EXTRAPOLATED, np.array(sweeps) * 1e3, "--", color="#555555", label="sweeps")
     axes.set(

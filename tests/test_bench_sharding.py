@@ -1,16 +1,20 @@
 """bench/ reckons what exchanges cost as it says."""
 
 import math
+import time
 
 import numpy as np
 import pytest
 
+import sharded_overlap
 from adafactor_native import Optimizer
 from adafactor_native.sharding import FlatShard, Shard
+from adafactor_native.sharding.channel import Channel
 from exchange_costs import Network, Timing, fitted, halving_doubling, relative_errors, ring
 from models import llama3_70b
 from sharded.thread_engine import on_ranks
-from sharding_model import cost, messages
+from sharding_model import cost, messages, shown_exchange
+from simulated_network import Wire
 
 NETWORK = Network("exact", 3e-6, 2e-9)
 
@@ -97,3 +101,42 @@ def test_a_step_costs_its_sweeps_and_its_rounds():
     rounds = [ring(8 * n, size, NETWORK) for n, size in messages([(1000, 500)], "rows", 4)]
     assert one.exchange == pytest.approx(sum(rounds))
     assert one.step == pytest.approx(one.sweeps + sum(rounds))
+
+
+def test_buckets_show_the_last_two_of_a_fast_network():
+    """The sum before the last begins when the last was measured."""
+    shapes = [(1 << 20, 512)] * 8
+    fast = Network("fast", 0, 1e-12)
+    n_buckets = 4
+    length = 8 * 2 * 512 // n_buckets + 24  # and two matrices' scalars
+    most, sums = messages(shapes, "rows", 4)
+    shown = ring(8 * (most[0] + 2 * sums[0]) / n_buckets, 4, fast)
+    assert shown_exchange(shapes, 4, fast, ring, length) == pytest.approx(shown, rel=1e-3)
+
+
+def test_one_bucket_shows_the_whole_exchange():
+    shapes = [(1000, 500)]
+    whole = cost(shapes, "rows", 4, NETWORK, ring).exchange
+    assert shown_exchange(shapes, 4, NETWORK, ring) == pytest.approx(whole)
+
+
+def test_wire_carries_one_message_after_the_other():
+    wire = Wire(Network("wire", 0.02, 1e-3))
+    began = time.perf_counter()
+    arrivals = [wire.begin(np.empty(n)) for n in (1, 2)]
+    for arrival, least in zip(arrivals, (0.028, 0.044)):
+        arrival.wait()
+        assert time.perf_counter() - began >= least
+
+
+def test_steps_on_a_simulated_network_wait_for_it(monkeypatch):
+    monkeypatch.setattr(sharded_overlap, "NETWORKS", (Network("slow", 0.02, 0),))
+    size = sharded_overlap.Size(matrices=2, rows=8, columns=1 << 16)  # in 2^16 a bucket each
+    kept = Channel.bucket_length
+    times = sharded_overlap.on_simulated(size, turns=1)
+    assert Channel.bucket_length == kept
+    assert set(times) == {sharded_overlap.NOTHING, "slow"}
+    for name, own in times["slow"].items():
+        assert own["step"][0] >= 2 * 20, name  # a maximum, then a sum
+        assert 0 < own["waited"][0] <= own["step"][0], name
+    assert "waited" in sharded_overlap.report(times)
