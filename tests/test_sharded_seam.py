@@ -687,3 +687,22 @@ def test_zero_by_zero_propagates_as_in_one_process(cut: str, exact: bool) -> Non
     np.testing.assert_allclose(numbers, [report["w"][name] for name in names], rtol=1e-9)
     assert np.isnan(report["w"]["rms_u"])
     np.testing.assert_array_equal(np.isnan(ranks.gathered("param", 0)), np.isnan(param))
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_state_that_holds_clipped_gradients_only(cut: str) -> None:
+    """A fault that only unscaled gradients have is none where they are scaled; else all have it."""
+    shape, by_rank = CUTS[cut]
+    for limit in (1.0, 1e38):
+        param = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+        opt = optimizer({"w": param}, "numpy", lr=0.1, state_dtype="float32", max_grad_norm=limit)
+        ranks = Ranks(opt, {"w": by_rank}, len(by_rank.by_rank))
+        grad = (1e30 * gradients(shape, 1, 2, over=10.0)[0]).astype(np.float32)
+        results = ranks.step([grad])
+        if limit == 1.0:
+            assert opt.step([grad]).stepped.all()
+            np.testing.assert_allclose(ranks.gathered("param", 0), param, rtol=1e-5, atol=1e-6)
+        else:
+            with pytest.raises(FloatingPointError, match="float32"):
+                opt.step([grad])
+            assert all(isinstance(result, FloatingPointError) for result in results)

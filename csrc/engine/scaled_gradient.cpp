@@ -14,7 +14,7 @@ const Tensor& with_scaled_gradient(const Tensor& tensor, double grad_scale, int 
                                    Scratch& for_step, int& exponent) {
     exponent = std::ilogb(grad_scale);
     const Array& grad = tensor.grad;
-    const std::size_t size = size_of(grad);
+    const std::size_t size = grad.data == nullptr ? 0 : size_of(grad);
     double* const scaled = for_step.take<double>(size);
     auto* const strides = for_step.take<std::ptrdiff_t>(std::size_t(grad.ndim));
     auto stride = std::ptrdiff_t(sizeof(double));

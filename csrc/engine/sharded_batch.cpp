@@ -19,6 +19,7 @@ public:
 
     void finish_measure(const Team& team) override {
         ShardedFactored::finish_measure(team);
+        own_overflows_ = false;  // as it may be measured again with a smaller scale
         told_.clear();
         for (const LocalBox& at : boxes_)
             for (std::size_t k = 0; k < at.n; ++k) {

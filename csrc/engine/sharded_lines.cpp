@@ -25,6 +25,7 @@ public:
 
     void finish_measure(const Team& team) override {
         ShardedFactored::finish_measure(team);
+        own_overflows_ = false;  // as it may be measured again with a smaller scale
         if (boxes_.empty()) return;
         own_.resize(n());
         own_old_.assign(n(), {});
