@@ -232,8 +232,8 @@ class NativeOptimizer(torch.optim.Optimizer):
         ValueError
             With `max_grad_norm`, which needs all gradients at once: `measure_in_backward` has it. So
             does backward, if it is set later. With ``sums="exact"``, and where parameters lie in pieces
-            on several ranks, which step together. Gradients must not be scaled by a GradScaler either: ``scaler.step(opt)`` finds none
-            and fails.
+            on several ranks, which step together. Gradients must not be scaled by a GradScaler
+            either: ``scaler.step(opt)`` finds none and fails.
 
         Notes
         -----
