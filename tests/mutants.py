@@ -1,22 +1,30 @@
 """Mutants: small faults put into the C++ sources, to see whether the tests notice.
 
-    python tests/mutants.py --seed 1 --count 45 --work DIR [--seconds 200] [--quick] [--again]
+    python tests/mutants.py --seed 1 --count 45 --work DIR [--seconds 200] [--quick]
+    python tests/mutants.py --again --work DIR [--seconds 200]
 
-draws `count` mutants by rule from all lines of csrc: in turns from kernel, engine and bindings, a
-line that a rule fits, then one of the rules' places in it. Each is built in a copy of the checkout
-in DIR, with one instruction set, without unity builds and at -O1, so that it takes seconds; then
-the tests that step are run until one fails. A mutant whose machine code is that of the original
-is no fault: it is counted apart and another is drawn. What was found stands in DIR/results.jsonl,
-and the next call goes on from there: `--seconds` says after how many a call begins no other.
+The first draws `count` mutants by rule from all lines of csrc: in turns from kernel, engine and
+bindings, a line that a rule fits, then one of the rules' places in it. Each is built in a copy of
+the checkout in DIR, with one instruction set, without unity builds and at -O1, so that it takes
+seconds; then tests are run until one fails: the corpus and QUICK, those that LIKELY names for the
+file, and without `--quick` all others that step. A mutant whose machine code is that of the
+original is no fault: it is counted apart and another is drawn. What was found stands in
+DIR/results.jsonl (of `--again` in DIR/again.jsonl), and the next call goes on from there:
+`--seconds` says after how many a call begins no other.
+
+The second tries what data/mutants.jsonl keeps of earlier draws: that a test kills each, the one
+that did so before being the first, or that a mutant with a reason survives still. It finds a line
+by its text, wherever it stands by now, and fails unless all is as it was kept.
 
 It needs cmake, ninja, pybind11 and a C++ compiler; with torch installed, mutants of the bindings
-to torch are drawn too. Where the last line says "survived", either a test is missing, or the
-mutant changes nothing that can be seen, and README.md says why.
+to torch are drawn too. Where a line says "survived", either a test is missing, or the mutant
+changes nothing that a test may ask for, and data/mutants.jsonl gets the reason.
 """
 
 from __future__ import annotations
 
 import argparse
+import filecmp
 import hashlib
 import importlib.util
 import json
@@ -33,6 +41,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 AREAS = ("kernel", "engine", "bindings")
+RECORD = ROOT / "tests" / "data" / "mutants.jsonl"
 
 # Patterns that stand between or before expressions as the code is formatted, and what becomes of them.
 REPLACED = {
@@ -89,8 +98,47 @@ QUICK = (
     "test_carry.py",
     "test_layouts.py",
 )
-NO_FAULT = ("does not compile", "same machine code")
-LONGEST = 600  # seconds of a run of tests: a mutant that takes longer is killed by that
+# Run next, by how the name of the mutant's file begins.
+LIKELY = {
+    "accumul": ("test_accumulation.py",),
+    "apply": ("test_half_rounding.py", "test_nan_bits.py", "test_properties.py"),
+    "arrays": ("test_lines_apart.py", "test_foreign_gradients.py"),
+    "buffers": ("test_following.py", "test_foreign_gradients.py", "test_state_arrays.py"),
+    "carried": ("test_measure_on_arrival.py", "test_half_steps.py", "test_following.py"),
+    "dlpack": ("test_foreign_gradients.py",),
+    "exchanged": ("test_sharded_seam.py", "sharded/test_exact_sums.py", "sharded/test_layouts.py"),
+    "factored": ("test_finite_results.py", "test_stuck.py", "test_walks.py", "test_properties.py"),
+    "finite_result": ("test_finite_results.py", "test_half_steps.py"),
+    "halves": ("test_half_rounding.py", "test_half_sums.py", "test_nan_bits.py"),
+    "held_tensor": ("test_state_arrays.py", "test_hostile_states.py", "test_half_steps.py"),
+    "kernels": ("test_determinism.py", "test_walks.py", "test_half_steps.py"),
+    "measure": ("test_lines_apart.py", "test_measure_on_arrival.py", "test_conventions.py"),
+    "norm_window": ("test_spikes.py",),
+    "param_squares": ("test_half_steps.py", "test_following.py", "test_properties.py"),
+    "part": ("test_sharded_seam.py", "sharded/test_layouts.py"),
+    "resolve": (
+        "test_finite_results.py",
+        "test_hostile_states.py",
+        "test_state_arrays.py",
+        "test_properties.py",
+    ),
+    "rounded": ("test_following.py", "test_half_rounding.py", "test_half_steps.py"),
+    "scratch": ("test_allocations.py", "test_many_tensors.py", "test_memory_errors.py"),
+    "sharded": ("test_sharded_seam.py", "sharded"),
+    "tensors": (
+        "test_guards.py",
+        "test_step_tensor.py",
+        "test_accumulation.py",
+        "test_report.py",
+        "test_measure_on_arrival.py",
+        "test_sharded_seam.py",
+        "sharded",
+    ),
+    "torch_": ("torch_adapter/test_options.py", "torch_adapter/test_traps.py", "torch_adapter"),
+}
+NO_FAULT = ("gone", "needs torch", "does not compile", "same machine code")
+# Seconds of a run of tests, and of one recorded: a mutant that takes longer is killed by that.
+LONGEST, LONGEST_OF_ONE = 600, 120
 
 
 @dataclass(frozen=True)
@@ -142,16 +190,39 @@ def drawn(seed: int, has_torch: bool) -> Iterator[Mutant]:
             yield Mutant(name, number, before, rng.choice(found))
 
 
+def found_again(entry: dict) -> Mutant | None:
+    """A recorded mutant where its line stands now, the nearest if there are several."""
+    lines = (ROOT / entry["path"]).read_text().splitlines()
+    places = [n for n, line in enumerate(lines, start=1) if line == entry["before"]]
+    if not places:
+        return None
+    line = min(places, key=lambda n: abs(n - entry["line"]))
+    return Mutant(entry["path"], line, entry["before"], entry["after"])
+
+
+def mirror(tree: Path) -> None:
+    """Make a copy of the checkout; a file that differs is newer than the objects of mutants."""
+
+    def copied(source: str, to: str) -> str:
+        if not (os.path.exists(to) and filecmp.cmp(source, to, shallow=False)):
+            shutil.copy(source, to)
+        return to
+
+    if tree.exists():
+        for path in list(tree.rglob("*")):
+            if path.is_file() and not (ROOT / path.relative_to(tree)).exists():
+                path.unlink()
+    ours = shutil.ignore_patterns("*.so", "__pycache__", ".git")
+    shutil.copytree(ROOT, tree, ignore=ours, copy_function=copied, dirs_exist_ok=True)
+
+
 class Copy:
     """The checkout in a folder of its own, built with one instruction set."""
 
     def __init__(self, work: Path) -> None:
         self.tree = work / "tree"
         self.build = work / "build"
-        shutil.rmtree(self.tree, ignore_errors=True)
-        ours = shutil.ignore_patterns("*.so", "__pycache__", ".git")
-        # Newer than any object of a mutant that was built before.
-        shutil.copytree(ROOT, self.tree, ignore=ours, copy_function=shutil.copy)
+        mirror(self.tree)
         cmake = self.tree / "CMakeLists.txt"
         text = cmake.read_text()
         for before, after in {
@@ -206,7 +277,7 @@ class Copy:
             sha.update(built.read_bytes())
         return sha.hexdigest()
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, longest: int = LONGEST) -> subprocess.CompletedProcess[str]:
         path = os.pathsep.join(filter(None, [str(self.tree), os.environ.get("PYTHONPATH")]))
         return subprocess.run(
             [sys.executable, *arguments],
@@ -215,7 +286,7 @@ class Copy:
             env={**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,
             text=True,
-            timeout=LONGEST,
+            timeout=longest,
         )
 
     def corpus(self) -> str | None:
@@ -225,11 +296,11 @@ class Copy:
         except subprocess.TimeoutExpired:
             return "the corpus did not end"
 
-    def killer(self, *tests: str) -> str | None:
+    def killer(self, *tests: str, longest: int = LONGEST) -> str | None:
         """The first test that fails, or how the run ended; None if all pass."""
         options = ["-m", "pytest", "-p", "no:cacheprovider", "-qx", "--no-header"]
         try:
-            run = self.run(*options, *tests)
+            run = self.run(*options, *tests, longest=longest)
         except subprocess.TimeoutExpired:
             return "it did not end"
         if run.returncode == 0:
@@ -237,8 +308,17 @@ class Copy:
         failed = re.search(r"^(?:FAILED|ERROR) (\S+)", run.stdout, re.MULTILINE)
         return failed.group(1) if failed else f"return code {run.returncode}"
 
-    def tried(self, mutant: Mutant, quick: bool) -> dict[str, str | None]:
-        """Build a mutant, run the tests, and put the source back."""
+    def kills(self, name: str) -> bool:
+        """Whether a recorded killer still fails; not if it is not found."""
+        if name == "the corpus":
+            return self.corpus() is not None
+        if not name.startswith("tests/"):
+            return False
+        by = self.killer(name, longest=LONGEST_OF_ONE)
+        return by is not None and by not in ("return code 4", "return code 5")
+
+    def tried(self, mutant: Mutant, quick: bool, by: str | None = None) -> dict[str, str | None]:
+        """Build a mutant, run the tests, what killed it `by` now first, and put the source back."""
         source = self.tree / mutant.path
         text = source.read_text()
         lines = text.split("\n")
@@ -250,27 +330,49 @@ class Copy:
                 return {"outcome": "does not compile"}
             if self.code_built() == self.code:
                 return {"outcome": "same machine code"}
-            by = self.corpus() or self.killer(*(f"tests/{name}" for name in QUICK))
+            if by is None or not self.kills(by):
+                by = self.corpus() or self.killer(*self.quick_tests(mutant))
             if by is None and quick:
                 return {"outcome": "survived the quick tests"}
             by = by or self.killer(*self.tests(mutant))
-            return {"outcome": "survived" if by is None else "killed", "by": by}
+            if by is None:
+                return {"outcome": "survived"}
+            return {"outcome": "killed", "by": by.split("[")[0]}
         finally:
             source.write_text(text)
+
+    def quick_tests(self, mutant: Mutant) -> list[str]:
+        name = Path(mutant.path).name
+        likely = [
+            test for start, tests in LIKELY.items() if name.startswith(start) for test in tests
+        ]
+        return [f"tests/{test}" for test in (*QUICK, *likely)]
 
     def tests(self, mutant: Mutant) -> list[str]:
         """What is run where the quick tests find nothing."""
         tests = [
             f"tests/{path.name}"
             for path in sorted((self.tree / "tests").glob("test_*.py"))
-            if path.name not in (*NOT_OF_CORE, *QUICK, "test_corpus.py")
+            if path.name not in (*NOT_OF_CORE, "test_corpus.py")
         ]
         name = Path(mutant.path).name
         if name.startswith(("torch_", "dlpack", "held_tensor", "measured")):
             tests.insert(0, "tests/torch_adapter")
-        if name.startswith("sharded"):
+        if name.startswith(("sharded", "part", "exchanged")):
             tests.insert(0, "tests/sharded")
-        return tests
+        return [test for test in tests if test not in self.quick_tests(mutant)]
+
+
+def key_of(entry: dict) -> tuple[str, int, str]:
+    return entry["path"], entry["line"], entry["after"]
+
+
+def sound_copy(work: Path, quick: bool) -> Copy:
+    copy = Copy(work)
+    if not quick:
+        tests = copy.tests(Mutant("torch_", 0, "", ""))
+        copy.require_sound(tests, work / "tests_pass_without")
+    return copy
 
 
 def main() -> None:
@@ -280,41 +382,58 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of the copy, the results")
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--quick", action="store_true", help="leave the longer tests for later")
-    parser.add_argument("--again", action="store_true", help="try those that survived again")
+    parser.add_argument("--again", action="store_true", help="try what data/mutants.jsonl keeps")
     arguments = parser.parse_args()
     begin = time.monotonic()
-    print("seed", arguments.seed)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    results = arguments.work / "results.jsonl"
-    known = (
+    results = arguments.work / ("again.jsonl" if arguments.again else "results.jsonl")
+    entries = (
         [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     )
+    done = {key_of(entry): entry for entry in entries}
+    has_torch = importlib.util.find_spec("torch") is not None
+    recorded = [(entry, found_again(entry)) for entry in map(json.loads, RECORD.open())]
+    kept = {key_of(asdict(mutant)): entry for entry, mutant in recorded if mutant}
+    to_try: Iterator[tuple[dict, Mutant | None]]
     if arguments.again:
-        known = [entry for entry in known if "survived" not in entry["outcome"]]
-    done = {(entry["path"], entry["line"], entry["after"]): entry for entry in known}
+        to_try = ((asdict(mutant) if mutant else entry, mutant) for entry, mutant in recorded)
+    else:
+        print("seed", arguments.seed)
+        to_try = ((asdict(mutant), mutant) for mutant in drawn(arguments.seed, has_torch))
     copy = None
     counts: dict[str, int] = {}
-    for mutant in drawn(arguments.seed, importlib.util.find_spec("torch") is not None):
-        if sum(counts.values()) - sum(counts.get(none, 0) for none in NO_FAULT) >= arguments.count:
+    differ = 0
+    for wanted, mutant in to_try:
+        n_faults = sum(counts.values()) - sum(counts.get(none, 0) for none in NO_FAULT)
+        if not arguments.again and n_faults >= arguments.count:
             break
-        entry = done.get((mutant.path, mutant.line, mutant.after))
-        if entry is None:
+        entry = done.get(key_of(wanted))
+        if entry is None or (
+            entry["outcome"] == "survived the quick tests" and not arguments.quick
+        ):
             if time.monotonic() - begin > arguments.seconds:
+                print("cut off: the next call goes on from here")
+                differ += arguments.again
                 break
-            if copy is None:
-                copy = Copy(arguments.work)
-                if not arguments.quick:
-                    tests = copy.tests(Mutant("torch_", 0, "", ""))
-                    copy.require_sound(tests, arguments.work / "tests_pass_without")
-            entry = {**asdict(mutant), **copy.tried(mutant, arguments.quick)}
+            if mutant is None:
+                entry = {**wanted, "outcome": "gone"}
+            elif Path(mutant.path).name.startswith("torch_") and not has_torch:
+                entry = {**wanted, "outcome": "needs torch"}
+            else:
+                copy = copy or sound_copy(arguments.work, arguments.quick)
+                by = kept.get(key_of(wanted), {}).get("by")
+                entry = {**asdict(mutant), **copy.tried(mutant, arguments.quick, by)}
             with results.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
         outcome = entry["outcome"]
         counts[outcome] = counts.get(outcome, 0) + 1
-        print(
-            f"{outcome}: {mutant.path}:{mutant.line}: {mutant.after.strip()}   by {entry.get('by')}"
-        )
+        why = kept.get(key_of(entry), {}).get("why")
+        differ += arguments.again and outcome not in NO_FAULT and (outcome != "killed") != bool(why)
+        said = f"by {entry['by']}" if entry.get("by") else why or ""
+        print(f"{outcome}: {entry['path']}:{entry['line']}: {entry['after'].strip()}   {said}")
     print(counts)
+    if differ:
+        raise SystemExit("not all mutants end as data/mutants.jsonl says")
 
 
 if __name__ == "__main__":
