@@ -671,6 +671,19 @@ def test_gradients_whose_u_has_no_square_before_it_is_scaled(cut: str, exact: bo
         np.testing.assert_allclose(results[0][0][0][0], report["w"]["rms_grad"], rtol=1e-9)
 
 
+@pytest.mark.parametrize("cut", [name for name, (shape, _) in CUTS.items() if shape == MATRIX])
+def test_rms_u_that_nothing_needs_is_not_reported(cut: str) -> None:
+    shape, by_rank = CUTS[cut]
+    for eps, is_reported in ((1e-30, True), (1e-3, False)):
+        param = np.random.default_rng(18).standard_normal(shape)
+        opt = optimizer({"w": param}, "numpy", eps=eps, clip_threshold=None)
+        ranks = Ranks(opt, {"w": by_rank}, len(by_rank.by_rank))
+        grad = gradients(shape, 1, 19)[0]
+        rms_u = ranks.step([grad])[0][0][0][1]
+        assert np.isnan(opt.step([grad])["w"]["rms_u"]) != is_reported
+        assert np.isnan(rms_u) != is_reported
+
+
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("cut", [name for name, (shape, _) in CUTS.items() if shape == MATRIX])
 def test_zero_by_zero_propagates_as_in_one_process(cut: str, exact: bool) -> None:

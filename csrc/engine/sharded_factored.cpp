@@ -350,7 +350,10 @@ void ShardedFactored::find_step_sizes() {
         u_sq += mean_u_sq_[m];
         param_sq += mean_param_sq_[m];
     }
-    report_.rms_u = std::sqrt(u_sq / double(n()));
+    // As one process, which has no use for it elsewhere, and does not measure it.
+    const bool is_reported = separable_ || clips();
+    report_.rms_u =
+        is_reported ? std::sqrt(u_sq / double(n())) : std::numeric_limits<double>::quiet_NaN();
     if (hyper_.scale_parameter) report_.rms_param = std::sqrt(param_sq / double(n()));
     double sum_u_sq = u_sq * n_elements();
     if (std::isnan(u_sq)) {  // as FactoredStep's bound
