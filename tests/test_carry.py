@@ -132,6 +132,19 @@ def test_another_object_at_the_same_address():
     assert step_alike(carrying, reading, normal(TILES, np.float32))
 
 
+@pytest.mark.filterwarnings("ignore:Setting the dtype:DeprecationWarning")
+def test_an_array_that_has_another_dtype_now():
+    """Every tile is read anew, though the object is the same and the tiles that are checked stay zeros."""
+    start, grad = np.zeros(TILES, np.float16), np.zeros(TILES, np.float32)
+    start[-1], grad[-1] = 3, normal(TILES[1:], np.float32)
+    carrying, reading = pair(KINDS["AdaFactor"], start)
+    for _ in range(2):
+        assert step_alike(carrying, reading, grad)
+    for run in (carrying, reading):
+        run.param.dtype = halves.bfloat16
+    assert step_alike(carrying, reading, grad)
+
+
 def test_a_step_in_between_that_carries_nothing(kind):
     carrying, reading = after_two_steps(kind)
     settings = ["scale_parameter"]
