@@ -230,6 +230,20 @@ def test_of_a_model_nothing_is_stepped_or_all_that_is_propagated():
     assert np.isnan(opt.params["k"]).any() and opt.t == 2
 
 
+@pytest.mark.parametrize("dead", [0, 1, 2])
+def test_a_step_that_is_left_out_reports_of_all_tensors(dead):
+    """Tensors so large that each is measured in a turn of its own."""
+    params = {str(k): normal((700, 600), seed=k) for k in range(3)}
+    grads = {str(k): normal((700, 600), seed=k + 3) for k in range(3)}
+    grads[str(dead)][5] = 0
+    opt = Optimizer(params, convention="numpy", eps=0, nonfinite="skip")
+    report = opt.step(grads)
+    assert report.skipped and not report.stepped.any()
+    squares = [np.square(grad, dtype=np.float64) for grad in grads.values()]
+    np.testing.assert_allclose(report.grad_norm, np.sqrt(np.sum(squares)), rtol=1e-6)
+    np.testing.assert_allclose(report.rms_grad, [np.sqrt(x.mean()) for x in squares], rtol=1e-6)
+
+
 @pytest.mark.parametrize("nonfinite", ["raise", "skip"])
 def test_of_atomic_tensors_those_before_or_all_others_are_stepped(nonfinite):
     good = Optimizer(new_params(), convention="torch", atomic="tensor")
