@@ -37,6 +37,7 @@ def draw(run: dict[str, Any], path: Path) -> None:
         draw_exchanges(exchanges, run, here)
         for axes, network in zip(steps, (ASSUMED[0], here)):
             draw_steps(axes, network)
+        steps[0].legend()  # of both, where it hides no line
         title(figure, "Sharded steps: exchanges measured, more ranks extrapolated", not_quiet(run))
         caption(
             figure,
@@ -97,4 +98,3 @@ def draw_steps(axes: Axes, network: Network) -> None:
         title=f"EXTRAPOLATED: {network.name}",
     )
     axes.set_xticks([8, 64, 512, 4096], ["8", "64", "512", "4096"])
-    axes.legend()
